@@ -1,0 +1,120 @@
+"""What all commands share: the vocabulary of options, the error boundary, exit codes, signals.
+
+Exit codes: 0 done (or up to date), 1 a failure of input or environment, 2 usage, 130 Ctrl-C, 143 stopped by TERM or USR2.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from cropi_tools import __version__
+from cropi_tools.data.errors import CropiError, UsageError
+
+if TYPE_CHECKING:
+    from cropi_tools.data.manifest import Input
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"cropi-tools {__version__}")
+        raise typer.Exit()
+
+
+Model = Annotated[str, typer.Option("--model", help="The policy: a Hugging Face folder.", metavar="FOLDER")]
+Output = Annotated[str, typer.Option("-o", "--output", help="Where to write; `-` is stdout. .gz and .zst compress.", metavar="FILE")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an output made by other options or inputs, after success.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No messages and no progress on stderr; errors remain.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random in this command.")]
+Limit = Annotated[int | None, typer.Option("--limit", help="Use only the first N records.", min=1, metavar="N")]
+Shard = Annotated[str, typer.Option("--shard", help="Do only part i of n (from 1), for job arrays.", metavar="I/N")]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, or auto (cuda if there is one).")]
+Dtype = Annotated[str, typer.Option("--dtype", help="float32, bfloat16, or auto (float32 on a CPU, else as stored).")]
+Samples = Annotated[int, typer.Option("-n", "--samples", help="Samples per prompt.", min=1)]
+MaxTokens = Annotated[int, typer.Option("--max-tokens", help="Longest response, in tokens.", min=1)]
+Temperature = Annotated[float, typer.Option("--temperature", help="Sampling temperature; 0 = greedy.", min=0.0)]
+Verifier = Annotated[
+    str,
+    typer.Option("--verifier", help="maths, exact, reasoning-gym, or FILE.py:FUNCTION; a record's own `verifier` comes first."),
+]
+Version = Annotated[
+    bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+]
+
+
+def command(function: Callable[..., Any], *, name: str, example: str) -> Callable[[], NoReturn]:
+    """The console entry point of one command: `function` behind the error boundary, `example` at the end of its help."""
+    app = typer.Typer(
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    )
+    # \b keeps the example's lines as they are
+    app.command(name=name, epilog="\b\nExample:\n" + "\n".join("  " + line for line in example.strip().splitlines()))(function)
+
+    def main() -> NoReturn:
+        sys.exit(_run(app, name))
+
+    return main
+
+
+def _run(app: typer.Typer, name: str) -> int:
+    from cropi_tools import runtime
+
+    # libraries announce themselves on stderr; the commands speak for themselves
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    runtime.install_signal_handlers()
+    try:
+        app(prog_name=name, standalone_mode=True)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 1
+    except UsageError as error:
+        print(f"{name}: {error}\ntry '{name} --help'", file=sys.stderr)
+        return error.exit_code
+    except CropiError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted; finished work is kept, the same command goes on from there", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # the reader went away (`| head`): point stdout nowhere, so that Python's exit does not complain again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if error.filename is None and error.errno is None:
+            raise
+        print(f"{name}: {error.filename or 'system'}: {error.strerror}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """`i/n` as two numbers, 1 <= i <= n."""
+    index, slash, count = text.partition("/")
+    if slash and index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count):
+        return int(index), int(count)
+    raise UsageError(f"--shard {text}: expected I/N with 1 <= I <= N, such as 1/4")
+
+
+def parse_named(text: str, option: str) -> tuple[str, str]:
+    """`NAME=FILE` as a pair."""
+    name, equals, value = text.partition("=")
+    if not (equals and name and value):
+        raise UsageError(f"{option} {text}: expected NAME=FILE")
+    return name, value
+
+
+def numbered(name: str, paths: Sequence[str]) -> dict[str, Input]:
+    """Input files of one kind, hashed, as `name`, `name 2`, ...: known by their place, so that a moved file is still the same."""
+    from cropi_tools.data.manifest import file_input
+
+    return {name if place == 1 else f"{name} {place}": file_input(path) for place, path in enumerate(paths, 1)}

@@ -1,0 +1,76 @@
+"""cropi-select: the prompts to train on."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from cropi_tools.cli.common import Force, Output, Quiet, Seed, Version, command
+
+EXAMPLE = """
+cropi-select scores.jsonl --prompts train.jsonl --ratio 0.1 -o selected.jsonl
+cropi-select --prompts train.jsonl --by random --ratio 0.1 --seed 3 -o random.jsonl
+"""
+
+
+def select(
+    prompts: Annotated[list[str], typer.Option("--prompts", help="The pool the scores belong to; may be repeated.", metavar="FILE")],
+    scores: Annotated[list[str] | None, typer.Argument(help="Scores of cropi-score (shards together).", metavar="SCORES")] = None,
+    output: Output = "-",
+    by: Annotated[
+        Literal["influence", "shuffled", "random", "learnability", "pass-rate", "full"],
+        typer.Option("--by", help="The rule; shuffled is influence with its scores permuted, the control."),
+    ] = "influence",
+    ratio: Annotated[str, typer.Option("--ratio", help="Share of the pool to select, rounded down.")] = "0.1",
+    band: Annotated[str | None, typer.Option("--band", help="Pass rates that --by pass-rate accepts. [default: 0.2,0.8]", metavar="LO,HI")] = None,
+    seed: Seed = 0,
+    force: Force = False,
+    quiet: Quiet = False,
+    version: Version = False,
+) -> None:
+    """The top share of the pool, merged over validation sets by reciprocal rank, or one of the baselines.
+
+    Prompts without a score (no advantage) are never selected by influence; when fewer have one than asked for, fewer are selected.
+    """
+    from cropi_tools import runtime
+    from cropi_tools.cli.common import numbered
+    from cropi_tools.data.errors import UsageError
+    from cropi_tools.data.manifest import Fingerprint
+    from cropi_tools.data.output import JsonLinesOutput
+    from cropi_tools.data.records import read_prompts, read_scores
+    from cropi_tools.influence import selection
+
+    runtime.set_quiet(quiet)
+    limits = None
+    if band is not None:
+        try:
+            low, high = (float(part) for part in band.split(","))
+        except ValueError:
+            raise UsageError(f"--band {band}: expected LO,HI such as 0.2,0.8") from None
+        limits = (low, high)
+    selection.selection_size(ratio, 1)
+    inputs = {**numbered("prompts", prompts), **numbered("scores", scores or [])}
+    options = {"by": by, "ratio": ratio, "band": limits, "seed": seed}
+    target = JsonLinesOutput(output, Fingerprint.of("cropi-select", options, inputs), inputs, force)
+    if not target.open():
+        runtime.notify(f"{output}: up to date")
+        return
+    pool = {record["id"]: record for record in read_prompts(prompts)}
+    known = None
+    if scores:
+        fields = (selection.Score(r["id"], r["source"], r["scores"], r["pass_rate"], r["status"]) for r in read_scores(scores))
+        known = {score.id: score for score in fields}
+    chosen = selection.select(by, list(pool), known, ratio, seed, limits)
+    wanted = len(pool) if by == "full" else selection.selection_size(ratio, len(pool))
+    rates = {identity: score.pass_rate for identity, score in (known or {}).items()}
+    target.append(
+        {**pool[item.id], "rank": item.rank, "score": item.score, "pass_rate": rates.get(item.id)} for item in chosen
+    )
+    if len(chosen) < wanted:
+        runtime.warn(f"only {len(chosen)} of the {wanted} prompts asked for can be selected by {by}")
+    target.finish(facts={"pool": len(pool), "wanted": wanted})
+    runtime.notify(f"{output}: {len(chosen)} of {len(pool)} prompts selected by {by}")
+
+
+main = command(select, name="cropi-select", example=EXAMPLE)

@@ -1,0 +1,29 @@
+"""The errors a user can mend.
+
+Everything a user can put right (a missing file, a broken line, files that do not belong together) is raised as one of these;
+the command line prints its message as one line and exits with its code. Anything else is a defect of ours and shows a traceback.
+"""
+
+from __future__ import annotations
+
+
+class CropiError(Exception):
+    """A failure with a message for the user: what is wrong, where, and what to do about it. Exit code 1."""
+
+    exit_code = 1
+
+
+class InputError(CropiError):
+    """An input is missing, malformed, or does not belong with another input. Exit code 1."""
+
+
+class UsageError(CropiError):
+    """The options contradict each other or lie outside their range. Exit code 2."""
+
+    exit_code = 2
+
+
+class Interrupted(CropiError):
+    """A signal asked the command to stop; what was finished is on disk. Exit code 143 (TERM and USR2)."""
+
+    exit_code = 143

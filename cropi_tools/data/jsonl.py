@@ -1,0 +1,131 @@
+"""JSON lines, streamed: one object a line, `.gz` and `.zst` by extension, `-` for the standard streams.
+
+Standard input is spooled to a temporary file once, because commands hash their inputs before they work on them and some read
+them twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from cropi_tools.data.errors import InputError
+
+Record = dict[str, Any]
+
+_spooled_stdin: Path | None = None
+
+
+def is_stream(path: str | Path) -> bool:
+    """Whether the path is `-`, a standard stream."""
+    return str(path) == "-"
+
+
+def shown(path: str | Path) -> str:
+    """The path as messages name it."""
+    return "standard input" if is_stream(path) else str(path)
+
+
+def local_path(path: str | Path) -> Path:
+    """The file that holds the input: itself, or the spooled copy of standard input. InputError if there is no such file."""
+    global _spooled_stdin
+    if is_stream(path):
+        if _spooled_stdin is None:
+            with tempfile.NamedTemporaryFile(prefix="cropi-stdin-", suffix=".jsonl", delete=False) as spool:
+                shutil.copyfileobj(sys.stdin.buffer, spool)
+            _spooled_stdin = Path(spool.name)
+            import atexit
+
+            atexit.register(_spooled_stdin.unlink, missing_ok=True)
+        return _spooled_stdin
+    found = Path(path)
+    if not found.exists():
+        raise InputError(f"{path}: no such file")
+    if found.is_dir():
+        raise InputError(f"{path}: is a folder, expected a JSONL file")
+    return found
+
+
+@contextlib.contextmanager
+def open_binary(path: str | Path) -> Iterator[IO[bytes]]:
+    """The decompressed bytes of a file; a truncated or corrupt archive is an InputError."""
+    found = local_path(path)
+    try:
+        if found.suffix == ".gz":
+            with gzip.open(found, "rb") as stream:
+                yield stream  # type: ignore[misc]
+        elif found.suffix == ".zst":
+            import zstandard
+
+            try:
+                with open(found, "rb") as raw, zstandard.ZstdDecompressor().stream_reader(raw) as reader:
+                    yield io.BufferedReader(reader)  # type: ignore[type-var]
+            except zstandard.ZstdError as error:
+                raise InputError(f"{shown(path)}: not a whole zstd file ({error})") from None
+        else:
+            with open(found, "rb") as stream:
+                yield stream
+    except (EOFError, gzip.BadGzipFile) as error:
+        raise InputError(f"{shown(path)}: not a whole gzip file ({error})") from None
+
+
+def read_jsonl(path: str | Path) -> Iterator[tuple[int, Record]]:
+    """Yield (line number from 1, object). Blank lines are passed over; anything else that is not a JSON object is an InputError."""
+    with open_binary(path) as stream:
+        for number, line in enumerate(stream, 1):
+            if not line.strip():
+                continue
+            yield number, parse_line(line, path, number)
+
+
+def parse_line(line: bytes, path: str | Path, number: int) -> Record:
+    """One line as an object; InputError names the file and the line."""
+    try:
+        record = json.loads(line)
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        reason = getattr(error, "msg", None) or type(error).__name__
+        raise InputError(f"{shown(path)}:{number}: broken JSON ({reason}); mend or remove the line") from None
+    if not isinstance(record, dict):
+        raise InputError(f"{shown(path)}:{number}: expected a JSON object, found {type(record).__name__}")
+    return record
+
+
+def dump_line(record: Record) -> str:
+    """One record as a line without its newline. Keys keep their order, text stays readable, NaN and infinity are refused."""
+    return json.dumps(record, ensure_ascii=False, allow_nan=False)
+
+
+def write_lines(records: Iterable[Record], stream: IO[str]) -> int:
+    """Write records to an open text stream; returns how many."""
+    count = 0
+    for record in records:
+        stream.write(dump_line(record) + "\n")
+        count += 1
+    return count
+
+
+def compress(source: Path, target: Path, suffix: str) -> None:
+    """Compress `source` into `target` as its suffix says, without time stamps, so that the same lines give the same bytes."""
+    if suffix == ".gz":
+        with open(source, "rb") as raw, open(target, "wb") as out, gzip.GzipFile("", "wb", 6, out, mtime=0) as packed:
+            shutil.copyfileobj(raw, packed)
+    elif suffix == ".zst":
+        import zstandard
+
+        with open(source, "rb") as raw, open(target, "wb") as out:
+            zstandard.ZstdCompressor(level=3).copy_stream(raw, out)
+    else:
+        raise ValueError(f"no compression for {suffix!r}")
+
+
+def float32_text(value: float) -> float:
+    """A float32 as the shortest decimal that reads back as the same float32 (nine significant digits are enough)."""
+    return float(f"{value:.9g}")

@@ -1,0 +1,307 @@
+"""Outputs that survive a kill: work grows in `X.part`, is committed in steps, and takes its name when it is whole.
+
+    X.part            the work (a file, or a folder for stores and policies)
+    X.part.json       what is committed and the fingerprint of the command that works on it (`X.part/progress.json` in a folder)
+    X, X.manifest.json   the result, renamed into place, then its manifest (in a folder the manifest is inside, so both appear at once)
+
+The same command again: a finished output is "up to date", an unfinished one is resumed after its last commit. Another command on
+the same name is refused with what differs; `--force` starts anew and replaces the old result only after success.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from cropi_tools.data.errors import InputError
+from cropi_tools.data.jsonl import Record, compress, dump_line, is_stream
+from cropi_tools.data.manifest import (
+    FOLDER_MANIFEST,
+    SCHEMA,
+    Fingerprint,
+    Input,
+    environment,
+    file_digest,
+    manifest_path,
+    read_manifest,
+    write_json,
+)
+
+PROGRESS = "progress.json"
+
+
+class Output:
+    """One output of one command. `open` says whether there is work; `commit` and `finish` end it."""
+
+    def __init__(
+        self, path: str | Path, fingerprint: Fingerprint, inputs: Mapping[str, Input], *, folder: bool = False, force: bool = False
+    ) -> None:
+        self.path = Path(path)
+        self.fingerprint, self.inputs, self.folder, self.force = fingerprint, inputs, folder, force
+        self.part = self.path.with_name(self.path.name + ".part")
+        self._state_path = self.part / PROGRESS if folder else self.path.with_name(self.path.name + ".part.json")
+        self.state: dict[str, Any] = {}
+        self._started = time.monotonic()
+        self._seconds_before = 0.0
+        self._lock: IO[str] | None = None
+
+    # -- beginning
+
+    def open(self) -> bool:
+        """True when there is work to do (then `state` holds what an earlier try committed), False when it is up to date.
+
+        InputError when the name is taken by something else: a result of other options or inputs, a file without a manifest,
+        unfinished work of another command, or a process that works on it now.
+        """
+        parent = self.path.parent
+        if not parent.is_dir():
+            raise InputError(f"{parent}: no such folder; make it first")
+        self._take_lock()
+        try:
+            self._recover_rename()
+            done = self._up_to_date()
+            if not done:
+                self._adopt_part()
+        except BaseException:
+            self._release_lock()
+            raise
+        if done:
+            self._release_lock()
+        return not done
+
+    def _take_lock(self) -> None:
+        lock = open(self.path.with_name(self.path.name + ".part.lock"), "w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            raise InputError(f"{self.path}: another process is writing it; wait for it or stop it") from None
+        self._lock = lock
+
+    def _release_lock(self) -> None:
+        if self._lock is not None:
+            Path(self._lock.name).unlink(missing_ok=True)
+            self._lock.close()
+            self._lock = None
+
+    def _read_state(self) -> dict[str, Any] | None:
+        try:
+            return json.loads(self._state_path.read_text())
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            raise InputError(f"{self._state_path}: broken; remove {self.part} to start anew") from None
+
+    def _recover_rename(self) -> None:
+        """Finish a `finish` that was killed between its steps."""
+        if self.folder:
+            if (self.part / FOLDER_MANIFEST).exists():
+                self._replace_folder()
+            return
+        state = self._read_state()
+        if state and "manifest" in state and not self.part.exists():
+            write_json(manifest_path(self.path), state["manifest"])
+            self._state_path.unlink()
+
+    def _up_to_date(self) -> bool:
+        if not self.path.exists():
+            return False
+        if self.path.is_dir() != self.folder:
+            raise InputError(f"{self.path}: is a {'file' if self.folder else 'folder'}; choose another output name")
+        manifest = read_manifest(self.path)
+        if manifest is None:
+            if self.force:
+                return False
+            raise InputError(f"{self.path}: exists and was not written by this command; --force replaces it")
+        difference = Fingerprint.from_json(manifest["fingerprint"]).difference(self.fingerprint)
+        changed = self._changed_since(manifest)
+        if difference is None and changed is None:
+            # --force on a finished output asks for it again, unless that very repetition is already under way
+            return not self.force
+        if self.force:
+            return False
+        raise InputError(f"{self.path}: exists, {difference or changed}; --force replaces it")
+
+    def _changed_since(self, manifest: Mapping[str, Any]) -> str | None:
+        for name, output in manifest["outputs"].items():
+            path = self.path / name if self.folder else self.path
+            try:
+                found = path.stat()
+            except FileNotFoundError:
+                return f"its {name} is gone"
+            if (found.st_size, found.st_mtime_ns) == (output["bytes"], output["mtime_ns"]):
+                continue
+            if file_digest(path) != output["sha256"]:
+                return f"{path.name} was changed since it was written"
+        return None
+
+    def _adopt_part(self) -> None:
+        state = self._read_state()
+        if state is not None:
+            difference = Fingerprint.from_json(state["fingerprint"]).difference(self.fingerprint)
+            if difference is None:
+                self.state = state["committed"]
+                self._seconds_before = state["seconds"]
+                return
+            if not self.force:
+                raise InputError(f"{self.part}: unfinished work, {difference}; remove it or give --force to start anew")
+        if self.part.is_dir():
+            shutil.rmtree(self.part)
+        else:
+            self.part.unlink(missing_ok=True)
+        if self.folder:
+            self.part.mkdir()
+        self.commit({})
+
+    # -- working
+
+    def seconds(self) -> float:
+        """Seconds worked on this output, earlier tries counted up to their last commit."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    def commit(self, state: Mapping[str, Any], **extra: Any) -> None:
+        """Say durably that everything up to `state` is in the part; a later try goes on from here."""
+        self.state = dict(state)
+        whole = {"fingerprint": self.fingerprint.to_json(), "seconds": self.seconds(), "committed": self.state, **extra}
+        write_json(self._state_path, whole)
+
+    # -- ending
+
+    def finish(
+        self,
+        *,
+        rows: int,
+        skipped: Mapping[str, int] | None = None,
+        ledger: Mapping[str, Any] | None = None,
+        facts: Mapping[str, Any] | None = None,
+        content: Iterable[str] | None = None,
+    ) -> None:
+        """Give the part its name and write the manifest.
+
+        ledger: costs (tokens generated, tokens trained on, device); seconds are added. facts: what readers need to check that
+        files belong together (policy, tokenizer, projection). content: for a folder, the files whose hashes are recorded; None = all.
+        """
+        produced = self.part
+        if not self.folder and self.path.suffix in (".gz", ".zst"):
+            produced = self.path.with_name(self.path.name + ".part.packed")
+            compress(self.part, produced, self.path.suffix)
+        if self.folder:
+            names = [str(p.relative_to(self.part)) for p in sorted(self.part.rglob("*")) if p.is_file()]
+            names = [name for name in names if name != PROGRESS and (content is None or name in set(content))]
+            outputs = {name: _described(self.part / name) for name in names}
+        else:
+            outputs = {self.path.name: _described(produced)}
+        manifest = {
+            "schema": SCHEMA,
+            "command": self.fingerprint.command,
+            "fingerprint": self.fingerprint.to_json(),
+            "options": dict(self.fingerprint.options),
+            "inputs": {name: {"path": item.path, "sha256": item.sha256} for name, item in self.inputs.items()},
+            "outputs": outputs,
+            "rows": rows,
+            "skipped": dict(skipped or {}),
+            "facts": dict(facts or {}),
+            "ledger": {"seconds": round(self.seconds(), 3), **dict(ledger or {})},
+            **environment(),
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        if self.folder:
+            write_json(self.part / FOLDER_MANIFEST, manifest)
+            self._replace_folder()
+        else:
+            self.commit(self.state, manifest=manifest)
+            old_manifest = manifest_path(self.path)
+            old_manifest.unlink(missing_ok=True)
+            os.replace(produced, self.path)
+            self.part.unlink(missing_ok=True)
+            write_json(old_manifest, manifest)
+            self._state_path.unlink()
+        self._release_lock()
+
+    def _replace_folder(self) -> None:
+        (self.part / PROGRESS).unlink(missing_ok=True)
+        if self.path.exists():
+            old = self.path.with_name(self.path.name + ".old")
+            shutil.rmtree(old, ignore_errors=True)
+            os.rename(self.path, old)
+            os.rename(self.part, self.path)
+            shutil.rmtree(old)
+        else:
+            os.rename(self.part, self.path)
+
+
+def _described(path: Path) -> dict[str, Any]:
+    found = path.stat()
+    return {"sha256": file_digest(path), "bytes": found.st_size, "mtime_ns": found.st_mtime_ns}
+
+
+class JsonLinesOutput:
+    """A JSONL result that grows line by line: a resumable file, or standard output for `-`.
+
+    `append` then `commit`: lines of an uncommitted chunk are dropped on resume, so a resumed file has the bytes of an unbroken one.
+    """
+
+    def __init__(self, path: str, fingerprint: Fingerprint, inputs: Mapping[str, Input], force: bool = False) -> None:
+        self._file = None if is_stream(path) else Output(path, fingerprint, inputs, force=force)
+        self._stream: IO[str] | None = None
+        self._lines = 0
+
+    def open(self) -> bool:
+        """As `Output.open`; standard output is never up to date."""
+        if self._file is None:
+            self._stream = sys.stdout
+            return True
+        if not self._file.open():
+            return False
+        committed = self._file.state
+        self._lines = committed.get("lines", 0)
+        self._stream = open(self._file.part, "a", encoding="utf-8")
+        self._stream.truncate(committed.get("bytes", 0))
+        self._stream.seek(0, os.SEEK_END)
+        return True
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What the last commit said beside the lines: counters of the caller."""
+        return {} if self._file is None else self._file.state.get("counters", {})
+
+    @property
+    def lines(self) -> int:
+        """Lines committed or appended so far."""
+        return self._lines
+
+    def finished_facts(self) -> dict[str, Any]:
+        """The facts in the manifest of an output that is up to date."""
+        assert self._file is not None, "a stream is never up to date"
+        return (read_manifest(self._file.path) or {})["facts"]
+
+    def append(self, records: Iterable[Record]) -> None:
+        """Write records, each one line."""
+        assert self._stream is not None, "open() first"
+        for record in records:
+            self._stream.write(dump_line(record) + "\n")
+            self._lines += 1
+
+    def commit(self, counters: Mapping[str, Any] | None = None) -> None:
+        """Make what was appended durable."""
+        assert self._stream is not None, "open() first"
+        self._stream.flush()
+        if self._file is not None:
+            os.fsync(self._stream.fileno())
+            self._file.commit({"lines": self._lines, "bytes": self._stream.tell(), "counters": dict(counters or {})})
+
+    def finish(self, **described: Any) -> None:
+        """As `Output.finish`; nothing to name for standard output."""
+        assert self._stream is not None, "open() first"
+        self._stream.flush()
+        if self._file is not None:
+            self.commit(self.state)
+            self._stream.close()
+            self._file.finish(rows=self._lines, **described)

@@ -1,0 +1,85 @@
+"""Policies as folders: Hugging Face layout, and one hash that tells two policies apart.
+
+Weights are large: a file's hash is taken from the policy's own manifest, or from a cache in the user's cache folder, while the
+file's size and modification time are unchanged; otherwise it is read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from cropi_tools.data.errors import InputError
+from cropi_tools.data.jsonl import is_stream
+from cropi_tools.data.manifest import FOLDER_MANIFEST, Input, file_digest, folder_digest, read_manifest, write_json
+
+_SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".jinja")
+_TOKENIZER_STEMS = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens", "chat_template", "spiece")
+_NOT_POLICY = (FOLDER_MANIFEST, "progress.json")
+
+
+def policy_files(folder: str | Path) -> list[Path]:
+    """The files that make up a policy: weights, configuration, tokenizer. InputError when the folder is not a whole policy."""
+    root = Path(folder)
+    if not root.is_dir():
+        hint = f"; `hf download {folder} --local-dir DIR` fetches it" if str(folder).count("/") == 1 else ""
+        raise InputError(f"{folder}: no such policy folder{hint}")
+    if not (root / "config.json").exists():
+        raise InputError(f"{folder}: holds no config.json; expected a Hugging Face model folder")
+    files = sorted(p for p in root.iterdir() if p.suffix in _SUFFIXES and p.name not in _NOT_POLICY)
+    if not any(p.suffix == ".safetensors" for p in files):
+        raise InputError(f"{folder}: holds no .safetensors weights")
+    return files
+
+
+def policy_input(folder: str | Path) -> Input:
+    """The policy as an input of a command: one hash over weights, configuration and tokenizer."""
+    return Input(str(folder), folder_digest(_digests(Path(folder), policy_files(folder))))
+
+
+def tokenizer_digest(folder: str | Path) -> str:
+    """One hash over the tokenizer's files: rollouts may be used with any policy of the same tokenizer."""
+    files = [p for p in policy_files(folder) if p.name.startswith(_TOKENIZER_STEMS)]
+    return folder_digest(_digests(Path(folder), files))
+
+
+def same_tokenizer(rollouts: str, folder: str) -> None:
+    """InputError when a rollouts file says that another tokenizer than the policy's made its tokens; files without a manifest say nothing."""
+    made_by = None if is_stream(rollouts) else (read_manifest(rollouts) or {}).get("facts", {}).get("tokenizer")
+    if made_by is not None and made_by != tokenizer_digest(folder):
+        raise InputError(f"{rollouts}: its tokens are of another tokenizer than the policy {folder}; sample with a policy of this family")
+
+
+def _digests(folder: Path, files: list[Path]) -> dict[str, str]:
+    recorded = (read_manifest(folder) or {}).get("outputs", {})
+    cache_path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cropi-tools" / "digests.json"
+    try:
+        cached = json.loads(cache_path.read_text())
+    except (OSError, ValueError):
+        cached = {}
+    found, fresh = {}, {}
+    for path in files:
+        stat = path.stat()
+        known = recorded.get(path.name)
+        key = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
+        if known and (known["bytes"], known["mtime_ns"]) == (stat.st_size, stat.st_mtime_ns):
+            found[path.name] = known["sha256"]
+        elif key in cached:
+            found[path.name] = cached[key]
+        else:
+            found[path.name] = file_digest(path)
+            if stat.st_size > 1 << 24:
+                fresh[key] = found[path.name]
+    if fresh:
+        _remember(cache_path, {**cached, **fresh})
+    return found
+
+
+def _remember(cache_path: Path, digests: dict[str, str]) -> None:
+    """Keep hashes of large files; without a writable cache they are simply taken again."""
+    try:
+        cache_path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(cache_path, digests)
+    except OSError:
+        return

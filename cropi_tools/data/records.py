@@ -1,0 +1,153 @@
+"""The records of prompts and rollouts: what a line must hold, checked as it is read.
+
+A record is a plain dictionary, as it stands on its line; commands pass unknown keys through. The checks here turn a missing or
+malformed field into one sentence that names the file, the line, the field and the prompt.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cropi_tools.data.errors import InputError
+from cropi_tools.data.jsonl import Record, read_jsonl, shown
+
+PROMPT_FIELDS = ("id", "prompt", "answer", "source")
+
+
+class Sample(NamedTuple):
+    """One response: token ids as sampled (the end token included if it was sampled), its log-probabilities and its reward.
+
+    logprobs are of the distribution sampled from, after temperature; None for rollouts that came as text only.
+    """
+
+    token_ids: list[int]
+    logprobs: list[float] | None
+    reward: float
+
+
+class Rollout(NamedTuple):
+    """The K samples of one prompt, with the record they came from."""
+
+    id: str
+    source: str
+    prompt_token_ids: list[int]
+    samples: list[Sample]
+    record: Record
+
+    @property
+    def rewards(self) -> list[float]:
+        return [sample.reward for sample in self.samples]
+
+
+def read_prompts(paths: Sequence[str | Path]) -> Iterator[Record]:
+    """Yield prompt records of all files in order. InputError: a field is missing or of the wrong type, an id comes twice, no record at all."""
+    for path, number, record in _unique(paths):
+        for field in PROMPT_FIELDS:
+            if field not in record:
+                raise InputError(f"{shown(path)}:{number}: no field '{field}'; a prompt needs {', '.join(PROMPT_FIELDS)}")
+        prompt = record["prompt"]
+        if not (isinstance(prompt, str) or _is_messages(prompt)):
+            raise InputError(f"{shown(path)}:{number}: 'prompt' must be text or a list of messages with role and content")
+        if not isinstance(record["source"], str):
+            raise InputError(f"{shown(path)}:{number}: 'source' must be text")
+        yield record
+
+
+def read_rollouts(paths: Sequence[str | Path], vocabulary: int | None = None) -> Iterator[Rollout]:
+    """Yield the rollouts of all files in order; with `vocabulary`, token ids must lie below it. Errors as `read_prompts`."""
+    for path, number, record in _unique(paths):
+        where = f"{shown(path)}:{number}"
+        for field in ("source", "prompt_token_ids", "samples"):
+            if field not in record:
+                raise InputError(f"{where}: no field '{field}'; expected the output of cropi-rollout")
+        prompt_ids = _token_ids(record["prompt_token_ids"], f"{where}: 'prompt_token_ids'", vocabulary)
+        if not prompt_ids:
+            raise InputError(f"{where}: 'prompt_token_ids' is empty")
+        samples = record["samples"]
+        if not isinstance(samples, list) or not samples:
+            raise InputError(f"{where}: 'samples' must be a list of at least one sample")
+        yield Rollout(
+            record["id"],
+            record["source"],
+            prompt_ids,
+            [_sample(sample, f"{where}: sample {k}", vocabulary) for k, sample in enumerate(samples)],
+            record,
+        )
+
+
+def read_scores(paths: Sequence[str | Path]) -> Iterator[Record]:
+    """Yield score records (id, source, scores or null, pass_rate, status) of all files in order. Errors as `read_prompts`."""
+    for path, number, record in _unique(paths):
+        for field in ("source", "scores", "pass_rate", "status"):
+            if field not in record:
+                raise InputError(f"{shown(path)}:{number}: no field '{field}'; expected the output of cropi-score")
+        if record["scores"] is not None and not isinstance(record["scores"], dict):
+            raise InputError(f"{shown(path)}:{number}: 'scores' must be an object of cosines by validation set, or null")
+        yield record
+
+
+def _sample(value: Any, where: str, vocabulary: int | None) -> Sample:
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: expected an object")
+    for field in ("token_ids", "reward"):
+        if field not in value:
+            raise InputError(f"{where}: no field '{field}'")
+    token_ids = _token_ids(value["token_ids"], f"{where}: 'token_ids'", vocabulary)
+    reward = value["reward"]
+    if isinstance(reward, bool) or not isinstance(reward, int | float) or not math.isfinite(reward):
+        raise InputError(f"{where}: 'reward' must be a finite number, found {reward!r}")
+    logprobs = value.get("logprobs")
+    if logprobs is not None:
+        if not isinstance(logprobs, list) or len(logprobs) != len(token_ids):
+            raise InputError(f"{where}: 'logprobs' must have one number for each of the {len(token_ids)} tokens")
+        if not all(isinstance(x, int | float) and math.isfinite(x) for x in logprobs):
+            raise InputError(f"{where}: 'logprobs' holds something that is not a finite number")
+    return Sample(token_ids, logprobs, float(reward))
+
+
+def _token_ids(value: Any, where: str, vocabulary: int | None) -> list[int]:
+    if not isinstance(value, list) or not all(type(x) is int and x >= 0 for x in value):
+        raise InputError(f"{where} must be a list of token ids")
+    if vocabulary is not None and value and max(value) >= vocabulary:
+        raise InputError(f"{where} holds token {max(value)}, the policy has only {vocabulary}; rollouts of another tokenizer?")
+    return value
+
+
+def _is_messages(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(m, dict) and isinstance(m.get("role"), str) and "content" in m for m in value)
+    )
+
+
+def _unique(paths: Sequence[str | Path]) -> Iterator[tuple[str | Path, int, Record]]:
+    """Records of all files with their place; every id is text and comes once, and there is at least one record."""
+    seen: set[str] = set()
+    for path in paths:
+        empty = True
+        for number, record in read_jsonl(path):
+            empty = False
+            identity = record.get("id")
+            if not isinstance(identity, str) or not identity:
+                raise InputError(f"{shown(path)}:{number}: no 'id' (text) in the record")
+            if identity in seen:
+                raise InputError(f"{shown(path)}:{number}: id '{identity}' comes twice; ids must be unique")
+            seen.add(identity)
+            yield path, number, record
+        if empty:
+            raise InputError(f"{shown(path)}: holds no record")
+
+
+def shard_range(count: int, index: int, shards: int) -> tuple[int, int]:
+    """The records [start, stop) of shard `index` of `shards` (from 1): contiguous, so that shards one after another are the whole."""
+    return (index - 1) * count // shards, index * count // shards
+
+
+def pass_rate(rewards: Iterable[float]) -> float:
+    """The share of samples with full reward (1)."""
+    values = list(rewards)
+    return sum(reward >= 1.0 for reward in values) / len(values)

@@ -1,0 +1,104 @@
+"""Opening and saving a policy: model, tokenizer, end tokens, device and number format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from cropi_tools.data.errors import InputError, UsageError
+from cropi_tools.data.policies import policy_files
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class Policy(NamedTuple):
+    """A loaded policy. end_token_ids: tokens that end a response, as the model's own generation settings say."""
+
+    model: Any
+    tokenizer: Any
+    end_token_ids: list[int]
+    folder: str
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the embedding: every token id lies below."""
+        return self.model.get_input_embeddings().num_embeddings
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto`, `cpu`, `cuda`, `cuda:1` as a device; UsageError when it is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"--device {name}: not a device; cpu, cuda, cuda:1 or auto") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"--device {name}: no CUDA device is available; use --device cpu")
+    return device
+
+
+def load_tokenizer(folder: str) -> Any:
+    """The tokenizer of a policy folder."""
+    policy_files(folder)
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}: its tokenizer does not open ({_first_line(error)})") from None
+
+
+def load_policy(folder: str, device: str = "auto", dtype: str = "auto") -> Policy:
+    """Load a Hugging Face causal language model, in evaluation mode (no dropout anywhere: influence and training need the same function).
+
+    dtype `auto`: float32 on a CPU, the stored format elsewhere. InputError: the folder does not open as a causal language model.
+    """
+    policy_files(folder)
+    where = choose_device(device)
+    if dtype not in (*_DTYPES, "auto"):
+        raise UsageError(f"--dtype {dtype}: expected {', '.join(_DTYPES)} or auto")
+    wanted: Any = _DTYPES.get(dtype) or (torch.float32 if where.type == "cpu" else "auto")
+    try:
+        AutoConfig.from_pretrained(folder, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=wanted, local_files_only=True)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise InputError(f"{folder}: does not open as a causal language model ({_first_line(error)})") from None
+    tokenizer = load_tokenizer(folder)
+    model.to(where).eval()
+    end_token_ids = _end_tokens(model, tokenizer)
+    # A model's generation_config.json may switch top_k, top_p or penalties on; sampling settings come from the command alone.
+    model.generation_config = GenerationConfig(eos_token_id=end_token_ids, pad_token_id=_pad_token(tokenizer, end_token_ids))
+    return Policy(model, tokenizer, end_token_ids, folder)
+
+
+def save_policy(policy: Policy, folder: Path, original: str) -> None:
+    """Write weights, configuration and tokenizer; the generation settings are copied from `original`, the policy it started from."""
+    policy.model.save_pretrained(folder, safe_serialization=True)
+    policy.tokenizer.save_pretrained(folder)
+    source = Path(original) / "generation_config.json"
+    if source.exists():
+        (folder / source.name).write_bytes(source.read_bytes())
+
+
+def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
+    ends = getattr(model.generation_config, "eos_token_id", None)
+    if ends is None:
+        ends = tokenizer.eos_token_id
+    if ends is None:
+        raise InputError(f"{model.name_or_path}: neither generation_config.json nor the tokenizer names an end token")
+    return [ends] if isinstance(ends, int) else list(ends)
+
+
+def _pad_token(tokenizer: Any, end_token_ids: list[int]) -> int:
+    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end_token_ids[0]
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return text[0] if text else type(error).__name__

@@ -1,0 +1,99 @@
+"""Log-probabilities of given responses under a policy, with the graph for their gradient.
+
+Sequences are laid out as rows, padded on the right only, without an attention mask: in a causal model no real token sees a token to
+its right, so lengths alone decide what counts, and the end token can never be confused with padding. Logits are formed for response
+tokens only, in float32, in chunks that are recomputed in the backward pass: never the whole [tokens, vocabulary] matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+CHUNK_ELEMENTS = 1 << 26  # logits held at once: 256 MiB of float32
+_LOGIT_POST_PROCESSING = ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier_scale")
+
+
+class SequenceBatch(NamedTuple):
+    """Prompts with their responses as rows of one forward pass.
+
+    input_ids [rows, longest]; positions: for every response token in order, (row, column) of the token BEFORE it, which predicts it;
+    targets [tokens]: the response tokens themselves; lengths: response tokens of each row.
+    """
+
+    input_ids: torch.Tensor
+    rows: torch.Tensor
+    columns: torch.Tensor
+    targets: torch.Tensor
+    lengths: list[int]
+
+
+def sequence_batch(sequences: Sequence[tuple[list[int], list[int]]], device: torch.device | str) -> SequenceBatch:
+    """Lay out (prompt ids, response ids) pairs. Prompts must have a token; responses may be empty."""
+    longest = max(len(prompt) + len(response) for prompt, response in sequences)
+    input_ids = torch.zeros(len(sequences), longest, dtype=torch.long)
+    rows, columns, targets, lengths = [], [], [], []
+    for row, (prompt, response) in enumerate(sequences):
+        input_ids[row, : len(prompt) + len(response)] = torch.tensor(prompt + response)
+        rows += [row] * len(response)
+        columns += range(len(prompt) - 1, len(prompt) + len(response) - 1)
+        targets += response
+        lengths.append(len(response))
+    index = torch.tensor([rows, columns, targets], dtype=torch.long).reshape(3, -1).to(device)
+    return SequenceBatch(input_ids.to(device), index[0], index[1], index[2], lengths)
+
+
+def response_logprobs(
+    model: Any, batch: SequenceBatch, temperature: float = 1.0, entropy: Literal["no", "value", "gradient"] = "no"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Float32 log-probabilities [tokens] of the response tokens under softmax(logits / temperature), and the entropies [tokens] there.
+
+    Differentiable in the model's parameters; the entropies are so only for `gradient`, and are zeros for `no`.
+    """
+    if any(getattr(model.config, name, None) not in (None, 1, 1.0) for name in _LOGIT_POST_PROCESSING):
+        # the model changes its logits after the head: take them from its own forward pass, chunking is not possible from outside
+        selected = model(input_ids=batch.input_ids, use_cache=False).logits[batch.rows, batch.columns]
+        return _from_logits(selected, batch.targets, temperature, entropy)
+    hidden = model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+    hidden = hidden[batch.rows, batch.columns]
+    head = model.get_output_embeddings()
+    size = max(1, CHUNK_ELEMENTS // head.weight.shape[0])
+    pieces = list(zip(hidden.split(size), batch.targets.split(size), strict=True))
+
+    def chunk(states: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return _from_logits(head(states), targets, temperature, entropy)
+
+    if len(pieces) == 1 or not torch.is_grad_enabled():
+        results = [chunk(states, targets) for states, targets in pieces]
+    else:
+        results = [checkpoint(chunk, states, targets, use_reentrant=False) for states, targets in pieces]
+    logprobs = torch.cat([result[0] for result in results])
+    return logprobs, torch.cat([result[1] for result in results])
+
+
+def _from_logits(
+    logits: torch.Tensor, targets: torch.Tensor, temperature: float, entropy: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    logits = logits / temperature if temperature != 1.0 else logits
+    normaliser = torch.logsumexp(logits, -1)
+    chosen = logits.gather(-1, targets[:, None])[:, 0] - normaliser
+    if entropy == "no":
+        return chosen, torch.zeros_like(normaliser)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and entropy == "gradient"):
+        return chosen, normaliser - (torch.softmax(logits, -1) * logits).sum(-1)
+
+
+def token_limited(sequences: Sequence[tuple[list[int], list[int]]], limit: int) -> Iterator[range]:
+    """Split rows, in order, into ranges whose padded size (rows x longest) stays within `limit` tokens; one row always fits."""
+    start, longest = 0, 0
+    for row, (prompt, response) in enumerate(sequences):
+        longest = max(longest, len(prompt) + len(response))
+        if row > start and longest * (row - start + 1) > limit:
+            yield range(start, row)
+            start, longest = row, len(prompt) + len(response)
+    if start < len(sequences):
+        yield range(start, len(sequences))

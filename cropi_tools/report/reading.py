@@ -1,0 +1,272 @@
+"""Reads a run folder: `NAME/start/` (shared first-stage files) and `NAME/ARM/SEED/K/` (stage K of an arm and a seed).
+
+Steps are made global here: step s of stage K is s plus the steps of the stages before. Unfinished work
+(`policy.part/`, a stage without a policy) is read as far as it goes and marked unfinished; a torn last line of a file
+being written is passed over.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cropi_tools.data.errors import InputError
+from cropi_tools.data.jsonl import Record, parse_line, read_jsonl
+from cropi_tools.data.manifest import FOLDER_MANIFEST
+
+START = "start"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One manifest of the run. `path` is relative to the run folder; missing fields are empty."""
+
+    path: str
+    command: str
+    argv: tuple[str, ...]
+    options: Mapping[str, Any]
+    inputs: Mapping[str, str]  # name -> path
+    digests: tuple[str, ...]  # sha256 of the outputs
+    ledger: Mapping[str, Any]
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Accuracy (0..1) on one set at one global step, over `prompts` x `samples` responses."""
+
+    step: int
+    set: str
+    accuracy: float
+    prompts: int | None
+    samples: int | None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What one stage trains on: ids, prompts by source, and the pass rates under the rollouts' policy (None =
+    unknown).
+    """
+
+    ids: frozenset[str]
+    sources: Mapping[str, int]
+    pass_rates: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Stage `number` (from 1). Metrics and timings keep their local steps; `offset` is the global step before the
+    first.
+    """
+
+    number: int
+    offset: int
+    steps: int
+    finished: bool
+    metrics: tuple[Record, ...]
+    timings: tuple[Record, ...]
+    selection: Selection | None
+    manifests: tuple[Manifest, ...]  # of selecting: every manifest of the stage but the policy's
+    policy: Manifest | None
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.steps
+
+
+@dataclass(frozen=True)
+class Seed:
+    """One seed of an arm: its stages in order and its evaluations by (global step, set)."""
+
+    name: str
+    stages: tuple[Stage, ...]
+    evaluations: Mapping[tuple[int, str], Evaluation]
+
+    @property
+    def finished(self) -> bool:
+        return all(stage.finished for stage in self.stages)
+
+    @property
+    def sets(self) -> frozenset[str]:
+        return frozenset(name for _, name in self.evaluations)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way of choosing prompts, over its seeds."""
+
+    name: str
+    seeds: tuple[Seed, ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder: the manifests of the shared first stage, and the arms."""
+
+    name: str
+    folder: Path
+    start: tuple[Manifest, ...]
+    arms: tuple[Arm, ...]
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run. InputError: no such folder, no arm in it, a stage missing, or a broken file (named with its line)."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; give a run folder (it holds ARM/SEED/STAGE)")
+    arms = []
+    for arm in _folders(folder):
+        if arm.name == START:
+            continue
+        seeds = [_read_seed(seed, folder) for seed in _folders(arm) if _stage_folders(seed)]
+        if seeds:
+            arms.append(Arm(arm.name, tuple(seeds)))
+    if not arms:
+        raise InputError(f"{folder}: no arm in it; expected ARM/SEED/1 with a training stage, such as cropi/1/1")
+    name = folder.name or folder.resolve().name
+    return Run(name, folder, tuple(_manifests(folder / START, folder)), tuple(arms))
+
+
+def _read_seed(folder: Path, root: Path) -> Seed:
+    stages: list[Stage] = []
+    evaluations: dict[tuple[int, str], Evaluation] = {}
+    for number, stage_folder in enumerate(_stage_folders(folder), 1):
+        if int(stage_folder.name) != number:
+            raise InputError(
+                f"{folder}: stage {number} is missing before stage {stage_folder.name}; put its folder back"
+            )
+        offset = stages[-1].end if stages else 0
+        whole = stage_folder / "policy"
+        finished = (whole / FOLDER_MANIFEST).exists()
+        training = whole if whole.is_dir() else stage_folder / "policy.part"
+        metrics = tuple(_steps(training / "metrics.jsonl", finished))
+        found = [
+            _evaluation(record, training / "evaluations.jsonl", line, offset)
+            for line, record in _lines(training / "evaluations.jsonl", finished)
+        ]
+        for evaluation in found:
+            # At a stage's step 0 the weights are those the stage before ended with: the earlier measurement stands.
+            if evaluation.step > offset or (evaluation.step, evaluation.set) not in evaluations:
+                evaluations[evaluation.step, evaluation.set] = evaluation
+        last = max([record["step"] for record in metrics] + [item.step - offset for item in found], default=0)
+        manifests = [item for item in _manifests(stage_folder, root) if not _below_policy(item, stage_folder, root)]
+        stages.append(
+            Stage(
+                number=number,
+                offset=offset,
+                steps=last,
+                finished=finished,
+                metrics=metrics,
+                timings=tuple(_steps(training / "timings.jsonl", finished)),
+                selection=_selection(stage_folder / "selected.jsonl"),
+                manifests=tuple(manifests),
+                policy=_manifest(whole / FOLDER_MANIFEST, root) if finished else None,
+            )
+        )
+    return Seed(folder.name, tuple(stages), evaluations)
+
+
+def _natural(path: Path) -> tuple[int, int, str]:
+    """Sort key: numbers as numbers, before words."""
+    return (0, int(path.name), "") if path.name.isdecimal() else (1, 0, path.name)
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted((item for item in folder.iterdir() if item.is_dir() and not item.name.startswith(".")), key=_natural)
+
+
+def _stage_folders(folder: Path) -> list[Path]:
+    return [item for item in _folders(folder) if item.name.isdecimal() and item.name != "0"]
+
+
+def _lines(path: Path, finished: bool) -> Iterator[tuple[int, Record]]:
+    """The records of a file that may be missing; while it is being written, its last line may be torn."""
+    if not path.exists():
+        return
+    if finished:
+        yield from read_jsonl(path)
+        return
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+        if line.strip() and line.endswith(b"\n"):
+            yield number, parse_line(line, path, number)
+
+
+def _steps(path: Path, finished: bool) -> Iterator[Record]:
+    for line, record in _lines(path, finished):
+        _number(record, "step", path, line)
+        yield record
+
+
+def _number(record: Record, key: str, path: Path, line: int) -> float:
+    value = record.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise InputError(
+            f'{path}:{line}: "{key}" should be a number, found {json.dumps(value)}; mend or remove the line'
+        )
+    return value
+
+
+def _evaluation(record: Record, path: Path, line: int, offset: int) -> Evaluation:
+    name = record.get("set")
+    if not isinstance(name, str):
+        raise InputError(f'{path}:{line}: "set" should name the evaluation set; mend or remove the line')
+    step = int(_number(record, "step", path, line)) + offset
+    prompts, samples = record.get("prompts"), record.get("samples")
+    return Evaluation(step, name, _number(record, "accuracy", path, line), prompts, samples)
+
+
+def _selection(path: Path) -> Selection | None:
+    if not path.exists():
+        return None
+    ids: set[str] = set()
+    sources: Counter[str] = Counter()
+    rates: list[float | None] = []
+    for line, record in read_jsonl(path):
+        ids.add(str(record.get("id", line)))
+        sources[str(record.get("source") or "unknown")] += 1
+        rates.append(None if record.get("pass_rate") is None else _number(record, "pass_rate", path, line))
+    return Selection(frozenset(ids), dict(sorted(sources.items())), tuple(rates))
+
+
+def _manifests(folder: Path, root: Path) -> Iterator[Manifest]:
+    """Every manifest below the folder, but those of unfinished or replaced outputs."""
+    for path in sorted(folder.rglob("*" + FOLDER_MANIFEST)):
+        inside = path.relative_to(folder)
+        named = path.name == FOLDER_MANIFEST or path.name.endswith("." + FOLDER_MANIFEST)
+        if named and not any(part.endswith((".part", ".old")) for part in inside.parts):
+            yield _manifest(path, root)
+
+
+def _below_policy(manifest: Manifest, stage: Path, root: Path) -> bool:
+    return (root / manifest.path).relative_to(stage).parts[0] == "policy"
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _manifest(path: Path, root: Path) -> Manifest:
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError:
+        raise InputError(f"{path}: broken manifest; remove it if you trust the data beside it") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: broken manifest (not a JSON object); remove it if you trust the data beside it")
+    inputs = {name: str(_mapping(item).get("path", "")) for name, item in _mapping(content.get("inputs")).items()}
+    outputs = _mapping(content.get("outputs")).values()
+    argv = content.get("argv")
+    return Manifest(
+        path=path.relative_to(root).as_posix(),
+        command=str(content.get("command", "")),
+        argv=tuple(str(word) for word in argv) if isinstance(argv, list) else (),
+        options=_mapping(content.get("options")),
+        inputs=inputs,
+        digests=tuple(str(item["sha256"]) for item in outputs if isinstance(item, dict) and item.get("sha256")),
+        ledger=_mapping(content.get("ledger")),
+        versions={name: str(value) for name, value in _mapping(content.get("versions")).items()},
+    )

@@ -1,0 +1,202 @@
+"""The figures as a table for the terminal, and as one JSON object."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, TextIO
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from cropi_tools.report.comparison import ArmFigures, Comparison, SetFigure
+from cropi_tools.report.costs import Ledger
+from cropi_tools.report.words import (
+    NOTHING,
+    arm_name,
+    count,
+    difference,
+    duration,
+    figure,
+    limits,
+    p_value,
+    percent,
+    speed,
+    speed_range,
+    summary,
+)
+
+
+@dataclass(frozen=True)
+class Section:
+    """One table of the report: the same on the terminal and in the page."""
+
+    title: str
+    headings: list[str]
+    rows: list[list[str]]
+    caption: str
+
+
+def sections(comparison: Comparison) -> list[Section]:
+    """Accuracy at the end, speed to the reference's accuracy, and cost. Columns nobody has a figure for are left out."""
+    found = [_accuracy(comparison), _speed(comparison), _cost(comparison)]
+    return [_without_empty_columns(section) for section in found if section.rows]
+
+
+def _accuracy(comparison: Comparison) -> Section:
+    start = [percent(item.mean) if (item := comparison.start.get(name)) else NOTHING for name in comparison.sets]
+    first = percent(comparison.start_target.mean) if comparison.start_target else NOTHING
+    rows = [["start", "0", "", *start, first, "", ""]]
+    for arm in comparison.arms:
+        at = f" at {arm.difference.step}" if arm.difference and arm.difference.step != arm.step else ""
+        rows.append(
+            [
+                arm_name(arm) + ("*" if arm.unfinished else ""),
+                NOTHING if arm.step is None else str(arm.step),
+                str(len(arm.counted)),
+                *(percent(arm.sets[name].mean) if name in arm.sets else NOTHING for name in comparison.sets),
+                figure(arm.target),
+                difference(arm.difference) + at,
+                p_value(arm.difference.adjusted_p if arm.difference else None),
+            ]
+        )
+    gap = f"vs {comparison.baseline} [95 %]"
+    spreads = any(arm.target and arm.target.spread is not None for arm in comparison.arms)
+    caption = f"mean: over {', '.join(comparison.targets)}; ± is "
+    caption += "the standard deviation over seeds" if spreads else "the least evaluation noise (one seed)"
+    caption += "; * not finished" if any(arm.unfinished for arm in comparison.arms) else ""
+    headings = ["arm", "steps", "seeds", *comparison.sets, "mean", gap, "p (Holm)"]
+    return Section("Accuracy at the end, %", headings, rows, caption)
+
+
+def _speed(comparison: Comparison) -> Section:
+    rows = []
+    for arm in comparison.arms:
+        if arm.speed:
+            ratios = [speed(arm.speed.get(unit)) for unit in ("steps", "seconds", "tokens")]
+            steps = arm.speed["steps"]
+            needed = NOTHING if steps.needed is None else f"{steps.needed:.0f}"
+            rows.append([arm_name(arm), needed, ratios[0], speed_range(steps), *ratios[1:]])
+    headings = ["arm", "steps needed", "steps", "seed by seed", "device time", "tokens"]
+    caption = f"times less than {comparison.reference} needs; time and tokens count selection, below 1 means more"
+    return Section(f"Speed-up to {comparison.reference}'s final mean accuracy", headings, rows, caption)
+
+
+def _cost(comparison: Comparison) -> Section:
+    """Device seconds by what they went into, then tokens by what was done with them."""
+    rows = []
+    for arm in comparison.arms:
+        ledger, total = arm.ledger, arm.ledger.total
+        rows.append(
+            [
+                arm_name(arm),
+                *(duration(cost.seconds) for cost in (ledger.sampling, ledger.scoring, ledger.training)),
+                duration(ledger.evaluation),
+                duration(total.seconds),
+                *(count(value) for value in (total.generated, total.trained, total.scored)),
+            ]
+        )
+    headings = [
+        "arm",
+        "pool, once",
+        "selecting",
+        "training",
+        "(evaluation)",
+        "total",
+        "generated",
+        "trained on",
+        "scored",
+    ]
+    caption = "device time, then tokens, of one seed on average; evaluation is part of training"
+    return Section("Cost of one seed", headings, rows, caption)
+
+
+def _without_empty_columns(section: Section) -> Section:
+    kept = [
+        index for index in range(len(section.headings)) if any(row[index] not in ("", NOTHING) for row in section.rows)
+    ]
+    headings = [section.headings[index] for index in kept]
+    return Section(section.title, headings, [[row[index] for index in kept] for row in section.rows], section.caption)
+
+
+def print_tables(comparison: Comparison, stream: TextIO) -> None:
+    """The summary, the tables and the notes as text; not cut to a width when the stream is no terminal."""
+    console = Console(file=stream, highlight=False, width=None if stream.isatty() else 250)
+    console.print(Text(" ".join(summary(comparison))), soft_wrap=not stream.isatty())
+    for section in sections(comparison):
+        table = Table(title=section.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+        table.pad_edge, table.caption, table.caption_justify = False, section.caption, "left"
+        for index, heading in enumerate(section.headings):
+            table.add_column(Text(heading), justify="right" if index else "left", overflow="fold")
+        for row in section.rows:
+            table.add_row(*(Text(cell) for cell in row))
+        console.print()
+        console.print(table)
+    for note in comparison.notes:
+        console.print(Text(f"* {note}"), soft_wrap=not stream.isatty())
+
+
+def as_json(comparison: Comparison) -> dict[str, Any]:
+    """The same figures as plain values: accuracies 0..1, seconds, tokens; null where there is none."""
+    return {
+        "runs": [str(run.folder) for run in comparison.runs],
+        "sets": list(comparison.sets),
+        "targets": list(comparison.targets),
+        "baseline": comparison.baseline,
+        "reference": comparison.reference,
+        "summary": " ".join(summary(comparison)),
+        "start": {
+            "sets": {name: item.mean for name, item in comparison.start.items()},
+            "mean": comparison.start_target.mean if comparison.start_target else None,
+        },
+        "arms": {arm.label: _arm_json(arm) for arm in comparison.arms},
+        "notes": list(comparison.notes),
+        "limits": limits(comparison),
+    }
+
+
+def _figure_json(value: SetFigure | None) -> dict[str, Any] | None:
+    if value is None:
+        return None
+    return {"mean": value.mean, "spread": value.spread, "error_at_least": value.error, "seeds": value.seeds}
+
+
+def _ledger_json(ledger: Ledger) -> dict[str, Any]:
+    return {**asdict(ledger), "total": {**asdict(ledger.total), "tokens": ledger.total.tokens}}
+
+
+def _arm_json(arm: ArmFigures) -> dict[str, Any]:
+    gap, interval = arm.difference, arm.difference.interval if arm.difference else None
+    return {
+        "step": arm.step,
+        "seeds": [seed.name for seed in arm.counted],
+        "unfinished_seeds": [seed.name for seed in arm.unfinished],
+        "sets": {name: _figure_json(item) for name, item in arm.sets.items()},
+        "target": _figure_json(arm.target),
+        "curve": [[step, value] for step, value in arm.curve],
+        "difference": gap
+        and {
+            "baseline": gap.baseline,
+            "step": gap.step,
+            "mean": gap.mean,
+            "by_seed": dict(gap.by_seed),
+            "interval": [interval.low, interval.high] if interval else None,
+            "p": interval.p if interval else None,
+            "p_holm": gap.adjusted_p,
+        },
+        "speed": {
+            unit: {
+                "needed": item.needed,
+                "ratio": item.ratio,
+                "by_seed": dict(item.by_seed),
+                "threshold": item.threshold,
+            }
+            for unit, item in (arm.speed or {}).items()
+        },
+        "cost": {
+            "charged_for_start": arm.charged,
+            "mean_of_one_seed": _ledger_json(arm.ledger),
+            "by_seed": {name: _ledger_json(ledger) for name, ledger in arm.ledgers.items()},
+        },
+    }

@@ -1,0 +1,25 @@
+"""Verifiers: is this response right?
+
+This room turns a prompt's record and a response into a grade: a reward and what became of the answer (correct, wrong,
+unparsed, timeout, error). It holds the verifiers (mathematics, exact text, reasoning-gym's scorers, and functions of
+the user's own in verl's form), and the pool of worker processes they run in. Responses come from a policy that is
+rewarded for whatever passes, so each is treated as hostile: it may cost its own reward and at most its own time limit,
+never the batch. Nothing here knows of policies, tokens or gradients.
+"""
+
+from __future__ import annotations
+
+from cropi_tools.rewards.check import check_verifier, verifier_fingerprint
+from cropi_tools.rewards.pool import VerifierPool
+from cropi_tools.rewards.verifiers import Grade, Outcome, check_record, grade, summarise
+
+__all__ = [
+    "Grade",
+    "Outcome",
+    "VerifierPool",
+    "check_record",
+    "check_verifier",
+    "grade",
+    "summarise",
+    "verifier_fingerprint",
+]

@@ -1,0 +1,125 @@
+"""The process that a verifier runs in, started by the pool as `python -m cropi_tools.rewards.worker`.
+
+It reads slices of work as JSON lines on standard input and answers each item with a JSON line on what was standard
+output; both descriptors are taken away from the verifiers first, so that a verifier that prints writes to standard
+error. Ctrl-C is the parent's to handle. The worker must not outlive the parent: a thread kills it at the end of input
+or when the parent is gone, and a kernel timer, which needs no interpreter, when compiled code holds the interpreter for
+longer than an answer is allowed.
+
+In:  {"load": [verifier, ...], "items": [[index, verifier, record, response], ...]}
+Out: {"ready": true} once the verifiers are imported; [index, reward, outcome] for each item, in order; in place of
+     either {"mistake": text, "usage": bool} for what the user can mend, {"defect": traceback} for what only we can.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import select
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from queue import SimpleQueue
+from typing import Any, BinaryIO
+
+from cropi_tools.data.errors import CropiError, UsageError
+from cropi_tools.rewards import verifiers
+
+GRACE = 5.0
+"""Seconds after an answer's time limit at which the kernel ends a worker that its parent did not."""
+
+EXTRA_MEMORY = 2 * 2**30
+"""Bytes of address space that a built-in verifier may add while it grades: a power tower asks for all there is."""
+
+PARENT_CHECK = 2.0
+"""Seconds between two looks at whether the parent still lives; the end of input normally tells sooner."""
+
+
+def main() -> None:
+    """Serve until the parent closes our input. `sys.argv[1]` is the time limit of an answer in seconds."""
+    seconds = float(sys.argv[1])
+    requests = os.dup(0)
+    replies = os.fdopen(os.dup(1), "wb", buffering=0)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.dup2(2, 1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    slices: SimpleQueue[dict[str, Any]] = SimpleQueue()
+    threading.Thread(target=_read_slices, args=(requests, slices), daemon=True).start()
+    while True:
+        _serve(slices.get(), seconds, replies)
+
+
+def _serve(work: dict[str, Any], seconds: float, replies: BinaryIO) -> None:
+    """Load the verifiers of a slice, then grade it; the first mistake ends the slice, since the parent stops there."""
+    try:
+        for name in work["load"]:
+            verifiers.load(name)
+        _reply(replies, {"ready": True})
+        for index, name, record, response in work["items"]:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.setitimer(signal.ITIMER_REAL, seconds + GRACE)
+            if name in verifiers.BUILT_IN:
+                with _bounded_memory():
+                    grade = verifiers.load(name)(record, response)
+            else:
+                grade = verifiers.load(name)(record, response)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            _reply(replies, [index, *grade])
+    except CropiError as error:
+        _reply(replies, {"mistake": str(error), "usage": isinstance(error, UsageError)})
+    except Exception:
+        _reply(replies, {"defect": traceback.format_exc()})
+
+
+def _reply(replies: BinaryIO, message: Any) -> None:
+    replies.write(json.dumps(message).encode() + b"\n")
+
+
+def _read_slices(descriptor: int, slices: SimpleQueue[dict[str, Any]]) -> None:
+    """Keep reading, so that the parent never blocks on writing; end the process when there will be no more to read."""
+    parent = os.getppid()
+    unread = bytearray()
+    while os.getppid() == parent:
+        if not select.select([descriptor], [], [], PARENT_CHECK)[0]:
+            continue
+        chunk = os.read(descriptor, 1 << 20)
+        if not chunk:
+            break
+        unread += chunk
+        if b"\n" in chunk:
+            *lines, rest = unread.split(b"\n")
+            unread = bytearray(rest)
+            for line in lines:
+                slices.put(json.loads(line))
+    if os.getpgrp() == os.getpid():  # the pool gives each worker a group of its own: take along what a verifier started
+        os.killpg(0, signal.SIGKILL)
+    os._exit(0)
+
+
+@contextmanager
+def _bounded_memory() -> Iterator[None]:
+    """Limit the address space to what is in use plus EXTRA_MEMORY (on Linux; elsewhere the time limit must do)."""
+    try:
+        with open("/proc/self/statm", "rb") as statm:
+            used = int(statm.read().split()[0]) * resource.getpagesize()
+    except FileNotFoundError:
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = used + EXTRA_MEMORY
+    if resource.RLIM_INFINITY != soft < limit:
+        limit = soft
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+if __name__ == "__main__":
+    main()

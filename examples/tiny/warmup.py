@@ -1,0 +1,244 @@
+"""Make the tiny test bed's starting policy: a small Qwen2 trained from scratch on short tasks, with typical mistakes mixed in.
+
+    python examples/tiny/warmup.py warmup.jsonl -o START
+
+First supervised steps on prompts with their answers, then fewer steps in which half of the answers are the task's typical
+mistake. A policy that has learned plausible mistakes is what reinforcement learning can improve within minutes: without the
+second part, 80 steps of GRPO gain about 4 points, too little to compare ways of selecting prompts. Whoever shows results of this
+test bed should say so.
+
+The result is a Hugging Face folder with a tokenizer of single bytes and no chat template. The same line with the same
+number of threads gives the same weights. Killed, it starts again from the beginning (it takes about two minutes).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from cropi_tools import runtime
+from cropi_tools.data.errors import CropiError, InputError
+from cropi_tools.data.jsonl import read_jsonl
+from cropi_tools.data.manifest import Fingerprint, file_input
+from cropi_tools.data.output import Output
+
+PAD, END = "<|endoftext|>", "<|im_end|>"
+CONTEXT = 64  # tokens of prompt and response together
+BATCH = 256
+WARMING_STEPS = 50  # the learning rate rises linearly over these
+
+
+class Examples(NamedTuple):
+    """Right-padded token ids (rows, length), and for each row where its answer starts and where its end token stands."""
+
+    tokens: np.ndarray
+    answer_start: np.ndarray
+    end: np.ndarray
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte: every text can be written and read back.
+
+    Bytes rather than a list of characters, because transformers opens the tokenizer of any Qwen2 model as a byte-level one.
+    """
+    vocabulary = {letter: index for index, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    bytewise = Tokenizer(models.BPE(vocabulary, merges=[]))
+    bytewise.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    bytewise.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bytewise,
+        pad_token=PAD,
+        eos_token=END,
+        model_max_length=CONTEXT,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
+    """A Qwen2 of about 0.6 million parameters."""
+    return Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=128,
+            intermediate_size=384,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=CONTEXT,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def typical_mistake(source: str, prompt: str, answer: str, chance: random.Random) -> str:
+    """A wrong answer of the kind the task invites: a slip of one, a forgotten carry, the operand itself.
+
+    `prompt` has the form of families.jsonl: a letter, the operands, `=`. InputError: a source without known mistakes.
+    """
+    body = prompt[1:-1]
+    match source:
+        case "sum":
+            return str(int(answer) + chance.choice([-10, -1, 1, 10]))
+        case "product":
+            return str(int(answer) + chance.choice([-1, 1]) * max(1, int(body.split("*")[0])))
+        case "gcd":
+            first, second = map(int, body.split(","))
+            return str(chance.choice([min(first, second), abs(first - second), 1 if answer != "1" else 2]))
+        case "lcm":
+            first, second = map(int, body.split(","))
+            return str(first * second if str(first * second) != answer else max(first, second))
+        case "reverse":
+            if chance.random() < 0.5:
+                return body
+            place = chance.randrange(len(answer) - 1)
+            return answer[:place] + answer[place + 1] + answer[place] + answer[place + 2 :]
+        case "sequence":
+            return chance.choice([body.split(",")[-2], str(int(answer) + chance.choice([-1, 1]))])
+        case "equation":
+            return str(int(answer) + chance.choice([-1, 1, 2]))
+        case "bits" | "binary":
+            return str(int(answer) + chance.choice([-1, 1]))
+        case "base":
+            return chance.choice([body.split(":")[1], answer[::-1]])
+    raise InputError(
+        f"source {source!r}: no typical mistake is known; add one to typical_mistake in {Path(__file__).name}"
+    )
+
+
+def read_pairs(path: str) -> list[tuple[str, str, str]]:
+    """(source, prompt, answer) of every record. InputError: a record too long for the policy."""
+    found = []
+    for number, record in read_jsonl(path):
+        prompt, answer = record["prompt"], record["answer"]
+        if len((prompt + answer).encode()) >= CONTEXT:
+            raise InputError(f"{path}:{number}: longer than {CONTEXT} bytes; shape the prompt with a template")
+        found.append((record["source"], prompt, answer))
+    if not found:
+        raise InputError(f"{path}: holds no records")
+    return found
+
+
+def encode(pairs: list[tuple[str, str]], tokenizer: PreTrainedTokenizerFast) -> Examples:
+    """Prompt, answer and end token of every pair as one row."""
+    prompts = tokenizer([prompt for prompt, _ in pairs])["input_ids"]
+    answers = tokenizer([answer for _, answer in pairs])["input_ids"]
+    rows = [prompt + answer + [tokenizer.eos_token_id] for prompt, answer in zip(prompts, answers, strict=True)]
+    tokens = np.full((len(rows), max(map(len, rows))), tokenizer.pad_token_id, np.int64)
+    for index, row in enumerate(rows):
+        tokens[index, : len(row)] = row
+    return Examples(tokens, np.array([len(row) for row in prompts]), np.array([len(row) - 1 for row in rows]))
+
+
+def batches(examples: Examples, chance: np.random.Generator) -> Iterator[np.ndarray]:
+    """Row numbers of one batch after another, each epoch in a new order, for ever."""
+    count = len(examples.end)
+    order = np.empty(0, np.int64)
+    while True:
+        while len(order) < BATCH:
+            order = np.concatenate([order, chance.permutation(count)])
+        yield order[:BATCH]
+        order = order[BATCH:]
+
+
+def answer_loss(model: Qwen2ForCausalLM, examples: Examples, rows: np.ndarray) -> torch.Tensor:
+    """Summed cross-entropy of the answers and end tokens of these rows."""
+    length = int(examples.end[rows].max()) + 1
+    tokens = torch.from_numpy(examples.tokens[rows, :length])
+    position = np.arange(1, length)
+    wanted = (position >= examples.answer_start[rows, None]) & (position <= examples.end[rows, None])
+    mask = torch.from_numpy(wanted)
+    # padding stands to the right of every answer, where causal attention never looks: no attention mask is needed
+    hidden = model.model(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state
+    logits = model.lm_head(hidden[mask])
+    return torch.nn.functional.cross_entropy(logits, tokens[:, 1:][mask], reduction="sum")
+
+
+def train(model: Qwen2ForCausalLM, phases: list[tuple[Examples, int, float]], seed: int) -> None:
+    """Train through the phases: (examples, steps, learning rate)."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, betas=(0.9, 0.99), weight_decay=0.01)
+    model.train()
+    done, total = 0, sum(steps for _, steps, _ in phases)
+    chance = np.random.default_rng(seed)
+    with runtime.progress("warm-up", total) as shown:
+        for examples, steps, learning_rate in phases:
+            for _, rows in zip(range(steps), batches(examples, chance), strict=False):
+                runtime.stop_if_requested()
+                done += 1
+                optimizer.param_groups[0]["lr"] = learning_rate * min(1.0, done / WARMING_STEPS)
+                rows = rows[np.argsort(examples.end[rows], kind="stable")]
+                targets = float((examples.end[rows] - examples.answer_start[rows] + 1).sum())
+                loss = 0.0
+                for part in np.split(rows, 2):  # the shorter half needs no padding to the longest row
+                    part_loss = answer_loss(model, examples, part) / targets
+                    part_loss.backward()
+                    loss += part_loss.item()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                if not math.isfinite(loss):
+                    raise CropiError(f"the loss is {loss} after {done} steps")
+                shown.advance(note=f"loss {loss:.3f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train the tiny test bed's starting policy from scratch.")
+    parser.add_argument("prompts", metavar="PROMPTS", help="prompts with answers, by the recipe families.jsonl")
+    parser.add_argument("-o", "--output", metavar="FOLDER", required=True, help="the policy folder to write")
+    parser.add_argument("--steps", type=int, default=900, help="steps on right answers (default 900)")
+    parser.add_argument("--mistake-steps", type=int, default=200, help="then steps with half mistakes (default 200)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights, order and mistakes (default 0)")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads; they decide the last bits (default 2)")
+    parser.add_argument("--force", action="store_true", help="replace a policy made by other options")
+    given = parser.parse_args()
+
+    torch.set_num_threads(given.threads)
+    torch.manual_seed(given.seed)
+    options = {name: getattr(given, name) for name in ("steps", "mistake_steps", "seed", "threads")}
+    inputs = {"prompts": file_input(given.prompts)}
+    output = Output(given.output, Fingerprint.of("warmup", options, inputs), inputs, folder=True, force=given.force)
+    if not output.open():
+        runtime.notify(f"{given.output}: up to date")
+        return
+
+    tokenizer, chance = make_tokenizer(), random.Random(given.seed)
+    model = make_model(tokenizer)
+    pairs = read_pairs(given.prompts)
+    right = [(prompt, answer) for _, prompt, answer in pairs]
+    wrong = [(prompt, typical_mistake(source, prompt, answer, chance)) for source, prompt, answer in pairs]
+    phases = [
+        (encode(right, tokenizer), given.steps, 2e-3),
+        (encode(right + wrong, tokenizer), given.mistake_steps, 1e-3),
+    ]
+    train(model, phases, given.seed)
+
+    model.eval()
+    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    model.save_pretrained(output.part)
+    tokenizer.save_pretrained(output.part)
+    output.finish(rows=len(pairs), ledger={"device": "cpu", "steps": given.steps + given.mistake_steps})
+    runtime.notify(f"{given.output}: {model.num_parameters():,} parameters, {output.seconds():.0f} s")
+
+
+if __name__ == "__main__":
+    runtime.install_signal_handlers()
+    try:
+        with contextlib.suppress(BrokenPipeError):
+            main()
+    except CropiError as error:
+        print(f"warmup.py: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

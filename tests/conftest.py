@@ -1,0 +1,44 @@
+"""Fixtures shared by all tests: a tiny policy on disk, prompts, and a way to run the commands as a shell does."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="session")
+def policy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Qwen2 policy with tied embeddings."""
+    import tiny_policy
+
+    return tiny_policy.save(tmp_path_factory.mktemp("policies") / "P0")
+
+
+def write_jsonl(path: Path, records: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a command line in the test's folder; fails the test unless the exit code is `code`."""
+
+    def call(*words: object, code: int = 0, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+        program = Path(sys.executable).parent / str(words[0])
+        done = subprocess.run(
+            [str(program), *map(str, words[1:])], cwd=tmp_path, input=stdin, capture_output=True, text=True, timeout=240
+        )
+        assert done.returncode == code, f"{words}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    return call

@@ -1,0 +1,250 @@
+"""Sources of prompts: reproducible, typed, shaped, kept apart, and readable in the forms of others."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cropi_tools.data.errors import InputError, UsageError
+from cropi_tools.data.families import plain, shape
+from cropi_tools.data.sources import (
+    Exclusion,
+    jsonl_prompts,
+    normalise_question,
+    questions,
+    reasoning_gym_prompts,
+    recipe_prompts,
+    to_verl,
+)
+
+
+def write(path: Path, *rows: Any) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_family_gives_the_items_of_reasoning_gym_itself() -> None:
+    import reasoning_gym
+
+    ours = list(reasoning_gym_prompts("gcd", 5, 2, {"max_value": "50"}, source="divisors"))
+    theirs = reasoning_gym.create_dataset("gcd", size=5, seed=2 * 1_000_003, max_value=50)
+    assert [record["id"] for record in ours] == [f"divisors-2-{index}" for index in range(5)]
+    for record, entry in zip(ours, theirs, strict=True):
+        assert (record["prompt"], record["answer"]) == (entry["question"], entry["answer"])
+        assert record["source"] == "divisors"
+        assert record["verifier"] == "reasoning-gym"
+        kept = json.loads(json.dumps(record))["extra"]["reasoning_gym"]
+        assert kept["dataset"] == "gcd" and theirs.score_answer(entry["answer"], kept["entry"]) == 1.0
+
+
+def test_the_same_seed_gives_the_same_records_and_the_next_seed_other_ones() -> None:
+    first, again, other = (list(reasoning_gym_prompts("chain_sum", 30, seed)) for seed in (1, 1, 2))
+    assert first == again
+    assert not {record["prompt"] for record in first} & {record["prompt"] for record in other}
+
+
+def test_settings_get_the_types_of_the_configuration() -> None:
+    given = {"min_terms": "2", "max_terms": "3", "operators": "+,-", "operators_weights": "0.5,0.5"}
+    for settings in (given, {"min_terms": 2, "max_terms": 3, "operators": ["+", "-"], "operators_weights": [0.5, 0.5]}):
+        (record,) = reasoning_gym_prompts("simple_equations", 1, 3, settings)
+        difficulty = record["extra"]["reasoning_gym"]["entry"]["metadata"]["difficulty"]
+        assert (difficulty["min_terms"], difficulty["max_terms"], difficulty["operators_weights"]) == (2, 3, [0.5, 0.5])
+    for text, negative in (("true", True), ("no", False)):
+        records = reasoning_gym_prompts("chain_sum", 40, 1, {"allow_negation": text}, template="{expression}")
+        assert any(record["prompt"].startswith("-") for record in records) == negative
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "said"),
+    [
+        ("chain_sums", {}, "did you mean chain_sum"),
+        ("gcd", {"max_valu": "3"}, "did you mean max_value"),
+        ("gcd", {"max_value": "three"}, "max_value=three is not a whole number"),
+        ("chain_sum", {"allow_negation": "perhaps"}, "true or false"),
+        ("gcd", {"seed": "3"}, "give it as --seed"),
+        ("gcd", {"min_value": "9", "max_value": "3"}, "refuses these settings of gcd: max_value"),
+        ("rearc", {}, "cannot be scored from a file"),
+    ],
+)
+def test_what_a_family_does_not_take_is_named(family: str, settings: dict[str, str], said: str) -> None:
+    with pytest.raises(UsageError, match=said) as raised:
+        next(reasoning_gym_prompts(family, 1, 1, settings))
+    assert "\n" not in str(raised.value)
+
+
+def test_templates_shape_question_and_answer() -> None:
+    shaped = list(reasoning_gym_prompts("chain_sum", 4, 1, {}, "S{expression:nospace}=", "{answer:nospace,lower}"))
+    unshaped = list(reasoning_gym_prompts("chain_sum", 4, 1))
+    for short, long in zip(shaped, unshaped, strict=True):
+        entry = long["extra"]["reasoning_gym"]["entry"]
+        assert short["prompt"] == "S" + entry["metadata"]["expression"].replace(" ", "") + "="
+        assert short["answer"] == entry["answer"]
+        assert short["verifier"] == "exact" and short["extra"] == {"reasoning_gym": {"dataset": "chain_sum"}}
+
+
+def test_template_language() -> None:
+    fields = {"question": "What  Is 2?", "numbers": (48, 36), "word": "Sun"}
+    assert shape("G{numbers}=", fields) == "G48,36="
+    assert shape("{question:nospace,lower}|{word:upper}{{}}", fields) == "whatis2?|SUN{}"
+    for template, said in (
+        ("{nubmers}", "no field 'nubmers'; there are numbers, question, word"),
+        ("{}", "no field '0'"),
+        ("{word:tiny}", "no conversion 'tiny'; there are nospace"),
+        ("{word!r}", "'!r' is not supported"),
+        ("{word", "expected '}'"),
+    ):
+        with pytest.raises(UsageError, match=said.replace("{", "[{]")):
+            shape(template, fields)
+
+
+def test_the_normalised_question() -> None:
+    assert normalise_question("  What\n is \uff12? ") == normalise_question("what IS 2?") == "what is 2?"
+    messages = [{"role": "system", "content": "Be  brief."}, {"role": "user", "content": "Go"}]
+    assert normalise_question(messages) == "be brief. go"
+
+
+def test_exclusion_keeps_questions_apart_and_counts() -> None:
+    records = [{"prompt": prompt} for prompt in ("a", "B", "b ", "c", "a", "d")]
+    exclusion = Exclusion({"a", "d"})
+    assert [record["prompt"] for record in exclusion.filter(records)] == ["B", "c"]
+    assert (exclusion.kept, exclusion.excluded, exclusion.duplicates) == (2, 3, 1)
+
+
+def test_further_items_replace_excluded_ones_until_the_family_runs_out(tmp_path: Path) -> None:
+    small = {"min_value": "1", "max_value": "6"}  # 36 questions
+    first = list(reasoning_gym_prompts("gcd", 12, 1, small))
+    seen = write(tmp_path / "seen.jsonl", *first)
+    exclusion = Exclusion(questions(seen))
+    second = list(reasoning_gym_prompts("gcd", 12, 2, small, exclusion=exclusion))
+    assert len({record["prompt"] for record in first + second}) == 24
+    assert exclusion.kept == 12 and exclusion.excluded + exclusion.duplicates > 0
+    assert len({record["id"] for record in second}) == 12
+    assert 30 <= len(list(reasoning_gym_prompts("gcd", 50, 3, small))) <= 36
+
+
+def test_recipe_lines_share_one_exclusion(tmp_path: Path) -> None:
+    level = {"family": "gcd", "source": "gcd", "template": "G{numbers}=", "answer_template": "{answer}"}
+    recipe = write(
+        tmp_path / "families.jsonl",
+        {**level, "name": "gcd-9", "set": {"min_value": 1, "max_value": 9}, "size": 8},
+        {**level, "name": "gcd-99", "set": {"min_value": 1, "max_value": 99}, "size": 5},
+        {"family": "lcm", "size": 2},
+    )
+    records = list(recipe_prompts(recipe, 4))
+    assert [record["source"] for record in records] == ["gcd"] * 13 + ["lcm"] * 2
+    assert records[0]["id"].startswith("gcd-9-4-") and len({record["prompt"] for record in records}) == 15
+    assert list(recipe_prompts(recipe, 4, only=["gcd"])) == records[:13]
+    names = [record["id"].rsplit("-", 1)[0] for record in recipe_prompts(recipe, 4, size=1)]
+    assert names == ["gcd-9-4", "gcd-99-4", "lcm-4"]
+    with pytest.raises(UsageError, match="no source 'gdc'; did you mean gcd"):
+        list(recipe_prompts(recipe, 4, only=["gdc"]))
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ({"famly": "gcd"}, "unknown key 'famly'; did you mean family"),
+        ({"source": "gcd"}, "no 'family'"),
+        ({"family": "gcd", "size": 0}, "'size' must be"),
+        ({"family": "gcd", "size": 1, "template": 3}, "'template' must be a text"),
+        ({"family": "gcd"}, "no 'size'"),
+        ({"family": "lcm", "size": 1}, "the name 'lcm' stands on line 1 too"),
+        ({"family": "gcd", "size": 1, "set": {"low": 1}}, "gcd has no setting 'low'"),
+    ],
+)
+def test_a_faulty_recipe_names_the_line(tmp_path: Path, line: dict[str, Any], said: str) -> None:
+    recipe = write(tmp_path / "r.jsonl", {"family": "lcm", "size": 1}, line)
+    with pytest.raises(InputError, match=f"r.jsonl:2: {said}"):
+        list(recipe_prompts(recipe, 1))
+
+
+def test_our_own_and_the_authors_rows(tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "two?"}]
+    rows = [
+        {"id": "a", "prompt": "one?", "answer": "1", "source": "s", "verifier": "exact", "extra": {"k": [1]}},
+        {"id": 7, "prompt": messages, "answer": 2, "responses": ["2"], "rewards": [1.0]},
+        {"prompt": "three?", "answer": "3"},
+    ]
+    path = tmp_path / "my.data.jsonl.gz"
+    with gzip.open(path, "wt") as stream:
+        stream.writelines(json.dumps(row) + "\n" for row in rows)
+    assert list(jsonl_prompts(path)) == [
+        rows[0],
+        {"id": "my-7", "prompt": messages, "answer": "2", "source": "my"},
+        {"id": "my-2", "prompt": "three?", "answer": "3", "source": "my"},
+    ]
+    assert {record["source"] for record in jsonl_prompts(path, source="other")} == {"other"}
+
+
+def test_verl_rows_make_the_round_trip_through_parquet(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    records = [
+        *reasoning_gym_prompts("gcd", 2, 1),
+        *reasoning_gym_prompts("simple_equations", 2, 1),
+        {"id": "x", "prompt": [{"role": "user", "content": "one?"}], "answer": "1", "source": "s"},
+    ]
+    path = tmp_path / "train.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist([to_verl(record) for record in records]), path)
+    for record, back in zip(records, jsonl_prompts(path), strict=True):
+        assert normalise_question(back.pop("prompt")) == normalise_question(record["prompt"])
+        assert back == {key: value for key, value in record.items() if key != "prompt"}
+    assert set(questions(path)) == {normalise_question(record["prompt"]) for record in records}
+
+
+def test_a_plain_verl_row(tmp_path: Path) -> None:
+    row = {
+        "data_source": "openai/gsm8k",
+        "prompt": [{"role": "user", "content": "How many?"}],
+        "ability": "math",
+        "reward_model": {"style": "rule", "ground_truth": "72"},
+        "extra_info": {"split": "train", "index": 3},
+    }
+    assert list(jsonl_prompts(write(tmp_path / "gsm.jsonl", row))) == [
+        {"id": "gsm-3", "prompt": row["prompt"], "answer": "72", "source": "openai/gsm8k", "extra": {"split": "train"}}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"answer": "1"}, "no 'prompt'"),
+        ({"prompt": "a"}, "no 'answer'"),
+        ({"prompt": " ", "answer": "1"}, "'prompt' must be"),
+        ({"prompt": [{"content": "no role"}], "answer": "1"}, "'prompt' must be"),
+        ({"prompt": "a", "answer": True}, "'answer' must be a text or a number, found bool"),
+        ({"prompt": "a", "data_source": "s"}, "no 'reward_model'"),
+        ({"prompt": "a", "reward_model": {}}, "no 'reward_model.ground_truth'"),
+    ],
+)
+def test_a_faulty_row_is_named(tmp_path: Path, row: dict[str, Any], said: str) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    good = {"prompt": "a", "answer": "1", "reward_model": {"ground_truth": "1"}}
+    with pytest.raises(InputError, match=f"p.jsonl:2: {said}"):
+        list(jsonl_prompts(write(tmp_path / "p.jsonl", good, row)))
+    if row.get("reward_model") != {}:
+        parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "p.parquet")
+        with pytest.raises(InputError, match=f"p.parquet: row 1: {said}"):
+            list(jsonl_prompts(tmp_path / "p.parquet"))
+
+
+def test_a_broken_parquet_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "p.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(InputError, match="not a readable parquet file"):
+        list(jsonl_prompts(tmp_path / "p.parquet"))
+
+
+def test_plain_is_what_json_gives_back() -> None:
+    import datetime
+
+    import numpy
+
+    value = {1: (2, {"b", "a"}), "when": datetime.date(2026, 1, 2), "n": numpy.arange(2), "x": None, "y": 0.5}
+    assert plain(value) == {"1": [2, ["a", "b"]], "when": "2026-01-02", "n": [0, 1], "x": None, "y": 0.5}

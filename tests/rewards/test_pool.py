@@ -1,0 +1,259 @@
+"""The pool of verifier processes: order, hangs, crashes, mistakes, and that no worker outlives its parent."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cropi_tools.data.errors import InputError, UsageError
+from cropi_tools.rewards import Grade, VerifierPool, grade
+
+# One function that does what the response says.
+OBEDIENT = """
+import os, re, sys, time, threading
+
+def score(data_source, solution_str, ground_truth, extra_info):
+    if solution_str == "hang":
+        while True:
+            pass
+    if solution_str == "hang-in-c":
+        re.match("(a+)+$", "a" * 64 + "b")
+    if solution_str == "exit":
+        os._exit(7)
+    if solution_str == "segfault":
+        os.kill(os.getpid(), 11)
+    if solution_str == "raise":
+        raise ZeroDivisionError("on purpose")
+    if solution_str == "die-later":
+        threading.Timer(0.05, os._exit, (1,)).start()
+    if solution_str == "print":
+        print("[0, 1.0, 'correct']", flush=True)
+        sys.stdin.read()
+    if solution_str == "torch":
+        return float("torch" in sys.modules)
+    return float(solution_str == ground_truth)
+"""
+
+
+@pytest.fixture
+def obedient(tmp_path: Path) -> str:
+    path = tmp_path / "obedient.py"
+    path.write_text(OBEDIENT)
+    return f"{path}:score"
+
+
+def items(*responses: str) -> list[tuple[dict[str, Any], str]]:
+    return [({"id": f"p{i}", "answer": "12"}, response) for i, response in enumerate(responses)]
+
+
+def test_hangs_and_crashes_cost_their_own_answers_only(obedient: str) -> None:
+    responses = ["12", "hang", "12", "exit", "13", "segfault", "12", "hang-in-c", "12", "print", "torch"]
+    names = {"hang": "timeout", "hang-in-c": "timeout", "exit": "error", "segfault": "error", "12": "correct"}
+    expected = [Grade(float(response == "12"), names.get(response, "wrong")) for response in responses]
+    for workers in (1, 2):
+        with VerifierPool(obedient, workers=workers, seconds=0.7) as pool:
+            assert pool.grade_many(items(*responses)) == expected
+            assert pool.grade_many(items("12", "13")) == [Grade(1.0, "correct"), Grade(0.0, "wrong")]
+
+
+def test_a_hang_inside_a_long_slice(obedient: str) -> None:
+    responses = ["12"] * 150
+    responses[70] = "hang"
+    with VerifierPool(obedient, workers=1, seconds=0.5) as pool:
+        outcomes = [one.outcome for one in pool.grade_many(items(*responses))]
+    assert outcomes == ["correct"] * 70 + ["timeout"] + ["correct"] * 79
+
+
+def test_a_worker_that_dies_between_batches_is_replaced(obedient: str) -> None:
+    with VerifierPool(obedient, workers=1) as pool:
+        assert pool.grade_many(items("12"))[0].outcome == "correct"
+        os.kill(pool.worker_pids[0], signal.SIGKILL)
+        time.sleep(0.1)
+        assert pool.grade_many(items("12"))[0].outcome == "correct"
+
+
+def test_an_innocent_answer_is_not_blamed_for_a_late_death(obedient: str) -> None:
+    with VerifierPool(obedient, workers=1) as pool:
+        outcomes = [one.outcome for one in pool.grade_many(items("die-later", *["12"] * 3000))]
+    assert outcomes == ["wrong"] + ["correct"] * 3000
+
+
+def test_a_mistake_of_the_user_stops_the_batch_and_leaves_the_pool_usable(obedient: str) -> None:
+    with VerifierPool(obedient, workers=2) as pool:
+        with pytest.raises(InputError, match=r"obedient\.py:score, prompt 'p2': ZeroDivisionError: on purpose"):
+            pool.grade_many(items("12", "12", "raise", "12"))
+        assert not pool.worker_pids
+        assert pool.grade_many(items("12")) == [Grade(1.0, "correct")]
+
+
+def test_mistakes_that_need_no_grading(tmp_path: Path) -> None:
+    with VerifierPool("no-such") as pool, pytest.raises(UsageError, match="no verifier 'no-such'"):
+        pool.grade_many(items("12"))
+    with VerifierPool(f"{tmp_path}/absent.py:score") as pool, pytest.raises(InputError, match="no file"):
+        pool.grade_many(items("12"))
+    with pytest.raises(UsageError):
+        VerifierPool(workers=0)
+
+
+def test_exact_and_plain_numbers_start_no_worker() -> None:
+    with VerifierPool("exact") as pool:
+        assert [one.outcome for one in pool.grade_many(items("12", " 12 ", "13"))] == ["correct", "correct", "wrong"]
+        assert pool.grade_many([({"id": "p", "answer": "1200", "verifier": "maths"}, r"\boxed{1,200}")])[0].reward == 1
+        assert pool.grade_many([]) == []
+        assert not pool.worker_pids
+
+
+def test_records_with_verifiers_of_their_own_mix(obedient: str) -> None:
+    mixed = [
+        ({"id": "a", "answer": "x+1"}, r"\boxed{1+x}"),
+        ({"id": "b", "answer": "x", "verifier": obedient}, "x"),
+        ({"id": "c", "answer": "x", "verifier": "exact"}, "y"),
+        ({"id": "d", "answer": "[1,2]"}, r"\boxed{(1,2)}"),
+    ]
+    with VerifierPool("maths", workers=1) as pool:
+        assert [one.outcome for one in pool.grade_many(mixed)] == ["correct", "correct", "wrong", "wrong"]
+
+
+def test_grades_are_those_of_the_unprotected_verifier_for_any_number_of_workers() -> None:
+    fixture = Path(__file__).parents[1] / "fixtures" / "math.jsonl"
+    rows = [json.loads(line) for line in fixture.read_text().splitlines()]
+    work = [(row, rf"\boxed{{{other['answer']}}}") for row in rows for other in (row, rows[5], rows[8])]
+    expected = [grade(row, response) for row, response in work]
+    for workers in (1, 3):
+        with VerifierPool(workers=workers) as pool:
+            assert pool.grade_many(work) == expected
+
+
+HOSTILE = [
+    "9^{9^{9^9}}",
+    "(10^{10^{10}})!",
+    r"\binom{10^9}{10^8}",
+    r"\sum_{k=1}^{10^{12}} \frac{1}{k^3+1}",
+    r"\int_0^1 x^{x^{x^x}} \sin(e^{x^2}) dx",
+    r"\frac{1}{" * 30 + "2" + "}" * 30,
+    r"\sqrt{" * 38 + "2" + "}" * 38,
+    "(" * 300 + "1" + ")" * 300,
+    "x^" * 300 + "x",
+    "\0\0{1}",
+    "\ud800",
+    r"\begin{pmatrix} 1 & 2 \\ 3",
+    r"__import__('os').system('echo hacked')",
+]
+
+
+def test_hostile_answers_neither_hang_nor_crash(capfd: pytest.CaptureFixture[str]) -> None:
+    work = [({"id": str(i), "answer": "x+1"}, rf"\boxed{{{answer}}}") for i, answer in enumerate(HOSTILE)]
+    work.append(({"id": "good", "answer": "x+1"}, r"\boxed{1+x}"))
+    started = time.monotonic()
+    with VerifierPool(workers=2, seconds=1) as pool:
+        grades = pool.grade_many(work)
+    assert time.monotonic() - started < 14
+    assert grades[-1] == Grade(1.0, "correct")
+    assert all(one.reward == 0.0 and one.outcome != "correct" for one in grades[:-1])
+    assert "hacked" not in "".join(capfd.readouterr()).splitlines()
+
+
+def test_fuzz() -> None:
+    pieces = [
+        "\\frac",
+        "{",
+        "}",
+        "^",
+        "_",
+        "(",
+        ")",
+        "[",
+        "\\sqrt",
+        "\\text{",
+        "\\left",
+        "\\cup",
+        "1",
+        "9",
+        "x",
+        ",",
+        "=",
+        "<",
+    ]
+    pieces += [
+        "\\begin{pmatrix}",
+        "\\end{pmatrix}",
+        "\\\\",
+        "&",
+        "%",
+        "\\pi",
+        "\\infty",
+        "!",
+        "\\int",
+        "\\sum",
+        "\0",
+        " or ",
+    ]
+    with VerifierPool(workers=1, seconds=2) as pool:
+
+        @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+        @given(st.lists(st.lists(st.sampled_from(pieces), max_size=12).map("".join), min_size=4, max_size=4))
+        def check(answers: list[str]) -> None:
+            grades = pool.grade_many([({"id": "p", "answer": "x+1"}, f"\\boxed{{{answer}}}") for answer in answers])
+            assert [
+                one.outcome for one in grades if one.outcome not in ("wrong", "unparsed", "correct", "timeout")
+            ] == []
+
+        check()
+
+
+PARENT = """
+import sys, threading, time
+from cropi_tools.rewards import VerifierPool
+pool = VerifierPool(sys.argv[1], workers=2, seconds=1)
+pool.grade_many([({"id": "p", "answer": "12"}, "12")] * 64)
+response = sys.argv[2]
+threading.Thread(target=pool.grade_many, args=([({"id": "p", "answer": "12"}, response)] * 2,), daemon=True).start()
+time.sleep(0.3)
+print(*pool.worker_pids, flush=True)
+time.sleep(60)
+"""
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process exists and is no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+@pytest.mark.parametrize(("response", "within"), [("12", 1.0), ("hang", 3.0), ("hang-in-c", 8.0)])
+def test_workers_die_with_a_killed_parent(obedient: str, response: str, within: float) -> None:
+    command = [sys.executable, "-c", PARENT, obedient, response]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pids = [int(word) for word in parent.stdout.readline().split()]
+        assert len(pids) == 2
+        assert all(is_running(pid) for pid in pids)
+        parent.kill()
+    deadline = time.monotonic() + within
+    while any(is_running(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(is_running(pid) for pid in pids)
+
+
+def test_ctrl_c_reaches_the_parent_only(obedient: str) -> None:
+    with VerifierPool(obedient, workers=1) as pool:
+        pool.grade_many(items("12"))
+        (pid,) = pool.worker_pids
+        os.kill(pid, signal.SIGINT)
+        assert os.getpgid(pid) != os.getpgid(0)
+        assert pool.grade_many(items("12"))[0].outcome == "correct"
+        assert pool.worker_pids == [pid]
+    assert not is_running(pid)

@@ -1,0 +1,159 @@
+"""The verifiers but for mathematics, their names and their fingerprints."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import reasoning_gym
+
+from cropi_tools.data.errors import InputError, UsageError
+from cropi_tools.rewards import Grade, check_record, check_verifier, grade, summarise, verifier_fingerprint
+
+
+@pytest.fixture
+def verifier(tmp_path: Path) -> Any:
+    """Write a file with a function `score` of the given body and return the verifier's name."""
+    count = 0
+
+    def write(body: str) -> str:
+        nonlocal count
+        count += 1
+        path = tmp_path / f"mine{count}.py"
+        path.write_text(f"def score(data_source, solution_str, ground_truth, extra_info):\n    {body}\n")
+        return f"{path}:score"
+
+    return write
+
+
+def test_exact_strips_only_the_ends() -> None:
+    record = {"id": "p", "answer": " a  b\n", "verifier": "exact"}
+    assert grade(record, "\ta  b ") == Grade(1.0, "correct")
+    assert grade(record, "a b") == Grade(0.0, "wrong")
+    assert grade({"id": "p", "answer": 12}, "12", "exact") == Grade(1.0, "correct")
+
+
+def test_the_record_names_its_own_verifier() -> None:
+    assert grade({"id": "p", "answer": "0.50"}, "0.5", "maths").outcome == "correct"
+    assert grade({"id": "p", "answer": "0.50", "verifier": "exact"}, "0.5", "maths").outcome == "wrong"
+
+
+def test_reasoning_gym_agrees_with_its_own_scorer() -> None:
+    for name in ("chain_sum", "spell_backward", "word_sorting"):
+        data = reasoning_gym.create_dataset(name, size=4, seed=3)
+        for index, entry in enumerate(data):
+            source = {"dataset": name, "entry": {key: entry[key] for key in ("question", "answer", "metadata")}}
+            record = {"id": str(index), "extra": {"reasoning_gym": source}, "verifier": "reasoning-gym"}
+            right = str(entry["answer"])
+            assert grade(record, f" {right}\n") == Grade(1.0, "correct")
+            assert grade(record, f"<answer>9</answer> hm <answer> {right} </answer> done") == Grade(1.0, "correct")
+            long = f"I think {right} it is"
+            expected = data.score_answer(long, entry)
+            assert grade(record, long) == Grade(expected, "correct" if expected == 1 else "wrong")
+            assert grade(record, "").outcome == "wrong"
+
+
+@pytest.mark.parametrize("extra", [None, {}, {"reasoning_gym": {"dataset": "chain_sum"}}, {"reasoning_gym": 3}])
+def test_reasoning_gym_without_its_entry_is_an_input_error(extra: Any) -> None:
+    with pytest.raises(InputError, match="'p1'"):
+        check_record({"id": "p1", "extra": extra, "verifier": "reasoning-gym"})
+
+
+def test_reasoning_gym_names_an_unknown_data_set() -> None:
+    record = {"id": "p1", "extra": {"reasoning_gym": {"dataset": "no_such", "entry": {}}}}
+    with pytest.raises(InputError, match="no_such"):
+        grade(record, "1", "reasoning-gym")
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("return solution_str == ground_truth", Grade(1.0, "correct")),
+        ("return 0.25", Grade(0.25, "wrong")),
+        ("return -1", Grade(-1.0, "wrong")),
+        ("return {'score': 1, 'note': 'x'}", Grade(1.0, "correct")),
+        ("import numpy; return numpy.float32(0.5)", Grade(0.5, "wrong")),
+        ("import numpy; return numpy.bool_(True)", Grade(1.0, "correct")),
+        ("return extra_info['k'] + (data_source == 's')", Grade(3.0, "wrong")),
+    ],
+)
+def test_a_function_of_the_user(verifier: Any, body: str, expected: Grade) -> None:
+    record = {"id": "p", "answer": "12", "source": "s", "extra": {"k": 2}}
+    assert grade(record, "12", verifier(body)) == expected
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "return None",
+        "return float('nan')",
+        "return float('inf')",
+        "return 10 ** 400",
+        "return 'yes'",
+        "return {'acc': 1}",
+        "import numpy; return numpy.ones(2)",
+        "raise ValueError('odd')",
+        "import sys; sys.exit(3)",
+    ],
+)
+def test_a_mistake_in_it_is_named_with_file_function_and_prompt(verifier: Any, body: str) -> None:
+    name = verifier(body)
+    with pytest.raises(InputError) as caught:
+        grade({"id": "p42", "answer": "12"}, "12", name)
+    assert name in str(caught.value)
+    assert "'p42'" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_check_verifier_accepts_what_works(verifier: Any) -> None:
+    for name in ("maths", "exact", "reasoning-gym", verifier("return 1")):
+        check_verifier(name)
+
+
+@pytest.mark.parametrize("name", ["auto", "math", "file.py", "file.py:", "file.py:1x", "file.txt:score", ""])
+def test_an_unknown_name_is_a_usage_error_that_lists_the_known(name: str) -> None:
+    with pytest.raises(UsageError, match=r"maths, exact, reasoning-gym, or path/file\.py:function"):
+        check_verifier(name)
+
+
+def test_check_verifier_names_what_is_wrong_with_a_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(InputError, match="no file"):
+        check_verifier(f"{tmp_path}/absent.py:score")
+    for text, message in [
+        ("import nonexistent_library", "ModuleNotFoundError"),
+        ("def score(:", "SyntaxError"),
+        ("score = 3", "no function 'score'"),
+        ("import os; os._exit(4)", "exit code 4"),
+    ]:
+        path = tmp_path / "bad.py"
+        path.write_text(text)
+        with pytest.raises(InputError, match=message):
+            check_verifier(f"{path}:score")
+
+
+def test_the_fingerprint_follows_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text("def score(**k): return 1")
+    first = verifier_fingerprint(f"{path}:score")
+    assert first == f"mine.py:score sha256={hashlib.sha256(path.read_bytes()).hexdigest()}"
+    path.write_text("def score(**k): return 0")
+    assert verifier_fingerprint(f"{path}:score") != first
+    assert verifier_fingerprint("exact") == "exact"
+    assert "math-verify=" in verifier_fingerprint("maths")
+    assert "reasoning-gym=" in verifier_fingerprint("reasoning-gym")
+
+
+def test_summarise_counts_every_outcome() -> None:
+    grades = [Grade(1.0, "correct"), Grade(0.5, "wrong"), Grade(0.0, "wrong"), Grade(0.0, "timeout")]
+    assert summarise(grades) == {"correct": 1, "wrong": 2, "unparsed": 0, "timeout": 1, "error": 0}
+
+
+def test_the_room_imports_nothing_heavy() -> None:
+    heavy = ["torch", "numpy", "sympy", "math_verify", "reasoning_gym"]
+    code = f"import sys, cropi_tools.rewards; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
