@@ -67,6 +67,8 @@ def command(function: Callable[..., Any], *, name: str, example: str) -> Callabl
 def _run(app: typer.Typer, name: str) -> int:
     from cropi_tools import runtime
 
+    # Threads that spin while they wait make torch a hundred times slower as soon as another process wants the cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # libraries announce themselves on stderr; the commands speak for themselves
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -85,7 +85,7 @@ def grad(
     from cropi_tools.data.policies import same_tokenizer
     from cropi_tools.influence import collect
     from cropi_tools.influence.gradients import GradientComputer, GradientSettings
-    from cropi_tools.influence.projection import ProjectionSpec
+    from cropi_tools.influence.projection import Layout, ProjectionSpec
     from cropi_tools.policy.loading import load_policy
 
     for path in rollouts:
@@ -94,14 +94,16 @@ def grad(
     work = collect.survey(rollouts, policy.vocabulary, (index, shards), limit)
     settings = GradientSettings(weighting, policy_temperature)
     computer = GradientComputer(policy, settings, load_policy(behavior, device, dtype) if behavior else None)
-    layout = collect.layout_of(computer)
+    layout = Layout.of(computer.parameters)
     facts = {"policy": inputs["policy"].sha256, "tokenizer": tokenizer_digest(model), "objective": objective}
     if mean:
         counts = collect.collect_mean(computer, work, target, layout, facts)
     else:
         if not work.live:
             runtime.warn(f"none of the {work.prompts} prompts has samples of different rewards: there is nothing to rank")
-        spec = ProjectionSpec.create(sketch, layout, dim=dim, seed=seed, keep=keep if sketch == "sparse-jl" else None)
+        spec = ProjectionSpec.create(
+            sketch, layout, None if sketch == "none" else dim, seed, keep if sketch == "sparse-jl" else None
+        )
         if sketch == "none":
             collect.fits(target.path, work.live, layout.size, int(max_store * 1e9))
         known = collect.Against(means, layout, facts["policy"], objective, policy.device)

@@ -66,7 +66,7 @@ def rollout(
     if as_json and is_stream(output):
         raise UsageError("--json prints the summary on stdout, where the rollouts go; name a file with -o")
     index, shards = parse_shard(shard)
-    from cropi_tools.rewards.check import check_verifier, verifier_fingerprint
+    from cropi_tools.rewards import check_verifier, verifier_fingerprint
 
     check_verifier(verifier)
     inputs = {"policy": policy_input(model), **numbered("prompts", prompts)}
@@ -93,10 +93,14 @@ def rollout(
     from cropi_tools.engines.protocol import Sampling
     from cropi_tools.engines.transformers_engine import TransformersEngine
     from cropi_tools.policy.loading import load_policy
-    from cropi_tools.rewards.pool import VerifierPool
+    from cropi_tools.rewards import VerifierPool, check_record
     from cropi_tools.rollouts import Tallies, chunks, sample_and_verify
 
-    count = sum(1 for _ in read_prompts(prompts))
+    # the whole file is checked before the first sample: a bad line at its end is found now
+    count = 0
+    for record in read_prompts(prompts):
+        check_record(record, verifier)
+        count += 1
     start, stop = shard_range(count if limit is None else min(count, limit), index, shards)
     policy = load_policy(model, device, dtype)
     sampler = TransformersEngine(policy)

@@ -76,7 +76,7 @@ def train(
     from cropi_tools.data.manifest import Fingerprint, file_input
     from cropi_tools.data.output import Output
     from cropi_tools.data.policies import policy_input, tokenizer_digest
-    from cropi_tools.rewards.check import check_verifier, verifier_fingerprint
+    from cropi_tools.rewards import check_verifier, verifier_fingerprint
 
     runtime.set_quiet(quiet)
     if temperature == 0.0:
@@ -121,13 +121,15 @@ def train(
     from cropi_tools.engines.protocol import Sampling
     from cropi_tools.engines.transformers_engine import TransformersEngine
     from cropi_tools.policy.loading import choose_device, load_policy
-    from cropi_tools.rewards.pool import VerifierPool
+    from cropi_tools.rewards import VerifierPool, check_record
     from cropi_tools.training.checkpoints import checkpoint_folder
     from cropi_tools.training.loop import Trainer, TrainSettings
     from cropi_tools.training.update import LossSettings
 
     records = list(read_prompts(prompts))
     evaluations = {name: list(read_prompts([path])) for name, path in sets.items()}
+    for record in (*records, *(record for found in evaluations.values() for record in found)):
+        check_record(record, verifier)
     autocast = dtype == "bfloat16" or (dtype == "auto" and choose_device(device).type == "cuda")
     done = target.state.get("step", 0)
     start = str(checkpoint_folder(target.part, done)) if done else model

@@ -82,7 +82,7 @@ class Against:
 
 def check_mean(path: str, facts: Mapping[str, Any], layout: Layout, policy: str, objective: Mapping[str, Any]) -> None:
     """InputError when a mean gradient cannot be compared with gradients of this policy and objective."""
-    if facts["layout"] != layout.digest:
+    if facts["layout"] != layout.sha256:
         raise InputError(f"{path}: is a mean over other parameters than this policy's; make it with the same --model")
     if facts["policy"] != policy:
         raise InputError(f"{path}: is a mean gradient of another policy; make it with the same --model")
@@ -94,7 +94,7 @@ def collect_store(
     computer: GradientComputer, work: Work, output: Output, spec: ProjectionSpec, layout: Layout, against: Against, attributes: Mapping[str, Any]
 ) -> dict[str, int]:
     """Fill and finish a store. Returns counts by status and the tokens that went through the policy."""
-    writer = StoreWriter(output, work.live, spec.width(layout), {**attributes, "against": against.attributes})
+    writer = StoreWriter(output, work.live, spec.dim, {**attributes, "against": against.attributes})
     counters = {"tokens": 0, **output.state.get("counters", {})}
     sketcher = Sketcher(spec, layout)
     committed = time.monotonic()
@@ -103,6 +103,7 @@ def collect_store(
             found = computer.compute(rollout)
             entry, row = dict(found.entry), None
             if found.status == "ok":
+                sketcher.begin()
                 square, inner = 0.0, dict.fromkeys(against.names(), 0.0)
                 for name, gradient in computer.gradients():
                     square += squared_norm(gradient)
@@ -185,11 +186,11 @@ def collect_mean(
             f"none of the {work.prompts} prompts gives a gradient (all their samples have equal rewards), so there is no direction to follow; "
             "take harder or easier validation prompts, or more samples"
         )
-    described = {**facts, "layout": layout.digest, "norm": math.sqrt(square), "prompts": work.prompts}
+    described = {**facts, "layout": layout.sha256, "parameters": layout.to_json(), "norm": math.sqrt(square), "prompts": work.prompts}
     save({**described, "content": _content(total)})
     skipped = {status: count for status, count in counters.items() if status not in ("ok", "tokens")}
     ledger = {"tokens_scored": counters["tokens"], "device": str(computer.parameters[0][1].device)}
-    output.finish(rows=work.prompts, skipped=skipped, ledger=ledger, facts={**described, "weighted": counters.get("ok", 0)})
+    output.finish(rows=work.prompts, skipped=skipped, ledger=ledger, facts={**facts, "live": counters.get("ok", 0)})
     return counters
 
 
@@ -202,11 +203,6 @@ def _content(tensors: Mapping[str, torch.Tensor]) -> str:
         digest.update(name.encode())
         digest.update(tensors[name].detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def layout_of(computer: GradientComputer) -> Layout:
-    """The layout of a policy's trained parameters; tied weights come once."""
-    return Layout(tuple((name, tuple(parameter.shape)) for name, parameter in computer.parameters))
 
 
 def fits(path: Path, rows: int, width: int, limit: int) -> None:

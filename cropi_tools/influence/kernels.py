@@ -1,13 +1,15 @@
-"""The inner loops of the sketches, in numba. What they compute is defined in `projection.py`; this file only makes it fast.
+"""The inner loops of the sketches, in numba. What they compute is defined in `projection.py`; here it is made fast.
 
-Three things carry the speed of the countsketch, which reads a gradient nearly as fast as a plain sum does. The block of 32
-coordinates under one half-word of signs is written as vector instructions in LLVM's language: the compiler widens 32-bit
-integers to 64 bits when left to vectorise by itself, and checks for aliasing at every block. The gradient is asked for 16 KiB
-ahead, into the second-level cache: the processor's own prefetcher loses its way because the accumulator is read and written
-at random in between. And bfloat16 is widened in the register, so that half the bytes are read.
+Three things carry the speed of the countsketch, which reads a gradient nearly as fast as a plain sum does. The block of
+32 coordinates under one half-word of signs is written as vector instructions in LLVM's language: left to vectorise by
+itself, the compiler widens 32-bit integers to 64 bits and checks for aliasing at every block. The gradient is asked for
+16 KiB ahead, into the second-level cache: the processor's own prefetcher loses its way, because the accumulator is read
+and written at random in between. And bfloat16 is widened in the register, so that half the bytes are read.
 
-Additions are grouped by `PARTIALS` ranges of every tensor, each with its own accumulator, whatever the number of threads: the
-result has the same bits on one core and on sixty-four. No flag lets the compiler assume that values are finite.
+Additions are grouped by `PARTIALS` ranges of every tensor, each with its own accumulator, whatever the number of
+threads: the result has the same bits on one core and on sixty-four. No flag lets the compiler assume finite values.
+Small tensors stay on the calling thread: waking the others costs microseconds on an idle machine and a scheduler's
+time slice, milliseconds, on a busy one.
 
 Under NUMBA_DISABLE_JIT=1 the kernels run as plain numpy, slowly; the two vector instructions then have a numpy form.
 """
@@ -26,6 +28,7 @@ PARTIALS = 8  # accumulators a sketch is summed in; part of the result's low bit
 LANES = 32  # coordinates under one half-word of signs
 GROUP = 8  # rows of the dense projection that share one pass over the accumulator
 PREFETCH_BYTES = 16384
+PARALLEL_FROM = 2**18  # coordinates of a tensor from which more than one thread is used
 
 # Plain numbers are signed to numba, and signed with unsigned makes a float: every constant of the hash is unsigned.
 U = np.uint64
@@ -45,21 +48,21 @@ def mix64(state: np.uint64) -> np.uint64:
     return state ^ (state >> _31)
 
 
-if config.DISABLE_JIT:
+if config.DISABLE_JIT:  # type: ignore[attr-defined,unused-ignore]
     _SHIFTS = np.arange(LANES - 1, -1, -1, dtype=np.uint32)
 
-    def _signed(value: Any, half: Any) -> NDArray[np.float32]:
-        return (value ^ ((np.uint32(half) << _SHIFTS) & np.uint32(0x80000000))).view(np.float32)
+    def _negated(values: Any, half: Any) -> Any:
+        return (values ^ ((np.uint32(half) << _SHIFTS) & np.uint32(0x80000000))).view(np.float32)
 
-    def add_block(row: NDArray[np.float32], at: int, bits: NDArray[Any], first: int, half: np.uint32) -> None:
+    def add_block(row: NDArray[np.float32], at: Any, bits: NDArray[Any], first: int, half: np.uint32) -> None:
         """row[at + l] += sign(l) * value[first + l] for 32 lanes l; the sign is minus where bit l of `half` is set."""
         widened = bits[first : first + LANES].astype(np.uint32) << np.uint32(32 - 8 * bits.itemsize)
-        row[at : at + LANES] += _signed(widened, half)
+        row[at : at + LANES] += _negated(widened, half)
 
     def add_group(row: NDArray[np.float32], at: int, values: NDArray[np.uint32], halves: NDArray[np.uint32]) -> None:
         """row[at + l] += sum over q of sign(q, l) * values[q] for 32 lanes l; signs from bit l of `halves[q]`."""
         for value, half in zip(values, halves, strict=True):
-            row[at : at + LANES] += _signed(np.full(LANES, value), half)
+            row[at : at + LANES] += _negated(np.full(LANES, value), half)
 
 else:
     _I32, _I64, _BYTES = ir.IntType(32), ir.IntType(64), ir.IntType(8).as_pointer()
@@ -130,14 +133,9 @@ else:
         return types.void(row, types.int64, values, halves), generate
 
 
-@njit(parallel=True)  # type: ignore[misc,unused-ignore]
-def countsketch_add(
+def _countsketch(
     bits: NDArray[Any], tensor_key: np.uint64, hash_dim: int, segment: int, partials: NDArray[np.float32]
 ) -> None:
-    """Add the countsketch of one tensor to `partials` [PARTIALS, hash_dim + segment], float32, not yet wrapped round.
-
-    `bits` [n] are the bit patterns of the flat tensor: uint32 for float32, uint16 for bfloat16.
-    """
     size = bits.size
     segments = (size + segment - 1) // segment
     for part in prange(PARTIALS):
@@ -179,15 +177,7 @@ def _add_rows(
         add_group(row, 2 * LANES * word + LANES, values, high)
 
 
-@njit(parallel=True)  # type: ignore[misc,unused-ignore]
-def sparse_jl_add(
-    bits: NDArray[Any], tensor_key: np.uint64, last_kept: np.uint64, partials: NDArray[np.float32]
-) -> None:
-    """Add the kept coordinates of one tensor, each times its row of signs, to `partials` [PARTIALS, dim], not yet scaled.
-
-    A coordinate is kept when its key is at most `last_kept`, and also when it is not finite, so that no NaN stays unseen.
-    `bits` as in `countsketch_add`. The matrix of signs never exists: eight rows at a time are hashed while they are added.
-    """
+def _sparse_jl(bits: NDArray[Any], tensor_key: np.uint64, last_kept: np.uint64, partials: NDArray[np.float32]) -> None:
     size = bits.size
     for part in prange(PARTIALS):
         row = partials[part]
@@ -209,3 +199,33 @@ def sparse_jl_add(
         if filled > 0:
             values[filled:] = 0  # the bits of 0.0: the rest of the group adds nothing
             _add_rows(row, keys, values, low, high)
+
+
+_countsketch_serial, _countsketch_parallel = njit(_countsketch), njit(parallel=True)(_countsketch)
+_sparse_jl_serial, _sparse_jl_parallel = njit(_sparse_jl), njit(parallel=True)(_sparse_jl)
+
+
+def countsketch_add(
+    bits: NDArray[Any], tensor_key: np.uint64, hash_dim: int, segment: int, partials: NDArray[np.float32]
+) -> None:
+    """Add the countsketch of one tensor to `partials` [PARTIALS, hash_dim + segment], float32, not yet wrapped round.
+
+    `bits` [n] are the bit patterns of the flat tensor: uint32 for float32, uint16 for bfloat16.
+    """
+    kernel = _countsketch_parallel if bits.size >= PARALLEL_FROM else _countsketch_serial
+    with np.errstate(over="ignore"):  # without the compiler the hash wraps around in numpy, which warns
+        kernel(bits, tensor_key, hash_dim, segment, partials)
+
+
+def sparse_jl_add(
+    bits: NDArray[Any], tensor_key: np.uint64, last_kept: np.uint64, partials: NDArray[np.float32]
+) -> None:
+    """Add the kept coordinates of one tensor, each times its row of signs, to `partials` [PARTIALS, dim], unscaled.
+
+    A coordinate is kept when its key is at most `last_kept`, and also when it is not finite, so that no NaN stays
+    unseen. `bits` as in `countsketch_add`. The matrix of signs never exists: eight of its rows are hashed at a time,
+    while they are added.
+    """
+    kernel = _sparse_jl_parallel if bits.size >= PARALLEL_FROM else _sparse_jl_serial
+    with np.errstate(over="ignore"):
+        kernel(bits, tensor_key, last_kept, partials)

@@ -1,13 +1,13 @@
 """Sketches: a gradient of P coordinates pressed into `dim` numbers that keep inner products, without bias.
 
-This module is part of the file format: stores made anywhere must agree, so the projection is defined here to the last bit
-and pinned by golden values in the tests. `kernels.py` computes it fast. All integers are of 64 bits and wrap around.
+This module is part of the file format: stores made anywhere must agree, so the projection is defined here to the last
+bit and pinned by golden values in the tests. `kernels.py` computes it fast. Integers have 64 bits and wrap around.
 
 Hash. mix64(z) is the finaliser of SplitMix64:
 
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9;  z = (z ^ (z >> 27)) * 0x94D049BB133111EB;  z ^ (z >> 31)
 
-Keys. A trained parameter is a tensor with a name, flattened in C order; a parameter used twice counts once, by its first name.
+Keys. A trained parameter is a tensor with a name, flattened in C order; one used twice counts once, by its first name.
 
     seed_key   = mix64(seed + ITEM_STEP)                              ITEM_STEP = 0x9E3779B97F4A7C15
     tensor_key = mix64(seed_key ^ BLAKE2b(name in UTF-8, 8 bytes, read little-endian))
@@ -15,24 +15,24 @@ Keys. A trained parameter is a tensor with a name, flattened in C order; a param
     word(i, w) = mix64(key(i) + (w + 1) * WORD_STEP)                  WORD_STEP = 0xD1342543DE82EF95
     sign(i, j) = minus where bit (j mod 64), the lowest being bit 0, of word(i, j div 64) is set, else plus
 
-countsketch (the default). Every tensor is cut into segments of `segment` coordinates; no segment spans two tensors and a
-tensor's last one may be short. For coordinate j of segment i
+countsketch (the default). Every tensor is cut into segments of `segment` coordinates; no segment spans two tensors and
+the last one of a tensor may be short. For coordinate j of segment i, with shift(i) = ((key(i) >> 32) * hash_dim) >> 32,
 
-    out[((j + shift(i)) mod hash_dim) mod dim] += sign(i, j) * g[i * segment + j]      shift(i) = ((key(i) >> 32) * hash_dim) >> 32
+    out[((j + shift(i)) mod hash_dim) mod dim] += sign(i, j) * g[i * segment + j]
 
 `hash_dim` is the `dim` the sketch was made with and `segment` is min(2048, hash_dim); both stay when it is folded to a
-divisor of `dim` by adding its blocks, so a folded sketch is what the folded spec gives directly. The inner product of the
-sketches of unit vectors g and v with cosine c has variance (1 + c^2 - 2 sum g_i^2 v_i^2) / dim, or less. Folded to fewer
-dimensions than a segment has coordinates, those of one segment at a distance of `dim` share a place always instead of once in
-`dim` times: gradients in which few channels dominate then lose more than the formula says.
+divisor of `dim` by adding its blocks, so a folded sketch is what the folded spec gives directly. The inner product of
+the sketches of unit vectors g and v with cosine c has variance (1 + c^2 - 2 sum g_i^2 v_i^2) / dim, or less. Folded to
+fewer dimensions than a segment has coordinates, those of one segment at a distance of `dim` always share a place,
+instead of once in `dim` times: gradients in which few channels dominate then lose more than the formula says.
 
-sparse-jl (the paper's, with signs for Gaussians). Coordinate c of a tensor is kept when key(c) < floor(keep * 2^64), each
-by itself and with the same chance in all parameters, and
+sparse-jl (the paper's, with signs for Gaussians). Coordinate c of a tensor is kept when key(c) < floor(keep * 2^64),
+each by itself and with the same chance in all parameters, and
 
     out[r] = sum over kept c of sign(c, r) * g[c] / sqrt(keep * dim)                    r = 0 .. dim - 1
 
-with variance (1 + c^2 - 2 S) / dim + (1 / keep - 1) S, S = sum g_i^2 v_i^2: the second term is out of reach of any `dim`.
-Gaussian entries are not offered: they cost a logarithm and a cosine for every pair of entries and their variance is no better.
+with variance (1 + c^2 - 2 S) / dim + (1 / keep - 1) S, S = sum g_i^2 v_i^2: no `dim` removes the second term. Gaussian
+entries are not offered: they cost a logarithm and a cosine for every pair of entries and vary more.
 
 none. The float32 gradient itself, tensors in the order of the layout.
 
@@ -48,7 +48,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self, cast, get_args
 
 import numpy as np
 import torch
@@ -141,7 +141,7 @@ class ProjectionSpec:
             raise UsageError(f"seed {self.seed} is out of range; choose 0 to 2^63 - 1")
         if self.method == "sparse-jl":
             if self.keep is None or not 2**-53 <= self.keep <= 1:
-                raise UsageError(f"keep {self.keep} is not a share of the coordinates; sparse-jl needs --keep in (0, 1]")
+                raise UsageError(f"sparse-jl keeps a share of the coordinates in (0, 1], not {self.keep}; set --keep")
         elif self.keep is not None:
             raise UsageError(f"keep belongs to sparse-jl; leave it out for {self.method}")
         if self.method != "none":
@@ -160,7 +160,7 @@ class ProjectionSpec:
     def create(
         cls, method: str, layout: Layout, dim: int | None = None, seed: int = 0, keep: float | None = None
     ) -> Self:
-        """The spec of a new sketch. `dim` is needed except for "none", which keeps all coordinates and ignores `seed`."""
+        """The spec of a new sketch. `dim` is needed except by "none", which keeps all coordinates and has no seed."""
         if method == "none":
             if dim is not None and dim != layout.size:
                 raise UsageError(f"sketch none keeps all {layout.size} coordinates; leave the dimension out")
@@ -168,8 +168,8 @@ class ProjectionSpec:
         if dim is None:
             raise UsageError(f"sketch {method} needs a dimension")
         if method == "countsketch":
-            return cls(method, dim, seed, layout.sha256, keep, min(LONGEST_SEGMENT, dim), dim)
-        return cls(method, dim, seed, layout.sha256, keep)  # type: ignore[arg-type]  # an unknown one is refused above
+            return cls("countsketch", dim, seed, layout.sha256, keep, min(LONGEST_SEGMENT, dim), dim)
+        return cls(cast(Method, method), dim, seed, layout.sha256, keep)  # an unknown method is refused there
 
     def folded(self, dim: int) -> ProjectionSpec:
         """The spec of this countsketch folded to `dim` dimensions; UsageError unless `dim` divides the present ones."""
@@ -205,8 +205,9 @@ class ProjectionSpec:
 class Sketcher:
     """Sketches one gradient at a time, parameter by parameter, as a backward pass delivers them.
 
-    `begin`, then `add` for each parameter in any order, then `finish`. A parameter that is never added has a gradient of
-    zero; one added twice counts as the sum, since a sketch is linear. Holds 8 * (dim + 2048) floats, or P for "none".
+    `begin`, then `add` for each parameter in any order, then `finish`. A parameter that is never added has a gradient
+    of zero; one added twice counts as the sum, since a sketch is linear. Holds 8 * (hash_dim + segment) floats for
+    countsketch, 8 * dim for sparse-jl, P for "none".
     """
 
     def __init__(self, spec: ProjectionSpec, layout: Layout) -> None:
@@ -217,10 +218,10 @@ class Sketcher:
             )
         self.spec = spec
         self.layout = layout
-        self._keys = {name: _tensor_key(spec.seed, name) for name in layout.places} if spec.method != "none" else {}
+        self._hash_dim, self._segment, self._keep = spec.hash_dim or 0, spec.segment or 0, spec.keep or 1.0
+        self._keys = {name: _tensor_key(spec.seed, name) for name in layout.places}
         if spec.method == "countsketch":
-            assert spec.hash_dim is not None and spec.segment is not None
-            self._sums = np.empty((PARTIALS, spec.hash_dim + spec.segment), np.float32)
+            self._sums = np.empty((PARTIALS, self._hash_dim + self._segment), np.float32)
         elif spec.method == "sparse-jl":
             self._sums = np.empty((PARTIALS, spec.dim), np.float32)
         else:
@@ -234,9 +235,9 @@ class Sketcher:
     def add(self, name: str, gradient: NDArray[Any] | torch.Tensor) -> None:
         """Add the gradient of the parameter `name`, in any shape of its size.
 
-        float32 and torch bfloat16 are read where they lie when contiguous; other floating types are converted to float32
-        and tensors of other devices are copied to the CPU first. InputError for an unknown name, a wrong size or a type
-        that is not floating.
+        float32 and torch bfloat16 are read where they lie when contiguous; other floating types are converted to
+        float32, and tensors of other devices are copied to the CPU first. InputError for an unknown name, a wrong size
+        or a type that is not floating.
         """
         place = self.layout.places.get(name)
         if place is None:
@@ -246,14 +247,11 @@ class Sketcher:
             raise InputError(f"the gradient of {name} has {bits.size} coordinates, {place.stop - place.start} expected")
         if self.spec.method == "none":
             self._sums[0, place] += (bits.astype(np.uint32) << np.uint32(32 - 8 * bits.itemsize)).view(np.float32)
-            return
-        with np.errstate(over="ignore"):  # without the compiler the hash wraps around in numpy, which warns
-            if self.spec.method == "countsketch":
-                countsketch_add(bits, self._keys[name], self.spec.hash_dim, self.spec.segment, self._sums)
-            else:
-                assert self.spec.keep is not None
-                last_kept = np.uint64(int(self.spec.keep * 2.0**64) - 1)
-                sparse_jl_add(bits, self._keys[name], last_kept, self._sums)
+        elif self.spec.method == "countsketch":
+            countsketch_add(bits, self._keys[name], self._hash_dim, self._segment, self._sums)
+        else:
+            last_kept = np.uint64(int(self._keep * 2.0**64) - 1)
+            sparse_jl_add(bits, self._keys[name], last_kept, self._sums)
 
     def finish(self) -> NDArray[np.float32]:
         """The sketch of what was added since `begin`, float32 [dim], a new array.
@@ -263,13 +261,11 @@ class Sketcher:
         with np.errstate(over="ignore", invalid="ignore"):  # reported below, in words
             sums = self._sums.sum(axis=0, dtype=np.float32)
             if self.spec.method == "countsketch":
-                assert self.spec.hash_dim is not None
-                result, beyond = sums[: self.spec.hash_dim], sums[self.spec.hash_dim :]
+                result, beyond = sums[: self._hash_dim], sums[self._hash_dim :]
                 result[: beyond.size] += beyond
                 result = fold(result, self.spec.dim)
             elif self.spec.method == "sparse-jl":
-                assert self.spec.keep is not None
-                result = sums * np.float32(1 / math.sqrt(self.spec.keep * self.spec.dim))
+                result = sums * np.float32(1 / math.sqrt(self._keep * self.spec.dim))
             else:
                 result = sums
         if not np.isfinite(result).all():
@@ -278,7 +274,7 @@ class Sketcher:
 
 
 def fold(rows: NDArray[Any], dim: int) -> NDArray[np.float32]:
-    """Countsketches [..., d] folded to [..., dim] in float32 by adding their d / dim blocks; UsageError unless dim divides d."""
+    """Countsketches [..., d] folded to float32 [..., dim] by adding their blocks; UsageError unless dim divides d."""
     before = rows.shape[-1]
     _check_fold(before, dim)
     folded: NDArray[np.float32] = rows.reshape(*rows.shape[:-1], before // dim, dim).sum(axis=-2, dtype=np.float32)

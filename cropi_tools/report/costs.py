@@ -163,7 +163,10 @@ def cumulative(run: Run, arm: Arm, seed: Seed, unit: str) -> dict[int, tuple[flo
         spent += sum((manifest_cost(item) for item in stage.manifests), Cost()).of(unit) or 0.0
         at[stage.offset] = (arrived, spent)
         records = stage.timings if unit == "seconds" else stage.metrics
-        steps = {int(record["step"]): sum(_amount(record, key) or 0.0 for key in keys) for record in records}
+        steps: dict[int, float] = {}
+        for record in records:  # an evaluation is timed in a record of its own, under the same step
+            here = int(record["step"])
+            steps[here] = steps.get(here, 0.0) + sum(_amount(record, key) or 0.0 for key in keys)
         for step in range(1, stage.steps + 1):
             if step not in steps:
                 return None

@@ -1,4 +1,4 @@
-"""Pictures of a comparison: learning curves, and what each stage selected. Drawn without a display; same data, same bytes.
+"""Pictures of a comparison: learning curves, and what each stage selected. No display; same data, same bytes.
 
 One colour an arm everywhere, and a dash pattern a run when there are several. Thin lines are seeds, thick lines their
 mean, rings the ends of stages.
@@ -84,6 +84,7 @@ def _style(theme: Theme) -> Iterator[None]:
         "ytick.labelsize": 9.5,
         "legend.fontsize": 10,
         "legend.frameon": False,
+        "figure.constrained_layout.h_pad": 0.08,
     }
     with matplotlib.style.context("default"), matplotlib.rc_context(settings):
         yield
@@ -114,7 +115,7 @@ def cost_unit(comparison: Comparison) -> str | None:
 
 
 def curves(comparison: Comparison, units: Sequence[str] | None = None, theme: Theme = LIGHT) -> bytes:
-    """Learning curves as a PNG: mean target accuracy against training steps, and against cost with selection counted in.
+    """Learning curves as a PNG: mean target accuracy against training steps and against cost, selection included.
 
     `units` chooses the panels (`steps`, `seconds`, `tokens`); by default steps and `cost_unit`.
     """
@@ -197,7 +198,7 @@ def _scale(unit: str, largest: float) -> tuple[float, str]:
 
 @dataclass(frozen=True)
 class StageShares:
-    """What a stage of an arm (or several alike: `stages` is then `1-4`) selected, averaged over seeds. Shares add to 1."""
+    """What a stage of an arm (or of all, when alike: `stages 1–4`) selected, averaged over seeds. Shares add to 1."""
 
     stages: str
     prompts: float
@@ -241,7 +242,7 @@ def stage_shares(arm: ArmFigures) -> list[StageShares]:
                 rates[rate_bin(rate)] += 1 / size / len(stages)  # type: ignore[assignment]
         found.append(StageShares(str(number), prompts / len(stages), dict(sources), dict(rates)))
     if len(found) > 1 and all(replace(share, stages="") == replace(found[0], stages="") for share in found):
-        return [replace(found[0], stages=f"{found[0].stages}–{found[-1].stages}")]
+        return [replace(found[0], stages=f"stages {found[0].stages}–{found[-1].stages}")]
     return found
 
 
@@ -261,7 +262,7 @@ def selections(comparison: Comparison, theme: Theme = LIGHT) -> bytes:
         top, bottom = figure.subplots(2, 1, sharex=True)
         by_source = [[_folded(share.sources, sources) for share in shares] for _, shares in shown]
         by_rate = [[share.rates for share in shares] for _, shares in shown]
-        _stacked(top, shown, by_source, source_colours, "by source", "source")
+        _stacked(top, shown, by_source, source_colours, "by source, a bar a stage", "source")
         _stacked(bottom, shown, by_rate, rate_colours, "by pass rate in the stored rollouts", "pass rate")
         _name_bars(bottom, shown)
         return _png(figure)

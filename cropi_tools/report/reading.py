@@ -17,7 +17,7 @@ from typing import Any
 
 from cropi_tools.data.errors import InputError
 from cropi_tools.data.jsonl import Record, parse_line, read_jsonl
-from cropi_tools.data.manifest import FOLDER_MANIFEST
+from cropi_tools.data.manifest import FOLDER_MANIFEST, file_digest
 
 START = "start"
 
@@ -120,10 +120,11 @@ def read_run(folder: Path) -> Run:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give a run folder (it holds ARM/SEED/STAGE)")
     arms = []
+    known: dict[str, Selection] = {}
     for arm in _folders(folder):
         if arm.name == START:
             continue
-        seeds = [_read_seed(seed, folder) for seed in _folders(arm) if _stage_folders(seed)]
+        seeds = [_read_seed(seed, folder, known) for seed in _folders(arm) if _stage_folders(seed)]
         if seeds:
             arms.append(Arm(arm.name, tuple(seeds)))
     if not arms:
@@ -132,7 +133,7 @@ def read_run(folder: Path) -> Run:
     return Run(name, folder, tuple(_manifests(folder / START, folder)), tuple(arms))
 
 
-def _read_seed(folder: Path, root: Path) -> Seed:
+def _read_seed(folder: Path, root: Path, known: dict[str, Selection]) -> Seed:
     stages: list[Stage] = []
     evaluations: dict[tuple[int, str], Evaluation] = {}
     for number, stage_folder in enumerate(_stage_folders(folder), 1):
@@ -163,7 +164,7 @@ def _read_seed(folder: Path, root: Path) -> Seed:
                 finished=finished,
                 metrics=metrics,
                 timings=tuple(_steps(training / "timings.jsonl", finished)),
-                selection=_selection(stage_folder / "selected.jsonl"),
+                selection=_selection(stage_folder / "selected.jsonl", known),
                 manifests=tuple(manifests),
                 policy=_manifest(whole / FOLDER_MANIFEST, root) if finished else None,
             )
@@ -220,9 +221,13 @@ def _evaluation(record: Record, path: Path, line: int, offset: int) -> Evaluatio
     return Evaluation(step, name, _number(record, "accuracy", path, line), prompts, samples)
 
 
-def _selection(path: Path) -> Selection | None:
+def _selection(path: Path, known: dict[str, Selection]) -> Selection | None:
+    """Equal files (the full pool, in every stage and seed) are read once: `known` holds them by hash."""
     if not path.exists():
         return None
+    digest = file_digest(path)
+    if digest in known:
+        return known[digest]
     ids: set[str] = set()
     sources: Counter[str] = Counter()
     rates: list[float | None] = []
@@ -230,7 +235,8 @@ def _selection(path: Path) -> Selection | None:
         ids.add(str(record.get("id", line)))
         sources[str(record.get("source") or "unknown")] += 1
         rates.append(None if record.get("pass_rate") is None else _number(record, "pass_rate", path, line))
-    return Selection(frozenset(ids), dict(sorted(sources.items())), tuple(rates))
+    known[digest] = Selection(frozenset(ids), dict(sorted(sources.items())), tuple(rates))
+    return known[digest]
 
 
 def _manifests(folder: Path, root: Path) -> Iterator[Manifest]:

@@ -26,8 +26,7 @@ def write_report(
     targets: Sequence[str] = (),
     stream: TextIO | None = None,
 ) -> Comparison:
-    """Compare the runs; write tables (or one JSON object) to `stream`, standard output by default, the page to `output` and the
-    learning curves to `png`.
+    """Compare the runs: tables (or one JSON object) on `stream`, the page in `output`, the learning curves in `png`.
 
     Differences are to the arm `baseline`, speeds to the arm `reference`; `targets` are the sets of the mean, by default
     every set all arms have. InputError: a folder that is no run, a broken file, two runs of one name, or no folder to

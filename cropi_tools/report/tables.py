@@ -39,7 +39,7 @@ class Section:
 
 
 def sections(comparison: Comparison) -> list[Section]:
-    """Accuracy at the end, speed to the reference's accuracy, and cost. Columns nobody has a figure for are left out."""
+    """Accuracy at the end, speed to the reference's accuracy, and cost. Columns without figures are left out."""
     found = [_accuracy(comparison), _speed(comparison), _cost(comparison)]
     return [_without_empty_columns(section) for section in found if section.rows]
 
@@ -99,16 +99,16 @@ def _cost(comparison: Comparison) -> Section:
         )
     headings = [
         "arm",
-        "pool, once",
+        "pool",
         "selecting",
         "training",
-        "(evaluation)",
+        "evaluating",
         "total",
         "generated",
         "trained on",
         "scored",
     ]
-    caption = "device time, then tokens, of one seed on average; evaluation is part of training"
+    caption = "device time, then tokens, of one seed on average; evaluating is part of training"
     return Section("Cost of one seed", headings, rows, caption)
 
 
@@ -125,10 +125,13 @@ def print_tables(comparison: Comparison, stream: TextIO) -> None:
     console = Console(file=stream, highlight=False, width=None if stream.isatty() else 250)
     console.print(Text(" ".join(summary(comparison))), soft_wrap=not stream.isatty())
     for section in sections(comparison):
-        table = Table(title=section.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-        table.pad_edge, table.caption, table.caption_justify = False, section.caption, "left"
+        table = Table(
+            title=section.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False
+        )
+        table.pad_edge, table.collapse_padding = False, True
+        table.caption, table.caption_justify = section.caption, "left"
         for index, heading in enumerate(section.headings):
-            table.add_column(Text(heading), justify="right" if index else "left", overflow="fold")
+            table.add_column(Text(heading), justify="right" if index else "left", overflow="fold", no_wrap=index == 0)
         for row in section.rows:
             table.add_row(*(Text(cell) for cell in row))
         console.print()

@@ -176,8 +176,8 @@ def limits(comparison: Comparison) -> list[str]:
     else:
         shown = " to ".join(str(number) for number in (numbers[:1] if len(numbers) == 1 else (numbers[0], numbers[-1])))
         found.append(
-            f"{shown} seeds an arm. Differences are paired by seed; intervals are Student's t over seeds, one arm at a time; "
-            "p-values are Holm's over all arms of this report."
+            f"{shown} seeds an arm. Differences are paired by seed; intervals are Student's t over seeds, "
+            "one arm at a time; p-values are Holm's over all arms of this report."
         )
         if numbers[-1] < 5:
             found.append("Fewer than five seeds resolve only large differences: a wide interval shows little.")
@@ -194,7 +194,7 @@ def limits(comparison: Comparison) -> list[str]:
     )
     found.append(
         "Sampling the pool and scoring it in the shared first stage are charged in full to each seed that selected "
-        "by scores. Seconds are device seconds of one seed, shards added up, and depend on the machine and on what else "
+        "by scores. Seconds are device seconds of one seed, shards added up, and depend on the machine and what else "
         "ran on it."
     )
     return found

@@ -124,16 +124,20 @@ def compare_plainly(reference: str, answer: str) -> Comparison | None:
     return None
 
 
+@lru_cache(maxsize=1 << 15)
 def compare_formulas(reference: str, answer: str) -> Comparison:
-    """Decide two answers with math-verify. May never end, or exhaust memory: only for processes that can be killed."""
+    """Decide two answers with math-verify. May never end, or exhaust memory: only for processes that can be killed.
+
+    Kept per pair of texts, since the responses to one prompt repeat each other and LaTeX takes milliseconds to parse.
+    """
     from math_verify import verify
 
-    gold, candidate = _parsed(normalise(reference)), _parse(normalise(answer))
+    gold, candidate = _parse(normalise(reference)), _parse(normalise(answer))
     if all(isinstance(value, str) for value in candidate):
         return "unparsed"
     # math-verify is asymmetric (it simplifies assignments of the second only): the reference goes first. Relations and
     # sets may be compared, so that `2 \le x < 5` answers `[2,5)`.
-    equal = verify(list(gold), candidate, float_rounding=DECIMALS, allow_set_relation_comp=True, timeout_seconds=None)
+    equal = verify(gold, candidate, float_rounding=DECIMALS, allow_set_relation_comp=True, timeout_seconds=None)
     return "correct" if equal else "wrong"
 
 
@@ -209,6 +213,7 @@ def _depth(text: str) -> int:
     return deepest
 
 
+@lru_cache(maxsize=1 << 12)
 def _parse(text: str) -> list[Any]:
     """What math-verify reads in an answer: sympy objects, and the text itself where it found none."""
     from math_verify import parse
@@ -216,9 +221,3 @@ def _parse(text: str) -> list[Any]:
     # It warns once that its time limits are off; they are off on purpose.
     logging.getLogger("math_verify").setLevel(logging.ERROR)
     return list(parse(f"\\boxed{{{text}}}", parsing_timeout=None))
-
-
-@lru_cache(maxsize=4096)
-def _parsed(text: str) -> tuple[Any, ...]:
-    """The parsed reference, kept because every response to a prompt is compared with the same one."""
-    return tuple(_parse(text))

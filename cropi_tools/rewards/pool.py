@@ -140,6 +140,7 @@ class VerifierPool:
                     if not worker.indices:
                         continue
                     index, *rest = worker.indices
+                    late = late or worker.process.returncode == -signal.SIGALRM  # its own timer, while we were stopped
                     if late or index in died_once:
                         grades[index] = Grade(0.0, "timeout" if late else "error")
                         left -= 1

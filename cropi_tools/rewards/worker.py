@@ -29,7 +29,7 @@ from typing import Any, BinaryIO
 from cropi_tools.data.errors import CropiError, UsageError
 from cropi_tools.rewards import verifiers
 
-GRACE = 5.0
+GRACE = 3.0
 """Seconds after an answer's time limit at which the kernel ends a worker that its parent did not."""
 
 EXTRA_MEMORY = 2 * 2**30

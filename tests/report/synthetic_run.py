@@ -1,8 +1,8 @@
 """A small run made in code, with figures simple enough to work out by hand.
 
-Two evaluation sets, `gcd` and `reverse`, of 200 prompts x 2 samples, evaluated every 10 steps of two stages of 20 steps.
-Accuracy is linear: `gcd` and `reverse` lie .1 below and above their mean, which rises from .40 by RISE a step, plus a shift
-per seed. Every training step takes 1 s sampling, 2 s update, and generates 1000 and trains on 500 tokens.
+Two evaluation sets, `gcd` and `reverse`, of 200 prompts x 2 samples, evaluated every 10 steps of two stages of 20
+steps. Accuracy is linear: `gcd` and `reverse` lie .1 below and above their mean, which rises from .40 by RISE a step,
+plus a shift per seed. Every training step takes 1 s sampling, 2 s update, generates 1000 and trains on 500 tokens.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ def write_manifest(path: Path, command: str, ledger: Mapping[str, Any], **more: 
 def write_start(folder: Path) -> None:
     """The shared first stage: 30 s and 9000 tokens of sampling, 52 s and 7000 tokens of scoring."""
     rollout, grad, score = START_SECONDS.values()
-    write_manifest(folder / "train.rollouts.jsonl.manifest.json", "cropi-rollout", {"seconds": rollout, "tokens_generated": 9000})
+    write_manifest(
+        folder / "train.rollouts.jsonl.manifest.json", "cropi-rollout", {"seconds": rollout, "tokens_generated": 9000}
+    )
     for shard in (1, 2):
         ledger = {"seconds": grad / 2, "tokens_scored": 3500}
         write_manifest(folder / f"grads.{shard}-of-2.zarr" / "manifest.json", "cropi-grad", ledger)
@@ -78,7 +80,9 @@ def write_selected(folder: Path, arm: str, stage: int) -> None:
     inputs = {"prompts": {"path": "train.jsonl", "sha256": "cd" * 32}}
     if arm not in ("random", "full"):
         inputs["scores"] = {"path": "../../../start/scores.jsonl", "sha256": "ef" * 32}
-    write_manifest(folder / "selected.jsonl.manifest.json", "cropi-select", {"seconds": 1.0}, inputs=inputs, options={"by": arm})
+    write_manifest(
+        folder / "selected.jsonl.manifest.json", "cropi-select", {"seconds": 1.0}, inputs=inputs, options={"by": arm}
+    )
 
 
 def write_stage(
@@ -90,29 +94,44 @@ def write_stage(
     policy = folder / ("policy" if steps is None else "policy.part")
     offset = (stage - 1) * STAGE_STEPS
     metrics = [
-        {"step": step, "loss": 0.1, "reward": 0.5, "tokens_generated": 1000, "tokens_trained": 500} for step in range(1, done + 1)
+        {"step": step, "loss": 0.1, "reward": 0.5, "tokens_generated": 1000, "tokens_trained": 500}
+        for step in range(1, done + 1)
     ]
     write_lines(policy / "metrics.jsonl", metrics)
     shift = {"gcd": -0.1, "reverse": 0.1, "lcm": 0.0}
     evaluations = [
-        {"step": step, "set": name, "accuracy": accuracy(arm, seed, offset + step) + shift[name], "prompts": 200, "samples": 2}
+        {
+            "step": step,
+            "set": name,
+            "accuracy": accuracy(arm, seed, offset + step) + shift[name],
+            "prompts": 200,
+            "samples": 2,
+        }
         for step in range(0, done + 1, 10)
         for name in sets
     ]
     write_lines(policy / "evaluations.jsonl", evaluations)
-    timings = [
-        {"step": step, "seconds_sampling": 1.0, "seconds_update": 2.0, "seconds_evaluation": 4.0 if step % 10 == 0 else 0.0}
-        for step in range(1, done + 1)
-    ]
+    timings = []
+    for step in range(done + 1):
+        if step:
+            timings.append({"step": step, "seconds_sampling": 1.0, "seconds_update": 2.0, "seconds_evaluation": 0.0})
+        if step % 10 == 0:
+            timings.append({"step": step, "seconds_sampling": 0.0, "seconds_update": 0.0, "seconds_evaluation": 4.0})
     write_lines(policy / "timings.jsonl", timings)
     if steps is None:
-        write_manifest(policy / "manifest.json", "cropi-train", {"seconds": 75.0, "tokens_generated": 20000, "tokens_trained": 10000})
+        write_manifest(
+            policy / "manifest.json",
+            "cropi-train",
+            {"seconds": 75.0, "tokens_generated": 20000, "tokens_trained": 10000},
+        )
     else:
         with open(policy / "metrics.jsonl", "a") as stream:
             stream.write('{"step": 9, "lo')
 
 
-def write_run(folder: Path, arms: Sequence[str] = ("random", "full", "cropi"), seeds: Sequence[str] = ("1", "2", "3")) -> Path:
+def write_run(
+    folder: Path, arms: Sequence[str] = ("random", "full", "cropi"), seeds: Sequence[str] = ("1", "2", "3")
+) -> Path:
     """A whole run of two stages. From stage 2 on, cropi scores again: 10 s and 5000 tokens."""
     write_start(folder / "start")
     for arm in arms:
