@@ -12,12 +12,18 @@ import pytest
 import synthetic_run as synthetic
 
 from cropi_tools.data.errors import InputError
-from cropi_tools.report.report import write_report
+from cropi_tools.report.page import page
+from cropi_tools.report.plots import curves
+from cropi_tools.report.report import compare_runs, run_input
+from cropi_tools.report.tables import as_json, print_tables
 
 
 def written(folder: Path, target: Path) -> tuple[bytes, bytes, str]:
+    comparison = compare_runs([folder])
     stream = io.StringIO()
-    write_report([folder], target / "report.html", png=target / "curves.png", stream=stream)
+    print_tables(comparison, stream)
+    (target / "report.html").write_text(page(comparison))
+    (target / "curves.png").write_bytes(curves(comparison))
     return (target / "report.html").read_bytes(), (target / "curves.png").read_bytes(), stream.getvalue()
 
 
@@ -28,7 +34,7 @@ def cells(text: str, arm: str) -> list[list[str]]:
 
 def test_table_figures_by_hand(whole_run: Path) -> None:
     stream = io.StringIO()
-    write_report([whole_run], stream=stream)
+    print_tables(compare_runs([whole_run]), stream)
     accuracy, speed, cost = cells(stream.getvalue(), "CROPI")
     assert accuracy == ["CROPI", "40", "3", "61.9", "81.9", "71.9 ± 2.2", "+24.2 [+22.4, +26.0]", "< 0.001"]
     assert speed == ["CROPI", "20", "2.03x", "1.95 to 2.13", "0.86x", "1.32x"]
@@ -39,9 +45,7 @@ def test_table_figures_by_hand(whole_run: Path) -> None:
 
 
 def test_json_has_the_same_figures(whole_run: Path) -> None:
-    stream = io.StringIO()
-    write_report([whole_run], json_figures=True, stream=stream)
-    figures = json.loads(stream.getvalue())
+    figures = json.loads(json.dumps(as_json(compare_runs([whole_run])), allow_nan=False))
     cropi = figures["arms"]["cropi"]
     assert cropi["target"]["mean"] == pytest.approx(0.718667, abs=1e-6)
     assert cropi["difference"]["interval"] == pytest.approx([0.224087, 0.259913], abs=1e-6)
@@ -108,11 +112,14 @@ def test_logs_without_costs_still_give_curves(run_folder: Path, tmp_path: Path) 
 
 def test_twice_the_same_name(whole_run: Path) -> None:
     with pytest.raises(InputError, match=r"demo: two run folders of this name"):
-        write_report([whole_run, whole_run], stream=io.StringIO())
+        compare_runs([whole_run, whole_run])
 
 
-def test_no_folder_to_write_into(whole_run: Path, tmp_path: Path) -> None:
-    stream = io.StringIO()
-    with pytest.raises(InputError, match=r"absent: no such folder"):
-        write_report([whole_run], tmp_path / "absent" / "report.html", stream=stream)
-    assert stream.getvalue() == ""
+def test_a_run_as_input_changes_with_its_logs_alone(run_folder: Path) -> None:
+    synthetic.write_run(run_folder, seeds=["1"])
+    before = run_input(run_folder)
+    (run_folder / "cropi" / "1" / "1" / "policy" / "model.safetensors").write_bytes(b"weights")
+    assert run_input(run_folder) == before
+    with open(run_folder / "cropi" / "1" / "1" / "policy" / "evaluations.jsonl", "a") as stream:
+        stream.write("\n")
+    assert run_input(run_folder) != before

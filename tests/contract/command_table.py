@@ -1,0 +1,185 @@
+"""The commands the contract suite runs: a new command, or a new way to use one, is one more row.
+
+Words name files of the chain (conftest.py builds it in this order, each row's result being the input of later ones) and stand in the
+test's own folder. Sizes are such that every command commits several times and still ends within about a second.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+HEAVY = frozenset({"torch", "numpy", "zarr", "numba", "transformers", "matplotlib", "reasoning_gym", "math_verify"})
+
+COMMANDS = ("prompts", "rollout", "grad", "project", "score", "select", "train")
+"""Every console script, without `cropi-`."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to use a command.
+
+    words: the line, without `-o`. output: the name its result has in the chain. inputs: the words that are JSONL files and may be `-`.
+    other: options that ask for another result, and `differs`: how the refusal names that. grows: how many times it commits before the
+    end, so that killing it in its middle is worth while. exempt: files of the result that hold times or hosts.
+    """
+
+    name: str
+    words: str
+    output: str
+    other: str
+    differs: str
+    inputs: tuple[str, ...] = ()
+    folder: bool = False
+    light: bool = False
+    stops: bool = True
+    exempt: frozenset[str] = frozenset({"manifest.json"})
+
+    @property
+    def line(self) -> list[str]:
+        """The whole command line."""
+        return [*self.words.split(), "-o", self.output]
+
+    def to(self, output: str) -> list[str]:
+        """The command line with another output."""
+        return [*self.words.split(), "-o", output]
+
+
+SAMPLED = "--max-tokens 6 --verifier parity.py:reward"
+
+CASES = [
+    Case(
+        name="prompts",
+        words="cropi-prompts raw.jsonl --exclude valid.jsonl --size 12",
+        output="prompts.jsonl",
+        other="--size 3",
+        differs="size 12, now 3",
+        inputs=("raw.jsonl",),
+        light=True,
+        stops=False,
+    ),
+    Case(
+        name="rollout",
+        words=f"cropi-rollout --model P0 prompts.jsonl -n 64 {SAMPLED}",
+        output="rollouts.jsonl",
+        other="--temperature 0.5",
+        differs="temperature 1.0, now 0.5",
+        inputs=("prompts.jsonl",),
+    ),
+    Case(
+        name="rollout-packed",
+        words=f"cropi-rollout --model P0 valid.jsonl -n 16 {SAMPLED}",
+        output="valid.rollouts.jsonl.gz",
+        other="--seed 1",
+        differs="seed 0, now 1",
+        inputs=("valid.jsonl",),
+    ),
+    Case(
+        name="grad-mean",
+        words="cropi-grad --model P0 valid.rollouts.jsonl.gz --mean",
+        output="mean.safetensors",
+        other="--weighting none",
+        differs="weighting token, now none",
+        inputs=("valid.rollouts.jsonl.gz",),
+    ),
+    Case(
+        name="grad-store",
+        words="cropi-grad --model P0 rollouts.jsonl --against target=mean.safetensors --dim 1048576",
+        output="grads.zarr",
+        other="--seed 5",
+        differs="seed 0, now 5",
+        inputs=("rollouts.jsonl",),
+        folder=True,
+    ),
+    Case(
+        name="grad-raw",
+        words="cropi-grad --model P0 rollouts.jsonl --sketch none",
+        output="raw.zarr",
+        other="--policy-temperature 0.5",
+        differs="policy-temperature 1.0, now 0.5",
+        folder=True,
+    ),
+    Case(
+        name="project",
+        words="cropi-project raw.zarr --dim 1048576",
+        output="sketch.zarr",
+        other="--seed 5",
+        differs="seed 0, now 5",
+        folder=True,
+    ),
+    Case(
+        name="project-mean",
+        words="cropi-project mean.safetensors --dim 1048576",
+        output="mean.sketch.zarr",
+        other="--dim 128",
+        differs="dim 1048576, now 128",
+        folder=True,
+        stops=False,
+    ),
+    Case(
+        name="score",
+        words="cropi-score grads.zarr",
+        output="scores.jsonl",
+        other="--valid target=mean.sketch.zarr",
+        differs="sets [], now ['target']",
+        light=True,
+        stops=False,
+    ),
+    Case(
+        name="score-sketches",
+        words="cropi-score --train sketch.zarr --valid target=mean.sketch.zarr",
+        output="sketch.scores.jsonl",
+        other="--valid also=mean.sketch.zarr",
+        differs="now ['also', 'target']",
+        light=True,
+        stops=False,
+    ),
+    Case(
+        name="select",
+        words="cropi-select scores.jsonl --prompts prompts.jsonl --ratio 0.5",
+        output="selected.jsonl",
+        other="--by random",
+        differs="by influence, now random",
+        inputs=("scores.jsonl", "prompts.jsonl"),
+        light=True,
+        stops=False,
+    ),
+    Case(
+        name="train",
+        words=f"cropi-train --model P0 selected.jsonl --steps 6 --batch 4 -n 4 --save-every 2 --eval-every 3 --eval t=valid.jsonl {SAMPLED}",
+        output="P1",
+        other="--learning-rate 0.5",
+        differs="learning-rate 1e-06, now 0.5",
+        inputs=("selected.jsonl",),
+        folder=True,
+        exempt=frozenset({"manifest.json", "timings.jsonl"}),
+    ),
+]
+LEFTOVERS = (".part", ".part.json", ".part.lock", ".part.packed", ".part.tmp", ".part.json.tmp", ".part.old", ".old", ".manifest.json.tmp")
+
+
+def content(path: Path, exempt: frozenset[str] = frozenset()) -> dict[str, bytes]:
+    """The bytes of a result, by file name in it."""
+    if path.is_file():
+        return {path.name.rpartition("/")[2]: path.read_bytes()}
+    files = {str(found.relative_to(path)): found for found in sorted(path.rglob("*")) if found.is_file()}
+    return {name: found.read_bytes() for name, found in files.items() if name not in exempt}
+
+
+def same_content(first: Path, second: Path, exempt: frozenset[str]) -> None:
+    """Fail unless two results have the same files with the same bytes, those exempt apart."""
+    one, two = content(first, exempt), content(second, exempt)
+    if first.is_file():
+        one, two = {"": first.read_bytes()}, {"": second.read_bytes()}
+    assert one.keys() == two.keys()
+    assert [name for name in one if one[name] != two[name]] == []
+
+
+def leftovers(output: Path) -> list[str]:
+    """Names of unfinished work and temporary files that lie beside a result."""
+    return [output.name + ending for ending in LEFTOVERS if output.with_name(output.name + ending).exists()]
+
+
+def looks_whole(output: Path) -> list[str]:
+    """What a failed command must not leave: its output, or a manifest of it."""
+    return [path.name for path in (output, output.with_name(output.name + ".manifest.json")) if path.exists()]

@@ -1,0 +1,63 @@
+"""The chain of real files that the contract suite works on, built once, and a folder for each test that holds all of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from command_table import CASES
+from shell import Shell
+
+
+@pytest.fixture(scope="session")
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
+    with Shell(tmp_path_factory.mktemp("shell")) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def chain(policy_folder: Path, shell: Shell, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the inputs and the result of every row of the table, under the names the table uses.
+
+    Beside them: `other/`, a policy of other weights, and `other-tokenizer/`, the policy with one character of its tokenizer exchanged.
+    """
+    import tiny_policy
+
+    folder = tmp_path_factory.mktemp("chain")
+    shutil.copytree(policy_folder, folder / "P0")
+    tiny_policy.save(folder / "other", seed=1)
+    shutil.copytree(policy_folder, folder / "other-tokenizer")
+    tokenizer = folder / "other-tokenizer" / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text().replace('"Z"', '"~"'))
+    shutil.copy(Path(tiny_policy.__file__).with_name("parity.py"), folder)
+    # digits are spelt out: a test set must not share questions with the pool
+    pool = [{**record, "prompt": f"{place}+{record['prompt']}"} for place, record in enumerate(tiny_policy.prompts(16))]
+    test = [{**record, "prompt": f"{place}-{record['prompt']}"} for place, record in enumerate(tiny_policy.prompts(32, start=100))]
+    for name, records in (("raw.jsonl", pool), ("valid.jsonl", test)):
+        (folder / name).write_text("".join(json.dumps(record) + "\n" for record in records))
+    for case in CASES:
+        shell(case.line, folder)
+    return folder
+
+
+@pytest.fixture
+def place(chain: Path, tmp_path: Path) -> Path:
+    """The test's folder: links to everything in the chain, to be replaced where a test breaks something."""
+    for path in chain.iterdir():
+        os.symlink(path, tmp_path / path.name)
+    return tmp_path
+
+
+def own(path: Path) -> Path:
+    """Make a link to a file or folder of the chain into a copy that the test may change."""
+    target = path.resolve()
+    path.unlink()
+    if target.is_dir():
+        shutil.copytree(target, path)
+    else:
+        shutil.copy2(target, path)
+    return path
