@@ -16,6 +16,8 @@ VENV ?= .venv
 CONFIG ?=
 # the environment that `make setup` makes comes first; without it, the commands on the PATH are used
 export PATH := $(abspath $(VENV))/bin:$(PATH)
+# threads that spin while they wait slow torch down a hundred times as soon as two processes share the cores
+export OMP_WAIT_POLICY ?= PASSIVE
 INSTALLED := $(VENV)/installed
 
 .PHONY: help setup test test-slow demo lint format clean

@@ -5,13 +5,16 @@
 #   RUN/report.html            the page
 #
 # Targets are manifests: regular files that are written last. `make -n` shows what is left to do; a rerun goes on after a kill; a
-# larger STAGES adds stages. When a value of CONFIG changes, every command is asked again: those it does not touch say "up to
-# date", the others refuse and say what differs; FORCE=--force replaces their results.
+# larger STAGES adds stages. RUN/settings/ remembers what each kind of step was asked. When a value of CONFIG changes, the steps it
+# is about are asked again: they refuse and say what differs; FORCE=--force replaces their results and what was made of them.
 #
 # What a CONFIG sets (examples/tiny/config.mk is a short one, examples/qwen2.5-1.5b-math/config.mk a full one):
 #   RUN MODEL POOL             the run's folder, the starting policy, the pool's prompts
 #   VALID TEST                 names of validation and test sets; their prompts are VALID_FILE.NAME and TEST_FILE.NAME
 #   STAGES STEPS ARMS SEEDS    stages, steps a stage, arms (cropi full random static shuffled learnability pass-rate), seeds
+#   GPUS                       parts of rollouts and gradients, each a file of its own: keep it for the life of a run
+VALID ?=
+TEST ?=
 RATIO ?= 0.1
 SAMPLES ?= 8
 VALID_SAMPLES ?= 32
@@ -22,29 +25,49 @@ GRAD_OPTIONS ?=
 STORE_OPTIONS ?=
 TRAIN_OPTIONS ?=
 GPUS ?= 1
+CUDA_VISIBLE_DEVICES ?=
 FORCE ?=
+SUBMIT ?=
 
-SETTINGS = $(foreach name,MODEL POOL VALID TEST STEPS RATIO SAMPLES VALID_SAMPLES MAX_TOKENS ROLLOUT_TEMPERATURE VERIFIER GRAD_OPTIONS \
-  STORE_OPTIONS TRAIN_OPTIONS $(VALID:%=VALID_FILE.%) $(TEST:%=TEST_FILE.%),$(name)=$($(name)))
-# remembered where the run lies, and renewed only when it differs (never by `make -n`)
-REMEMBERED := $(RUN)/settings
-ifeq ($(findstring n,$(filter-out --%,$(firstword $(MAKEFLAGS)))),)
-$(shell mkdir -p $(RUN))
-ifneq ($(strip $(file <$(REMEMBERED))),$(strip $(SETTINGS)))
-$(file >$(REMEMBERED),$(SETTINGS))
-endif
-endif
-$(REMEMBERED): ;
+$(if $(filter grouped-target,$(.FEATURES)),,$(error GNU make 4.3 or newer is needed, this is $(MAKE_VERSION)))
+$(foreach name,RUN MODEL POOL STAGES STEPS ARMS SEEDS,$(if $(strip $($(name))),,$(error $(CONFIG) does not set $(name))))
 
-# -- shards: with GPUS=n every part of a step on its own GPU, at once
-# $(call shards,BASE,EXTENSION): the files of a sharded output
-shards = $(if $(filter 1,$(GPUS)),$(1)$(2),$(foreach i,$(shell seq $(GPUS)),$(1).$(i)-of-$(GPUS)$(2)))
-# $(call in-shards,COMMAND,BASE,EXTENSION): run COMMAND for every shard; a stop of make stops them all
-define in-shards
-$(if $(filter 1,$(GPUS)),$(1) -o $(2)$(3) $(FORCE),pids=(); trap 'kill "$${pids[@]}" 2>/dev/null' TERM; \
-for i in $$(seq $(GPUS)); do CUDA_VISIBLE_DEVICES=$$((i - 1)) $(1) --shard $$i/$(GPUS) -o $(2).$$i-of-$(GPUS)$(3) $(FORCE) & pids+=($$!); done; \
-code=0; for pid in "$${pids[@]}"; do wait $$pid || code=$$?; done; (exit $$code))
+# -- how a step runs: here, or handed on (examples/slurm) as SUBMIT PARTS 'TARGETS' 'PREREQUISITES' COMMAND...
+# $(call run,COMMAND,OUTPUT): in one process
+define run
+$(if $(SUBMIT),@$(SUBMIT) 1 '$@' '$^' )$(1) -o $(2) $(FORCE)
+$(if $(SUBMIT),,@touch $@)
+endef
+
+# $(call run-shards,COMMAND,BASE,EXTENSION,MANIFEST): with GPUS=n in n parts. Here each has its own GPU and all run at once; a stop of
+# make stops them, and it waits until the last has ended. Handed on, %a stands for the number of the part.
+run-shards = $(if $(filter 1,$(GPUS)),$(call run,$(1),$(2)$(3)),$(if $(SUBMIT),$(hand-on-shards),$(run-shards-here)))
+hand-on-shards = @$(SUBMIT) $(GPUS) '$(call shards,$(2),$(3)$(4))' '$^' $(call shard,$(1),%a,$(2),$(3))
+define run-shards-here
+pids=(); trap 'kill "$${pids[@]}" 2>/dev/null' INT TERM; \
+$(foreach i,$(SHARDS),CUDA_VISIBLE_DEVICES=$(call device,$(i)) $(call shard,$(1),$(i),$(2),$(3)) & pids+=($$!); \$(newline))\
+code=0; for pid in "$${pids[@]}"; do wait $$pid || code=$$?; done; wait; exit $$code
 @touch $(call shards,$(2),$(3)$(4))
+endef
+define newline
+
+
+endef
+comma := ,
+SHARDS := $(shell seq $(GPUS))
+DEVICES = $(or $(subst $(comma), ,$(CUDA_VISIBLE_DEVICES)),$(shell seq 0 $(GPUS)))
+device = $(or $(word $(1),$(DEVICES)),$(error CUDA_VISIBLE_DEVICES=$(CUDA_VISIBLE_DEVICES) names fewer devices than GPUS=$(GPUS)))
+shard = $(1) --shard $(2)/$(GPUS) -o $(3).$(2)-of-$(GPUS)$(4) $(FORCE)
+# $(call shards,BASE,EXTENSION): the files of a sharded output
+shards = $(if $(filter 1,$(GPUS)),$(1)$(2),$(foreach i,$(SHARDS),$(1).$(i)-of-$(GPUS)$(2)))
+
+# -- $(call remember,KIND,NAME): the file RUN/settings/KIND is renewed when the value of NAME, what such a step is asked, has changed
+define remember
+ifneq ($$(strip $$(file <$(RUN)/settings/$(1))),$$(strip $$($(2))))
+.PHONY: $(RUN)/settings/$(1)
+endif
+$(RUN)/settings/$(1):
+	@mkdir -p $$(@D); printf '%s\n' '$$(subst ','\'',$$(strip $$($(2))))' > $$@
 endef
 
 # -- names
@@ -68,6 +91,8 @@ ALL := $(call cells,$(ARMS),$(NUMBERS))
 SCORED := $(S) $(if $(filter cropi,$(ARMS)),$(call cells,cropi,$(filter-out 1,$(NUMBERS))))
 TRAIN_ROLLOUTS := $(call shards,$(S)/train.rollouts,.jsonl)
 STORES = $(call shards,$(1)/grads,.zarr)
+# a stop or a failure removes no manifest: with some shards done and some not, those that are done stay
+.PRECIOUS: $(TRAIN_ROLLOUTS:%=%.manifest.json) $(foreach cell,$(SCORED),$(patsubst %,%/manifest.json,$(call STORES,$(cell)))) $(ALL:%=%/policy/manifest.json)
 
 .PHONY: starting-policy curriculum report
 starting-policy: $(MODEL_MADE)
@@ -83,40 +108,52 @@ $(RUN)/report.html: $(ALL:%=%/policy/manifest.json)
 
 # -- once: rollouts of the starting policy
 ROLLOUT = cropi-rollout --model $(MODEL) --max-tokens $(MAX_TOKENS) --temperature $(ROLLOUT_TEMPERATURE) --verifier $(VERIFIER)
-$(TRAIN_ROLLOUTS:%=%.manifest.json) &: $(POOL) $(MODEL_MADE) $(REMEMBERED)
+TRAIN_ROLLOUT = $(ROLLOUT) $(POOL) -n $(SAMPLES) --seed 0
+$(eval $(call remember,train-rollouts,TRAIN_ROLLOUT))
+$(TRAIN_ROLLOUTS:%=%.manifest.json) &: $(POOL) $(MODEL_MADE) $(RUN)/settings/train-rollouts
 	@mkdir -p $(S)
-	$(call in-shards,$(ROLLOUT) $(POOL) -n $(SAMPLES) --seed 0,$(S)/train.rollouts,.jsonl,.manifest.json)
+	$(call run-shards,$(TRAIN_ROLLOUT),$(S)/train.rollouts,.jsonl,.manifest.json)
 
+$(eval $(call remember,means,GRAD_OPTIONS))
 define valid-rules
-$(S)/valid-$(1).rollouts.jsonl.manifest.json: $(VALID_FILE.$(1)) $(MODEL_MADE) $(REMEMBERED)
+VALID_ROLLOUT.$(1) = $$(ROLLOUT) $$(VALID_FILE.$(1)) -n $$(VALID_SAMPLES) --seed 1
+$$(eval $$(call remember,valid-rollouts.$(1),VALID_ROLLOUT.$(1)))
+$(S)/valid-$(1).rollouts.jsonl.manifest.json: $(VALID_FILE.$(1)) $(MODEL_MADE) $(RUN)/settings/valid-rollouts.$(1)
 	@mkdir -p $(S)
-	$(ROLLOUT) $(VALID_FILE.$(1)) -n $(VALID_SAMPLES) --seed 1 -o $(S)/valid-$(1).rollouts.jsonl $(FORCE)
-	@touch $$@
+	$$(call run,$$(VALID_ROLLOUT.$(1)),$(S)/valid-$(1).rollouts.jsonl)
 
-$(SCORED:%=%/valid-$(1).mean.safetensors.manifest.json): %/valid-$(1).mean.safetensors.manifest.json: $(S)/valid-$(1).rollouts.jsonl.manifest.json $$$$(call policy-made,$$$$*)
+$(SCORED:%=%/valid-$(1).mean.safetensors.manifest.json): %/valid-$(1).mean.safetensors.manifest.json: \
+    $(S)/valid-$(1).rollouts.jsonl.manifest.json $$$$(call policy-made,$$$$*) $(RUN)/settings/means
 	@mkdir -p $$*
-	cropi-grad --model $$(call policy,$$*) $(S)/valid-$(1).rollouts.jsonl --mean $(GRAD_OPTIONS) -o $$*/valid-$(1).mean.safetensors $(FORCE)
-	@touch $$@
+	$$(call run,cropi-grad --model $$(call policy,$$*) $(S)/valid-$(1).rollouts.jsonl --mean $$(GRAD_OPTIONS),$$*/valid-$(1).mean.safetensors)
 endef
 $(foreach name,$(VALID),$(eval $(call valid-rules,$(name))))
 
 # -- each stage
+STORE = $(GRAD_OPTIONS) $(STORE_OPTIONS) $(VALID:%=--against %)
+against = $(foreach name,$(VALID),--against $(name)=$(1)/valid-$(name).mean.safetensors)
+$(eval $(call remember,gradients,STORE))
 define grad-rule
-$(patsubst %,%/manifest.json,$(call STORES,$(1))) &: $(TRAIN_ROLLOUTS:%=%.manifest.json) $(VALID:%=$(1)/valid-%.mean.safetensors.manifest.json) $(call policy-made,$(1))
-	$$(call in-shards,cropi-grad --model $(call policy,$(1)) $(TRAIN_ROLLOUTS) $(foreach name,$(VALID),--against $(name)=$(1)/valid-$(name).mean.safetensors) $(GRAD_OPTIONS) $(STORE_OPTIONS),$(1)/grads,.zarr,/manifest.json)
+$(patsubst %,%/manifest.json,$(call STORES,$(1))) &: $(TRAIN_ROLLOUTS:%=%.manifest.json) \
+    $(VALID:%=$(1)/valid-%.mean.safetensors.manifest.json) $(call policy-made,$(1)) $(RUN)/settings/gradients
+	$$(call run-shards,cropi-grad --model $(call policy,$(1)) $(TRAIN_ROLLOUTS) $(call against,$(1)) $$(GRAD_OPTIONS) $$(STORE_OPTIONS),$(1)/grads,.zarr,/manifest.json)
 endef
 $(foreach cell,$(SCORED),$(eval $(call grad-rule,$(cell))))
 
 $(SCORED:%=%/scores.jsonl.manifest.json): %/scores.jsonl.manifest.json: $$(patsubst $$(percent),$$(percent)/manifest.json,$$(call STORES,$$*))
-	cropi-score $(call STORES,$*) -o $*/scores.jsonl $(FORCE)
-	@touch $@
+	$(call run,cropi-score $(call STORES,$*),$*/scores.jsonl)
 percent := %
 
-$(ALL:%=%/selected.jsonl.manifest.json): %/selected.jsonl.manifest.json: $(POOL) $(REMEMBERED) $$(addsuffix /scores.jsonl.manifest.json,$$(call scores,$$*))
+SELECT = cropi-select --prompts $(POOL) --ratio $(RATIO)
+$(eval $(call remember,selections,SELECT))
+$(ALL:%=%/selected.jsonl.manifest.json): %/selected.jsonl.manifest.json: \
+    $(POOL) $$(addsuffix /scores.jsonl.manifest.json,$$(call scores,$$*)) $(RUN)/settings/selections
 	@mkdir -p $*
-	cropi-select $(addsuffix /scores.jsonl,$(call scores,$*)) --prompts $(POOL) --by $(call rule,$(call part,$*,1)) --ratio $(RATIO) --seed $(call cell-seed,$*) -o $*/selected.jsonl $(FORCE)
-	@touch $@
+	$(call run,$(SELECT) $(addsuffix /scores.jsonl,$(call scores,$*)) --by $(call rule,$(call part,$*,1)) --seed $(call cell-seed,$*),$*/selected.jsonl)
 
-$(ALL:%=%/policy/manifest.json): %/policy/manifest.json: %/selected.jsonl.manifest.json $(foreach name,$(TEST),$(TEST_FILE.$(name))) $$(call policy-made,$$*)
-	cropi-train --model $(call policy,$*) $*/selected.jsonl --steps $(STEPS) -n $(SAMPLES) --max-tokens $(MAX_TOKENS) --verifier $(VERIFIER) --seed $(call cell-seed,$*) $(foreach name,$(TEST),--eval $(name)=$(TEST_FILE.$(name))) $(TRAIN_OPTIONS) -o $*/policy $(FORCE)
-	@touch $@
+TRAIN = cropi-train --steps $(STEPS) -n $(SAMPLES) --max-tokens $(MAX_TOKENS) --verifier $(VERIFIER) \
+  $(foreach name,$(TEST),--eval $(name)=$(TEST_FILE.$(name))) $(TRAIN_OPTIONS)
+$(eval $(call remember,training,TRAIN))
+$(ALL:%=%/policy/manifest.json): %/policy/manifest.json: \
+    %/selected.jsonl.manifest.json $(foreach name,$(TEST),$(TEST_FILE.$(name))) $$(call policy-made,$$*) $(RUN)/settings/training
+	$(call run,$(TRAIN) --model $(call policy,$*) $*/selected.jsonl --seed $(call cell-seed,$*),$*/policy)

@@ -5,17 +5,20 @@ Exit codes: 0 done (or up to date), 1 a failure of input or environment, 2 usage
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from cropi_tools import __version__
-from cropi_tools.data.errors import CropiError, UsageError
+from cropi_tools.data.errors import CropiError, Interrupted, UsageError
 
 if TYPE_CHECKING:
+    from cropi_tools.data.jsonl import Record
     from cropi_tools.data.manifest import Input
 
 
@@ -47,6 +50,12 @@ Version = Annotated[
 ]
 
 
+class _Cancelled(Interrupted):
+    """Ctrl-C."""
+
+    exit_code = 130
+
+
 def command(function: Callable[..., Any], *, name: str, example: str) -> Callable[[], NoReturn]:
     """The console entry point of one command: `function` behind the error boundary, `example` at the end of its help."""
     app = typer.Typer(
@@ -55,8 +64,18 @@ def command(function: Callable[..., Any], *, name: str, example: str) -> Callabl
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     )
+
+    @functools.wraps(function)
+    def cancellable(*arguments: Any, **options: Any) -> None:
+        # said here, since typer ends the process on a KeyboardInterrupt without a word
+        try:
+            function(*arguments, **options)
+        except KeyboardInterrupt:
+            warnings.simplefilter("ignore")  # of libraries about what they were in the middle of
+            raise _Cancelled("interrupted; finished work is kept, the same command goes on from there") from None
+
     # \b keeps the example's lines as they are
-    app.command(name=name, epilog="\b\nExample:\n" + "\n".join("  " + line for line in example.strip().splitlines()))(function)
+    app.command(name=name, epilog="\b\nExample:\n" + "\n".join("  " + line for line in example.strip().splitlines()))(cancellable)
 
     def main() -> NoReturn:
         sys.exit(_run(app, name))
@@ -84,9 +103,6 @@ def _run(app: typer.Typer, name: str) -> int:
     except CropiError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print(f"{name}: interrupted; finished work is kept, the same command goes on from there", file=sys.stderr)
-        return 130
     except BrokenPipeError:
         # the reader went away (`| head`): point stdout nowhere, so that Python's exit does not complain again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -120,3 +136,12 @@ def numbered(name: str, paths: Sequence[str]) -> dict[str, Input]:
     from cropi_tools.data.manifest import file_input
 
     return {name if place == 1 else f"{name} {place}": file_input(path) for place, path in enumerate(paths, 1)}
+
+
+def stoppable(records: Iterable[Record]) -> Iterator[Record]:
+    """The records, as long as no signal asks to stop; for commands that make their result in one go."""
+    from cropi_tools import runtime
+
+    for record in records:
+        runtime.stop_if_requested()
+        yield record

@@ -41,14 +41,15 @@ def project(
     inputs = {"source": file_input(source) if is_mean else store_input(source)}
     kept = keep if sketch == "sparse-jl" else None
     options = {"sketch": sketch, "dim": dim, "keep": kept, "seed": seed}
-    from cropi_tools.influence import project as work
-
-    opened = None if is_mean else Store(source)
-    spec = work.mean_spec(source, sketch, dim, seed, kept) if opened is None else work.plan(opened, sketch, dim, seed, kept)
     target = Output(output, Fingerprint.of("cropi-project", options, inputs), inputs, folder=True, force=force)
     if not target.open():
         runtime.notify(f"{output}: up to date")
         return
+
+    from cropi_tools.influence import project as work
+
+    opened = None if is_mean else Store(source)
+    spec = work.mean_spec(source, sketch, dim, seed, kept) if opened is None else work.plan(opened, sketch, dim, seed, kept)
     if opened is None:
         work.project_mean(source, spec, target)
     else:

@@ -51,7 +51,7 @@ def prompts(
     from itertools import islice
 
     from cropi_tools import runtime
-    from cropi_tools.cli.common import numbered, parse_named
+    from cropi_tools.cli.common import numbered, parse_named, stoppable
     from cropi_tools.data.errors import InputError, UsageError
     from cropi_tools.data.manifest import Fingerprint
     from cropi_tools.data.output import JsonLinesOutput
@@ -84,13 +84,16 @@ def prompts(
         if text.startswith("reasoning-gym:"):
             assert size is not None
             family = text.removeprefix("reasoning-gym:")
-            target.append(reasoning_gym_prompts(family, size, seed, chosen, template, answer_template, source, exclusion=exclusion))
+            made = reasoning_gym_prompts(family, size, seed, chosen, template, answer_template, source, exclusion=exclusion)
+            target.append(stoppable(made))
             if exclusion.kept - before < size:
                 runtime.warn(f"{family} has only {exclusion.kept - before} further questions at these settings, not {size}")
         elif text.startswith("recipe:"):
-            target.append(recipe_prompts(text.removeprefix("recipe:"), seed, size, only or (), exclusion))
+            target.append(stoppable(recipe_prompts(text.removeprefix("recipe:"), seed, size, only or (), exclusion)))
         else:
-            target.append(islice(exclusion.filter(jsonl_prompts(text, source)), size))
+            target.append(stoppable(islice(exclusion.filter(jsonl_prompts(text, source)), size)))
+    if not exclusion.kept + exclusion.excluded + exclusion.duplicates:
+        raise InputError(f"{', '.join(sources)}: holds no record")
     if not target.lines:
         raise InputError(f"no prompt is left: {exclusion.excluded} are in the excluded files, {exclusion.duplicates} are repetitions")
     target.finish(skipped={"excluded": exclusion.excluded, "duplicates": exclusion.duplicates})

@@ -31,7 +31,7 @@ def score(
     Without --valid the exact inner products in the stores are used (cropi-grad --against); with it, the sketches of both sides.
     """
     from cropi_tools import runtime
-    from cropi_tools.cli.common import parse_named
+    from cropi_tools.cli.common import parse_named, stoppable
     from cropi_tools.data.errors import UsageError
     from cropi_tools.data.manifest import Fingerprint
     from cropi_tools.data.output import JsonLinesOutput
@@ -55,7 +55,7 @@ def score(
         return
     opened = open_stores(pool)
     records = sketch_scores(opened, {name: open_stores(paths) for name, paths in targets.items()}) if targets else exact_scores(opened)
-    target.append(records)
+    target.append(stoppable(records))
     live = sum(len(store.live) for store in opened)
     if not live:
         runtime.warn("no prompt has a gradient: there is nothing to rank")

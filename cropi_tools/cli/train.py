@@ -122,7 +122,7 @@ def train(
     from cropi_tools.engines.transformers_engine import TransformersEngine
     from cropi_tools.policy.loading import choose_device, load_policy
     from cropi_tools.rewards import VerifierPool, check_record
-    from cropi_tools.training.checkpoints import checkpoint_folder
+    from cropi_tools.training.checkpoints import resume_folder
     from cropi_tools.training.loop import Trainer, TrainSettings
     from cropi_tools.training.update import LossSettings
 
@@ -131,9 +131,8 @@ def train(
     for record in (*records, *(record for found in evaluations.values() for record in found)):
         check_record(record, verifier)
     autocast = dtype == "bfloat16" or (dtype == "auto" and choose_device(device).type == "cuda")
-    done = target.state.get("step", 0)
-    start = str(checkpoint_folder(target.part, done)) if done else model
-    policy = load_policy(start, device, "float32")._replace(folder=model)
+    start = resume_folder(target.part, target.state)
+    policy = load_policy(str(start or model), device, "float32")._replace(folder=model)
     known = load_policy(reference or model, device, "float32") if kl > 0 else None
     settings = TrainSettings(
         steps=steps,

@@ -90,17 +90,30 @@ def parse_line(line: bytes, path: str | Path, number: int) -> Record:
     """One line as an object; InputError names the file and the line."""
     try:
         record = json.loads(line)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         reason = getattr(error, "msg", None) or type(error).__name__
         raise InputError(f"{shown(path)}:{number}: broken JSON ({reason}); mend or remove the line") from None
     if not isinstance(record, dict):
         raise InputError(f"{shown(path)}:{number}: expected a JSON object, found {type(record).__name__}")
+    if b"\\ud" in line.lower() and _has_lone_surrogate(record):
+        raise InputError(f"{shown(path)}:{number}: broken Unicode (half of a surrogate pair); mend or remove the line")
     return record
+
+
+def _has_lone_surrogate(record: Record) -> bool:
+    try:
+        dump_line(record).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def dump_line(record: Record) -> str:
     """One record as a line without its newline. Keys keep their order, text stays readable, NaN and infinity are refused."""
-    return json.dumps(record, ensure_ascii=False, allow_nan=False)
+    try:
+        return json.dumps(record, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        raise InputError(f"record '{record.get('id')}' holds a number that is not finite, which JSON lacks; mend it") from None
 
 
 def write_lines(records: Iterable[Record], stream: IO[str]) -> int:

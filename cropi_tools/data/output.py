@@ -6,10 +6,13 @@
 
 The same command again: a finished output is "up to date", an unfinished one is resumed after its last commit. Another command on
 the same name is refused with what differs; `--force` starts anew and replaces the old result only after success.
+A command that fails before its first commit leaves nothing behind.
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import fcntl
 import json
 import os
@@ -46,6 +49,8 @@ class Output:
         self.path = Path(path)
         self.fingerprint, self.inputs, self.folder, self.force = fingerprint, inputs, folder, force
         self.part = self.path.with_name(self.path.name + ".part")
+        self._packed = self.path.with_name(self.path.name + ".part.packed")
+        self._old = self.path.with_name(self.path.name + ".part.old")
         self._state_path = self.part / PROGRESS if folder else self.path.with_name(self.path.name + ".part.json")
         self.state: dict[str, Any] = {}
         self._started = time.monotonic()
@@ -84,6 +89,16 @@ class Output:
             lock.close()
             raise InputError(f"{self.path}: another process is writing it; wait for it or stop it") from None
         self._lock = lock
+        atexit.register(self._leave)
+
+    def _leave(self) -> None:
+        """At the end of a process that did not finish: without a commit there is nothing to go on from."""
+        if self._lock is not None:
+            if not self.state:
+                # a thread of a library may still write there; then the next try takes it away
+                with contextlib.suppress(OSError):
+                    self._drop_part()
+            self._release_lock()
 
     def _release_lock(self) -> None:
         if self._lock is not None:
@@ -104,11 +119,23 @@ class Output:
         if self.folder:
             if (self.part / FOLDER_MANIFEST).exists():
                 self._replace_folder()
+            elif self.path.exists():
+                shutil.rmtree(self._old, ignore_errors=True)
             return
         state = self._read_state()
-        if state and "manifest" in state and not self.part.exists():
+        if state and "manifest" in state and self._is_described(state["manifest"]):
+            self.part.unlink(missing_ok=True)
             write_json(manifest_path(self.path), state["manifest"])
             self._state_path.unlink()
+
+    def _is_described(self, manifest: Mapping[str, Any]) -> bool:
+        """Whether the file at the final name is the one of this manifest: a rename keeps size and time."""
+        wanted = manifest["outputs"][self.path.name]
+        try:
+            found = self.path.stat()
+        except FileNotFoundError:
+            return False
+        return (found.st_size, found.st_mtime_ns) == (wanted["bytes"], wanted["mtime_ns"])
 
     def _up_to_date(self) -> bool:
         if not self.path.exists():
@@ -144,7 +171,7 @@ class Output:
 
     def _adopt_part(self) -> None:
         state = self._read_state()
-        if state is not None:
+        if state is not None and state["committed"]:
             difference = Fingerprint.from_json(state["fingerprint"]).difference(self.fingerprint)
             if difference is None:
                 self.state = state["committed"]
@@ -152,13 +179,17 @@ class Output:
                 return
             if not self.force:
                 raise InputError(f"{self.part}: unfinished work, {difference}; remove it or give --force to start anew")
-        if self.part.is_dir():
-            shutil.rmtree(self.part)
-        else:
-            self.part.unlink(missing_ok=True)
+        self._drop_part()
         if self.folder:
             self.part.mkdir()
         self.commit({})
+
+    def _drop_part(self) -> None:
+        if self.part.is_dir():
+            shutil.rmtree(self.part)
+        else:
+            for path in (self.part, self._packed, self._state_path):
+                path.unlink(missing_ok=True)
 
     # -- working
 
@@ -190,7 +221,7 @@ class Output:
         """
         produced = self.part
         if not self.folder and self.path.suffix in (".gz", ".zst"):
-            produced = self.path.with_name(self.path.name + ".part.packed")
+            produced = self._packed
             compress(self.part, produced, self.path.suffix)
         if self.folder:
             names = [str(p.relative_to(self.part)) for p in sorted(self.part.rglob("*")) if p.is_file()]
@@ -228,13 +259,10 @@ class Output:
     def _replace_folder(self) -> None:
         (self.part / PROGRESS).unlink(missing_ok=True)
         if self.path.exists():
-            old = self.path.with_name(self.path.name + ".old")
-            shutil.rmtree(old, ignore_errors=True)
-            os.rename(self.path, old)
-            os.rename(self.part, self.path)
-            shutil.rmtree(old)
-        else:
-            os.rename(self.part, self.path)
+            shutil.rmtree(self._old, ignore_errors=True)
+            os.rename(self.path, self._old)
+        os.rename(self.part, self.path)
+        shutil.rmtree(self._old, ignore_errors=True)
 
 
 def _described(path: Path) -> dict[str, Any]:
@@ -298,10 +326,12 @@ class JsonLinesOutput:
             self._file.commit({"lines": self._lines, "bytes": self._stream.tell(), "counters": dict(counters or {})})
 
     def finish(self, **described: Any) -> None:
-        """As `Output.finish`; nothing to name for standard output."""
+        """As `Output.finish`; nothing to name for standard output. Lines after the last commit are not committed by it: who
+        never commits starts anew.
+        """
         assert self._stream is not None, "open() first"
         self._stream.flush()
         if self._file is not None:
-            self.commit(self.state)
+            os.fsync(self._stream.fileno())
             self._stream.close()
             self._file.finish(rows=self._lines, **described)

@@ -40,8 +40,12 @@ def policy_input(folder: str | Path) -> Input:
 
 def tokenizer_digest(folder: str | Path) -> str:
     """One hash over the tokenizer's files: rollouts may be used with any policy of the same tokenizer."""
-    files = [p for p in policy_files(folder) if p.name.startswith(_TOKENIZER_STEMS)]
-    return folder_digest(_digests(Path(folder), files))
+    return folder_digest(_digests(Path(folder), tokenizer_files(folder)))
+
+
+def tokenizer_files(folder: str | Path) -> list[Path]:
+    """The files of a policy that belong to its tokenizer."""
+    return [path for path in policy_files(folder) if path.name.startswith(_TOKENIZER_STEMS)]
 
 
 def same_tokenizer(rollouts: str, folder: str) -> None:

@@ -50,6 +50,8 @@ class StoreWriter:
             self._group = zarr.create_group(store=str(output.part), overwrite=False, attributes={"schema": SCHEMA, **attributes})
             self._vector = _array(self._group, "vector", (capacity, dim), (self.chunk_rows, dim), dtype)
         else:
+            for torn in output.part.rglob("*.partial"):  # zarr renames what it has written whole; a kill came before
+                torn.unlink()
             self._group = zarr.open_group(str(output.part), mode="r+")
             self._vector = self._group["vector"]  # type: ignore[assignment]
         self.records: int = state.get("records", 0)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from cropi_tools.data.errors import InputError
 from cropi_tools.engines.protocol import Completion, Request, Sampling
 from cropi_tools.policy.loading import Policy
 
@@ -39,6 +40,7 @@ class _OwnUniforms(LogitsProcessor):
         self._temperature = temperature
         self.tokens: list[torch.Tensor] = []
         self.logprobs: list[torch.Tensor] = []
+        self.chosen_scores: list[torch.Tensor] = []
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         if self._temperature == 0.0:
@@ -52,6 +54,7 @@ class _OwnUniforms(LogitsProcessor):
             chosen = chosen.clamp_(max=scores.shape[-1] - 1)
             self.logprobs.append(logprobs.gather(-1, chosen)[:, 0])
         self.tokens.append(chosen[:, 0])
+        self.chosen_scores.append(scores.gather(-1, chosen)[:, 0])
         return torch.full_like(scores, -torch.inf).scatter_(-1, chosen, 0.0)
 
 
@@ -88,6 +91,12 @@ class TransformersEngine:
             ),
             logits_processor=LogitsProcessorList([chooser]),
         )
+        if not torch.isfinite(torch.stack(chooser.chosen_scores)).all():
+            # unnoticed, every sample would be the same token, all rewards equal, and training would go on without a gradient
+            raise InputError(
+                f"{self._policy.folder}: the policy's scores are not finite; its weights are damaged or its training has diverged "
+                "(go back to an earlier policy, lower --learning-rate), or the number format overflows (--dtype float32)"
+            )
         tokens = torch.stack(chooser.tokens, 1).tolist()
         logprobs = torch.stack(chooser.logprobs, 1).tolist() if chooser.logprobs else [None] * len(tokens)
         return [_cut(row, values, ends) for row, values in zip(tokens, logprobs, strict=True)]

@@ -22,7 +22,8 @@ from cropi_tools.data.means import read_facts, read_tensors, write_mean
 from cropi_tools.data.output import Output
 from cropi_tools.data.records import Rollout, read_rollouts, shard_range
 from cropi_tools.data.store import StoreWriter
-from cropi_tools.influence.gradients import GradientComputer, squared_norm
+from cropi_tools.influence.device import DeviceProducts, triton_kernels
+from cropi_tools.influence.gradients import GradientComputer, inner_product, squared_norm
 from cropi_tools.influence.projection import Layout, ProjectionSpec, Sketcher
 from cropi_tools.objective import group_advantages
 
@@ -67,17 +68,24 @@ class Against:
             facts = read_facts(path)
             check_mean(path, facts, layout, policy, objective)
             self.attributes[name] = {"norm": facts["norm"], "sha256": facts["content"]}
-            self._tensors[name] = {key: value.reshape(-1) for key, value in read_tensors(path, device).items()}
+            self._tensors[name] = read_tensors(path, device)
+        kernels = triton_kernels(device)
+        sizes = {name: place.stop - place.start for name, place in layout.places.items()}
+        means = list(self._tensors.values())
+        self._products = None if kernels is None else DeviceProducts(kernels, sizes, means, device)
 
-    def add(self, totals: dict[str, float], name: str, gradient: torch.Tensor) -> None:
-        """Add one parameter's share to each mean's inner product."""
-        flat = gradient.reshape(-1).float()
-        for mean, tensors in self._tensors.items():
-            if name in tensors:
-                totals[mean] = totals.get(mean, 0.0) + float(torch.dot(flat, tensors[name]))
-
-    def names(self) -> list[str]:
-        return list(self._tensors)
+    def measure(self, gradients: Mapping[str, torch.Tensor]) -> tuple[float, dict[str, float]]:
+        """A gradient's squared norm, and its inner product with each mean."""
+        if self._products is not None:
+            square, *inner = self._products.measure(gradients)
+            return square, dict(zip(self._tensors, inner, strict=True))
+        square, found = 0.0, dict.fromkeys(self._tensors, 0.0)
+        for name, gradient in gradients.items():
+            square += squared_norm(gradient)
+            for mean, tensors in self._tensors.items():
+                if name in tensors:
+                    found[mean] += inner_product(gradient, tensors[name])
+        return square, found
 
 
 def check_mean(path: str, facts: Mapping[str, Any], layout: Layout, policy: str, objective: Mapping[str, Any]) -> None:
@@ -104,11 +112,10 @@ def collect_store(
             entry, row = dict(found.entry), None
             if found.status == "ok":
                 sketcher.begin()
-                square, inner = 0.0, dict.fromkeys(against.names(), 0.0)
-                for name, gradient in computer.gradients():
-                    square += squared_norm(gradient)
-                    against.add(inner, name, gradient)
-                    sketcher.add(name, gradient)
+                gradient = dict(computer.gradients())
+                square, inner = against.measure(gradient)
+                for name, tensor in gradient.items():
+                    sketcher.add(name, tensor)
                 row = _finite(sketcher, rollout.id)
                 if not math.isfinite(square) or not all(map(math.isfinite, inner.values())):
                     raise InputError(f"prompt '{rollout.id}': its gradient is not finite; try --dtype float32")
@@ -147,10 +154,20 @@ def collect_mean(
     """
     total = {name: torch.zeros(p.shape, dtype=torch.float32, device=p.device) for name, p in computer.parameters}
     done, counters = 0, {"tokens": 0}
+
+    def finish() -> dict[str, int]:
+        skipped = {status: count for status, count in counters.items() if status not in ("ok", "tokens")}
+        ledger = {"tokens_scored": counters["tokens"], "device": str(computer.parameters[0][1].device)}
+        output.finish(rows=work.prompts, skipped=skipped, ledger=ledger, facts={**facts, "live": counters.get("ok", 0)})
+        return counters
+
     if output.part.exists():
         # the part names its own progress in its header, so sum and count can never disagree
         saved = read_facts(output.part)
-        done, counters = saved["done"], saved["counters"]
+        counters = saved["counters"]
+        if "norm" in saved:  # it is the mean already, only its name is missing
+            return finish()
+        done = saved["done"]
         for name, tensor in read_tensors(output.part).items():
             total[name].copy_(tensor)
 
@@ -187,11 +204,8 @@ def collect_mean(
             "take harder or easier validation prompts, or more samples"
         )
     described = {**facts, "layout": layout.sha256, "parameters": layout.to_json(), "norm": math.sqrt(square), "prompts": work.prompts}
-    save({**described, "content": _content(total)})
-    skipped = {status: count for status, count in counters.items() if status not in ("ok", "tokens")}
-    ledger = {"tokens_scored": counters["tokens"], "device": str(computer.parameters[0][1].device)}
-    output.finish(rows=work.prompts, skipped=skipped, ledger=ledger, facts={**facts, "live": counters.get("ok", 0)})
-    return counters
+    save({**described, "counters": counters, "content": _content(total)})
+    return finish()
 
 
 def _content(tensors: Mapping[str, torch.Tensor]) -> str:

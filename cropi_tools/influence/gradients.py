@@ -19,6 +19,7 @@ from cropi_tools.policy.loading import Policy
 from cropi_tools.policy.logprobs import response_logprobs, sequence_batch, token_limited
 
 TOKENS_PER_PASS = 16384  # padded tokens in one forward pass; bounds activations, changes nothing beyond float rounding
+_BLOCK = 1 << 22  # coordinates multiplied at once in an inner product; bounds its temporary
 
 
 class GradientSettings(NamedTuple):
@@ -124,8 +125,20 @@ def _spread(values: list[float], lengths: list[int], like: torch.Tensor) -> torc
     return per_response.repeat_interleave(torch.tensor(lengths, device=like.device))
 
 
+def inner_product(first: torch.Tensor, second: torch.Tensor) -> float:
+    """The inner product of two tensors of the same size, to about float32's own precision whatever their size.
+
+    `torch.dot` adds one after another in float32: on an embedding of 230 million coordinates that loses 3 % of a squared norm.
+    Products are summed as a tree here, block by block, and blocks in double.
+    """
+    blocks = zip(first.reshape(-1).split(_BLOCK), second.reshape(-1).split(_BLOCK), strict=True)
+    total = torch.zeros((), dtype=torch.float64, device=first.device)
+    for one, other in blocks:
+        wide = one if one.dtype == torch.float64 else one.float()
+        total += (wide * other).sum()
+    return float(total)
+
+
 def squared_norm(gradient: torch.Tensor) -> float:
-    """Sum of squares, in float32 per parameter at least; the caller adds parameters in double."""
-    flat = gradient.reshape(-1)
-    flat = flat if flat.dtype == torch.float64 else flat.float()
-    return float(torch.dot(flat, flat))
+    """Sum of squares, precise for tensors of any size."""
+    return inner_product(gradient, gradient)

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 PARTIALS = 8  # accumulators a sketch is summed in; part of the result's low bits, so fixed
 LANES = 32  # coordinates under one half-word of signs
+WORD = 2 * LANES
 GROUP = 8  # rows of the dense projection that share one pass over the accumulator
 PREFETCH_BYTES = 16384
 PARALLEL_FROM = 2**18  # coordinates of a tensor from which more than one thread is used
@@ -140,24 +141,23 @@ def _countsketch(
     segments = (size + segment - 1) // segment
     for part in prange(PARTIALS):
         row = partials[part]
-        tail = np.zeros(LANES, bits.dtype)
+        tail = np.zeros(WORD, bits.dtype)  # used once, since only the last segment of a tensor can be short
         for index in range(segments * part // PARTIALS, segments * (part + 1) // PARTIALS):
             key = mix64(tensor_key + U(index + 1) * ITEM_STEP)
             shift = np.int64(((key >> _32) * U(hash_dim)) >> _32)
             first = index * segment
             length = min(segment, size - first)
-            for word in range((length + 2 * LANES - 1) // (2 * LANES)):
+            whole = length // WORD
+            for word in range(whole):
                 signs = mix64(key + U(word + 1) * WORD_STEP)
-                for offset in (2 * LANES * word, 2 * LANES * word + LANES):
-                    half = np.uint32(signs & _LOW_HALF)
-                    signs >>= _32
-                    if offset + LANES <= length:
-                        add_block(row, shift + offset, bits, first + offset, half)
-                    elif offset < length:  # the end of the tensor, filled up with zeros
-                        left = length - offset
-                        tail[:left] = bits[first + offset : first + length]
-                        tail[left:] = 0
-                        add_block(row, shift + offset, tail, 0, half)
+                add_block(row, shift + WORD * word, bits, first + WORD * word, np.uint32(signs & _LOW_HALF))
+                add_block(row, shift + WORD * word + LANES, bits, first + WORD * word + LANES, np.uint32(signs >> _32))
+            rest = length - WORD * whole
+            if rest > 0:  # the end of the tensor, filled up with zeros
+                tail[:rest] = bits[first + WORD * whole : first + length]
+                signs = mix64(key + U(whole + 1) * WORD_STEP)
+                add_block(row, shift + WORD * whole, tail, 0, np.uint32(signs & _LOW_HALF))
+                add_block(row, shift + WORD * whole + LANES, tail, LANES, np.uint32(signs >> _32))
 
 
 @njit  # type: ignore[misc,unused-ignore]
@@ -168,13 +168,13 @@ def _add_rows(
     low: NDArray[np.uint32],
     high: NDArray[np.uint32],
 ) -> None:
-    for word in range(row.size // (2 * LANES)):
+    for word in range(row.size // WORD):
         for member in range(GROUP):
             signs = mix64(keys[member] + U(word + 1) * WORD_STEP)
             low[member] = np.uint32(signs & _LOW_HALF)
             high[member] = np.uint32(signs >> _32)
-        add_group(row, 2 * LANES * word, values, low)
-        add_group(row, 2 * LANES * word + LANES, values, high)
+        add_group(row, WORD * word, values, low)
+        add_group(row, WORD * word + LANES, values, high)
 
 
 def _sparse_jl(bits: NDArray[Any], tensor_key: np.uint64, last_kept: np.uint64, partials: NDArray[np.float32]) -> None:

@@ -62,7 +62,8 @@ def project_mean(path: str, spec: ProjectionSpec, output: Output) -> None:
         output, 1, spec.dim, {**attributes, "projection": spec.to_json(), "layout": facts["parameters"], "device": "cpu", "against": {}}
     )
     entry = {"id": path, "source": "mean", "status": "ok", "pass_rate": None, "gradient_norm": facts["norm"], "inner": {}}
-    writer.add(entry, row)
+    if not writer.records:  # else it was committed before a kill
+        writer.add(entry, row)
     writer.finish({}, ledger={"device": "cpu"})
 
 

@@ -55,6 +55,7 @@ import torch
 from numpy.typing import NDArray
 
 from cropi_tools.data.errors import InputError, UsageError
+from cropi_tools.influence.device import DeviceCountsketch, triton_kernels
 from cropi_tools.influence.kernels import ITEM_STEP, PARTIALS, countsketch_add, mix64, sparse_jl_add
 
 Method = Literal["countsketch", "sparse-jl", "none"]
@@ -208,6 +209,9 @@ class Sketcher:
     `begin`, then `add` for each parameter in any order, then `finish`. A parameter that is never added has a gradient
     of zero; one added twice counts as the sum, since a sketch is linear. Holds 8 * (hash_dim + segment) floats for
     countsketch, 8 * dim for sparse-jl, P for "none".
+
+    The countsketch of a gradient on a GPU is made there if Triton can be imported (`device.py`), equal to the CPU's up to
+    the order of additions. Such a gradient is read in `finish`: it must stay as it is until then.
     """
 
     def __init__(self, spec: ProjectionSpec, layout: Layout) -> None:
@@ -226,25 +230,35 @@ class Sketcher:
             self._sums = np.empty((PARTIALS, spec.dim), np.float32)
         else:
             self._sums = np.empty((1, layout.size), np.float32)
+        self._devices: dict[torch.device, DeviceCountsketch] = {}
         self.begin()
 
     def begin(self) -> None:
         """Start a new gradient, forgetting what was added to the last one."""
         self._sums.fill(0)
+        for sketch in self._devices.values():
+            sketch.begin()
 
     def add(self, name: str, gradient: NDArray[Any] | torch.Tensor) -> None:
         """Add the gradient of the parameter `name`, in any shape of its size.
 
         float32 and torch bfloat16 are read where they lie when contiguous; other floating types are converted to
-        float32, and tensors of other devices are copied to the CPU first. InputError for an unknown name, a wrong size
-        or a type that is not floating.
+        float32, and tensors of other devices are copied to the CPU first, except where the class says otherwise.
+        InputError for an unknown name, a wrong size or a type that is not floating.
         """
         place = self.layout.places.get(name)
         if place is None:
             raise InputError(f"{name} is not among the trained parameters of this projection")
-        bits = _bits(name, gradient)
-        if bits.size != place.stop - place.start:
-            raise InputError(f"the gradient of {name} has {bits.size} coordinates, {place.stop - place.start} expected")
+        size, expected = math.prod(gradient.shape), place.stop - place.start
+        if size != expected:
+            raise InputError(f"the gradient of {name} has {size} coordinates, {expected} expected")
+        floating = gradient.is_floating_point() if isinstance(gradient, torch.Tensor) else gradient.dtype.kind == "f"
+        if not floating:
+            raise InputError(f"the gradient of {name} is of type {gradient.dtype}; a floating type is expected")
+        if isinstance(gradient, torch.Tensor) and (sketch := self._device_sketch(gradient)) is not None:
+            sketch.add(name, gradient)
+            return
+        bits = _bits(gradient)
         if self.spec.method == "none":
             self._sums[0, place] += (bits.astype(np.uint32) << np.uint32(32 - 8 * bits.itemsize)).view(np.float32)
         elif self.spec.method == "countsketch":
@@ -260,6 +274,8 @@ class Sketcher:
         """
         with np.errstate(over="ignore", invalid="ignore"):  # reported below, in words
             sums = self._sums.sum(axis=0, dtype=np.float32)
+            for sketch in self._devices.values():
+                sums += sketch.total()
             if self.spec.method == "countsketch":
                 result, beyond = sums[: self._hash_dim], sums[self._hash_dim :]
                 result[: beyond.size] += beyond
@@ -271,6 +287,15 @@ class Sketcher:
         if not np.isfinite(result).all():
             raise InputError("the gradient is not finite; look for NaN or overflow in the policy's forward pass")
         return result
+
+    def _device_sketch(self, gradient: torch.Tensor) -> DeviceCountsketch | None:
+        """What sketches gradients on the device of this one, or None if they are copied to the CPU."""
+        device = gradient.device
+        kernels = triton_kernels(device) if self.spec.method == "countsketch" else None
+        if kernels is not None and device not in self._devices:
+            sizes = {name: place.stop - place.start for name, place in self.layout.places.items()}
+            self._devices[device] = DeviceCountsketch(kernels, self._keys, sizes, self._hash_dim, self._segment, device)
+        return self._devices.get(device)
 
 
 def fold(rows: NDArray[Any], dim: int) -> NDArray[np.float32]:
@@ -312,18 +337,14 @@ def _tensor_key(seed: int, name: str) -> np.uint64:
         return np.uint64(mix64(seed_key ^ np.uint64(int.from_bytes(digest, "little"))))
 
 
-def _bits(name: str, gradient: NDArray[Any] | torch.Tensor) -> NDArray[Any]:
+def _bits(gradient: NDArray[Any] | torch.Tensor) -> NDArray[Any]:
     """The flat gradient as bit patterns, uint16 for torch bfloat16 and uint32 (of float32) for all else."""
     if isinstance(gradient, torch.Tensor):
-        if not gradient.is_floating_point():
-            raise InputError(f"the gradient of {name} is of type {gradient.dtype}; a floating type is expected")
         flat = gradient.detach().reshape(-1)
         if flat.dtype == torch.bfloat16:
             packed: NDArray[np.uint16] = flat.cpu().contiguous().view(torch.int16).numpy().view(np.uint16)
             return packed
         gradient = flat.to("cpu", torch.float32).numpy()
-    if gradient.dtype.kind != "f":
-        raise InputError(f"the gradient of {name} is of type {gradient.dtype}; a floating type is expected")
     flat_values: NDArray[np.float32] = np.ascontiguousarray(gradient, np.float32).reshape(-1)
     return flat_values.view(np.uint32)
 

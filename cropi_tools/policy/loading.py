@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from cropi_tools.data.errors import InputError, UsageError
-from cropi_tools.data.policies import policy_files
+from cropi_tools.data.policies import policy_files, tokenizer_files
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -77,13 +77,17 @@ def load_policy(folder: str, device: str = "auto", dtype: str = "auto") -> Polic
     return Policy(model, tokenizer, end_token_ids, folder)
 
 
-def save_policy(policy: Policy, folder: Path, original: str) -> None:
-    """Write weights, configuration and tokenizer; the generation settings are copied from `original`, the policy it started from."""
+def save_policy(policy: Policy, folder: Path) -> None:
+    """Write weights and configuration; tokenizer and generation settings are copied from the folder the policy was loaded from.
+
+    They are copied, not written anew: the library may write the same tokenizer in other words, and its rollouts would seem foreign.
+    """
     policy.model.save_pretrained(folder, safe_serialization=True)
-    policy.tokenizer.save_pretrained(folder)
-    source = Path(original) / "generation_config.json"
-    if source.exists():
-        (folder / source.name).write_bytes(source.read_bytes())
+    settings = Path(policy.folder) / "generation_config.json"
+    for path in [*tokenizer_files(policy.folder), *([settings] if settings.exists() else [])]:
+        (folder / path.name).write_bytes(path.read_bytes())
+    if not settings.exists():
+        (folder / settings.name).unlink(missing_ok=True)
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> list[int]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch.utils.checkpoint import checkpoint
 
 CHUNK_ELEMENTS = 1 << 26  # logits held at once: 256 MiB of float32
-_LOGIT_POST_PROCESSING = ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier_scale")
+_plain_heads: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
 
 class SequenceBatch(NamedTuple):
@@ -35,7 +36,10 @@ def sequence_batch(sequences: Sequence[tuple[list[int], list[int]]], device: tor
     """Lay out (prompt ids, response ids) pairs. Prompts must have a token; responses may be empty."""
     longest = max(len(prompt) + len(response) for prompt, response in sequences)
     input_ids = torch.zeros(len(sequences), longest, dtype=torch.long)
-    rows, columns, targets, lengths = [], [], [], []
+    rows: list[int] = []
+    columns: list[int] = []
+    targets: list[int] = []
+    lengths: list[int] = []
     for row, (prompt, response) in enumerate(sequences):
         input_ids[row, : len(prompt) + len(response)] = torch.tensor(prompt + response)
         rows += [row] * len(response)
@@ -53,8 +57,8 @@ def response_logprobs(
 
     Differentiable in the model's parameters; the entropies are so only for `gradient`, and are zeros for `no`.
     """
-    if any(getattr(model.config, name, None) not in (None, 1, 1.0) for name in _LOGIT_POST_PROCESSING):
-        # the model changes its logits after the head: take them from its own forward pass, chunking is not possible from outside
+    if not _has_plain_head(model):
+        # take the logits from the model's own forward pass: chunking is not possible from outside
         selected = model(input_ids=batch.input_ids, use_cache=False).logits[batch.rows, batch.columns]
         return _from_logits(selected, batch.targets, temperature, entropy)
     hidden = model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
@@ -72,6 +76,21 @@ def response_logprobs(
         results = [checkpoint(chunk, states, targets, use_reentrant=False) for states, targets in pieces]
     logprobs = torch.cat([result[0] for result in results])
     return logprobs, torch.cat([result[1] for result in results])
+
+
+def _has_plain_head(model: Any) -> bool:
+    """Whether the logits are the output embedding applied to the last hidden states and nothing else: no soft cap, scale or projection.
+
+    Families do this under many names, so it is tried out on a few tokens, once a model.
+    """
+    if model not in _plain_heads:
+        ids = torch.arange(8, device=next(model.parameters()).device)[None] % model.get_input_embeddings().num_embeddings
+        with torch.no_grad():
+            states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+            head = model.get_output_embeddings()
+            plain = head(states) if states.shape[-1] == head.weight.shape[-1] else None
+            _plain_heads[model] = plain is not None and torch.equal(plain, model(input_ids=ids, use_cache=False).logits)
+    return _plain_heads[model]
 
 
 def _from_logits(

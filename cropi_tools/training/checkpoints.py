@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,23 @@ def save_checkpoint(part: Path, step: int, policy: Policy, optimizer: torch.opti
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    save_policy(policy, temporary, policy.folder)
+    save_policy(policy, temporary)
     (temporary / STATE).mkdir()
     save_file(_optimizer_tensors(policy, optimizer), temporary / STATE / "optimizer.safetensors")
     write_json(temporary / STATE / "state.json", {"step": step})
     shutil.rmtree(folder, ignore_errors=True)
     os.rename(temporary, folder)
     return folder
+
+
+def resume_folder(part: Path, state: Mapping[str, Any]) -> Path | None:
+    """Where the weights and the optimizer of the last committed step lie: its checkpoint, or the part itself once that was promoted.
+
+    None when no step was committed. state: what the run's progress says.
+    """
+    if not state.get("step"):
+        return None
+    return part if state.get("promoted") else checkpoint_folder(part, state["step"])
 
 
 def keep_only(part: Path, folder: Path) -> None:

@@ -6,6 +6,7 @@ needs weights, optimizer and the step, and nothing else, to go on bit for bit on
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import time
@@ -23,7 +24,7 @@ from cropi_tools.engines.protocol import Engine, Sampling, sample_seed
 from cropi_tools.policy.loading import Policy
 from cropi_tools.rewards.pool import VerifierPool
 from cropi_tools.rollouts import Tallies, sample_and_verify
-from cropi_tools.training.checkpoints import checkpoint_folder, keep_only, load_optimizer, promote, save_checkpoint
+from cropi_tools.training.checkpoints import keep_only, load_optimizer, promote, resume_folder, save_checkpoint
 from cropi_tools.training.update import LossSettings, backward, clip_gradient
 
 LOGS = ("metrics.jsonl", "evaluations.jsonl", "timings.jsonl")
@@ -124,15 +125,16 @@ class Trainer:
         )
         self._step = output.state.get("step", 0)
         self._counters = {"tokens_generated": 0, "tokens_trained": 0, **output.state.get("counters", {})}
-        if self._step:
-            load_optimizer(checkpoint_folder(output.part, self._step), policy, self._optimizer)
+        found = resume_folder(output.part, output.state)
+        if found is not None:
+            load_optimizer(found, policy, self._optimizer)
         self._logs = _Logs(output.part, output.state.get("logs", {}))
 
     def run(self) -> dict[str, Any]:
         """Train to the last step; returns the ledger's counters. Raises Interrupted after a checkpoint when a signal asks to stop."""
         settings = self._settings
         note = ""
-        with runtime.progress("training", settings.steps, self._step) as shown:
+        with contextlib.closing(self._logs), runtime.progress("training", settings.steps, self._step) as shown:
             if self._step == 0:
                 self._evaluate(0)
             while self._step < settings.steps:
@@ -146,9 +148,12 @@ class Trainer:
                     self._save(step)
                     if step < settings.steps:
                         runtime.stop_if_requested()
-        self._logs.close()
-        promote(self._output.part, checkpoint_folder(self._output.part, self._step))
-        keep_only(self._output.part, Path())
+        checkpoint = resume_folder(self._output.part, self._output.state)
+        if checkpoint is not None and checkpoint != self._output.part:
+            promote(self._output.part, checkpoint)
+            # from here on the part is where a killed run goes on: hashing large weights leaves time for a kill
+            self._output.commit({**self._output.state, "promoted": True})
+        keep_only(self._output.part, self._output.part)
         return self._counters
 
     def _train_step(self, step: int) -> str:

@@ -15,7 +15,6 @@ number of threads gives the same weights. Killed, it starts again from the begin
 from __future__ import annotations
 
 import argparse
-import contextlib
 import math
 import random
 import sys
@@ -27,6 +26,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from cropi_tools import runtime
 from cropi_tools.data.errors import CropiError, InputError
@@ -37,6 +37,7 @@ from cropi_tools.data.output import Output
 PAD, END = "<|endoftext|>", "<|im_end|>"
 CONTEXT = 64  # tokens of prompt and response together
 BATCH = 256
+LEARNING_RATE = 3e-3
 WARMING_STEPS = 50  # the learning rate rises linearly over these
 
 
@@ -172,18 +173,17 @@ def answer_loss(model: Qwen2ForCausalLM, examples: Examples, rows: np.ndarray) -
     return torch.nn.functional.cross_entropy(logits, tokens[:, 1:][mask], reduction="sum")
 
 
-def train(model: Qwen2ForCausalLM, phases: list[tuple[Examples, int, float]], seed: int) -> None:
-    """Train through the phases: (examples, steps, learning rate)."""
+def train(model: Qwen2ForCausalLM, phases: list[tuple[Examples, int]], seed: int) -> None:
+    """Train through the phases, (examples, steps) each; the learning rate falls linearly to 0 over all of them."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, betas=(0.9, 0.99), weight_decay=0.01)
     model.train()
-    done, total = 0, sum(steps for _, steps, _ in phases)
+    done, total = 0, sum(steps for _, steps in phases)
     chance = np.random.default_rng(seed)
     with runtime.progress("warm-up", total) as shown:
-        for examples, steps, learning_rate in phases:
+        for examples, steps in phases:
             for _, rows in zip(range(steps), batches(examples, chance), strict=False):
-                runtime.stop_if_requested()
                 done += 1
-                optimizer.param_groups[0]["lr"] = learning_rate * min(1.0, done / WARMING_STEPS)
+                optimizer.param_groups[0]["lr"] = LEARNING_RATE * min(done / WARMING_STEPS, 1 - (done - 1) / total)
                 rows = rows[np.argsort(examples.end[rows], kind="stable")]
                 targets = float((examples.end[rows] - examples.answer_start[rows] + 1).sum())
                 loss = 0.0
@@ -203,13 +203,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the tiny test bed's starting policy from scratch.")
     parser.add_argument("prompts", metavar="PROMPTS", help="prompts with answers, by the recipe families.jsonl")
     parser.add_argument("-o", "--output", metavar="FOLDER", required=True, help="the policy folder to write")
-    parser.add_argument("--steps", type=int, default=900, help="steps on right answers (default 900)")
+    parser.add_argument("--steps", type=int, default=750, help="steps on right answers (default 750)")
     parser.add_argument("--mistake-steps", type=int, default=200, help="then steps with half mistakes (default 200)")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, order and mistakes (default 0)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads; they decide the last bits (default 2)")
     parser.add_argument("--force", action="store_true", help="replace a policy made by other options")
     given = parser.parse_args()
 
+    transformers_logging.disable_progress_bar()
     torch.set_num_threads(given.threads)
     torch.manual_seed(given.seed)
     options = {name: getattr(given, name) for name in ("steps", "mistake_steps", "seed", "threads")}
@@ -225,8 +226,8 @@ def main() -> None:
     right = [(prompt, answer) for _, prompt, answer in pairs]
     wrong = [(prompt, typical_mistake(source, prompt, answer, chance)) for source, prompt, answer in pairs]
     phases = [
-        (encode(right, tokenizer), given.steps, 2e-3),
-        (encode(right + wrong, tokenizer), given.mistake_steps, 1e-3),
+        (encode(right, tokenizer), given.steps),
+        (encode(right + wrong, tokenizer), given.mistake_steps),
     ]
     train(model, phases, given.seed)
 
@@ -239,10 +240,11 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    runtime.install_signal_handlers()
     try:
-        with contextlib.suppress(BrokenPipeError):
-            main()
+        main()
     except CropiError as error:
         print(f"warmup.py: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("warmup.py: interrupted; the same command starts again", file=sys.stderr)
+        sys.exit(130)

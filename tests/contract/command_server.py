@@ -1,23 +1,30 @@
-"""Runs commands in forked processes, because importing torch takes seconds and the contract suite starts hundreds of commands.
+"""Runs commands in forked processes: importing torch takes seconds, and the contract suite starts hundreds of commands.
 
-The server imports what the commands import, computes nothing (a process that has used threads cannot be forked), and then forks a
-process for each request, which runs the command's own `main` exactly as its console script does. Requests and replies are JSON lines.
+The server imports what the commands import, compiles the sketch kernel that small policies use, and starts no thread,
+since a process with threads cannot be forked. For each request it forks a process that runs the command's own `main` as
+its console script does. Requests and replies are JSON lines.
 
 In:  {"module", "argv", "cwd", "stdin", "stdout", "stderr": files, "kill_at": n or null, "events": file}
 Out: {"pid"} when the process runs, then {"code"}: its exit code, or minus the signal that ended it
 
-`kill_at` sends KILL just before the process makes its n-th change below `cwd` (a file opened for writing, renamed, removed or linked; a
-folder made or removed). So every window between two changes can be hit, not only those that are wide enough for a timer.
+`kill_at` sends KILL just before the process makes its n-th change below `cwd` (a file opened for writing, renamed,
+removed or linked; a folder made or removed). So every window between two changes can be hit, not only those that are
+wide enough for a timer.
 """
 
 from __future__ import annotations
 
+import atexit
+import gc
 import importlib
 import json
 import os
 import signal
 import sys
-from typing import Any
+import traceback
+from typing import Any, NoReturn
+
+import numpy as np
 
 PRELOADED = (
     "torch",
@@ -65,7 +72,7 @@ def watch(folder: str, kill_at: int | None) -> list[int]:
     return counted
 
 
-def become(request: dict[str, Any]) -> None:
+def become(request: dict[str, Any]) -> NoReturn:
     """In the forked process: take the request's files, folder and arguments, and run the command to its end."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(request["cwd"])
@@ -76,12 +83,29 @@ def become(request: dict[str, Any]) -> None:
     sys.argv = request["argv"]
     main = importlib.import_module(request["module"]).main
     counted = watch(os.path.abspath(request["cwd"]), request["kill_at"])
+    code = 1
     try:
         main()
-    finally:
-        changes = counted[0]
-        with open(request["events"], "w") as stream:
-            stream.write(str(changes))
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    changes = counted[0]
+    with open(request["events"], "w") as stream:
+        stream.write(str(changes))
+    # taking torch down takes a second, and there is nothing to learn from it
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def compile_kernel() -> None:
+    from cropi_tools.influence.projection import Layout, ProjectionSpec, sketch_vector
+
+    gradient = {"weight": np.ones(64, np.float32)}
+    layout = Layout.of(gradient.items())
+    sketch_vector(ProjectionSpec.create("countsketch", layout, 64), layout, gradient)
 
 
 def serve() -> None:
@@ -89,15 +113,16 @@ def serve() -> None:
     replies = os.fdopen(os.dup(1), "w")
     for name in PRELOADED:
         importlib.import_module(name)
+    compile_kernel()
+    gc.freeze()
     while line := requests.readline():
         request = json.loads(line)
         pid = os.fork()
         if pid == 0:
             become(request)
-            return
         print(json.dumps({"pid": pid}), file=replies, flush=True)
-        _, status, usage = os.wait4(pid, 0)
-        print(json.dumps({"code": os.waitstatus_to_exitcode(status), "cpu": usage.ru_utime + usage.ru_stime}), file=replies, flush=True)
+        _, status = os.waitpid(pid, 0)
+        print(json.dumps({"code": os.waitstatus_to_exitcode(status)}), file=replies, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,18 @@
 """The commands the contract suite runs: a new command, or a new way to use one, is one more row.
 
-Words name files of the chain (conftest.py builds it in this order, each row's result being the input of later ones) and stand in the
-test's own folder. Sizes are such that every command commits several times and still ends within about a second.
+Words name files of the chain, which conftest.py builds in this order: each row's result is the input of later ones.
+Sizes are such that every command commits several times and still ends within about a second.
 """
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 HEAVY = frozenset({"torch", "numpy", "zarr", "numba", "transformers", "matplotlib", "reasoning_gym", "math_verify"})
 
-COMMANDS = ("prompts", "rollout", "grad", "project", "score", "select", "train")
+COMMANDS = ("prompts", "rollout", "grad", "project", "score", "select", "train", "report")
 """Every console script, without `cropi-`."""
 
 
@@ -19,9 +20,11 @@ COMMANDS = ("prompts", "rollout", "grad", "project", "score", "select", "train")
 class Case:
     """One way to use a command.
 
-    words: the line, without `-o`. output: the name its result has in the chain. inputs: the words that are JSONL files and may be `-`.
-    other: options that ask for another result, and `differs`: how the refusal names that. grows: how many times it commits before the
-    end, so that killing it in its middle is worth while. exempt: files of the result that hold times or hosts.
+    words: the line, without `-o`. output: the name its result has in the chain; folder: whether that is one. inputs: the
+    words that are JSONL files and may be `-`. other: options that ask for another result; differs: how the refusal names
+    that. light: the command loads no torch. committed, of a command that commits before its end: a file of the
+    unfinished work ("" is the work itself), bytes it holds, and others to put there, by which work that was kept is told
+    from work done again. exempt: files that hold times or hosts.
     """
 
     name: str
@@ -32,7 +35,7 @@ class Case:
     inputs: tuple[str, ...] = ()
     folder: bool = False
     light: bool = False
-    stops: bool = True
+    committed: tuple[str, bytes, bytes] | None = None
     exempt: frozenset[str] = frozenset({"manifest.json"})
 
     @property
@@ -56,7 +59,6 @@ CASES = [
         differs="size 12, now 3",
         inputs=("raw.jsonl",),
         light=True,
-        stops=False,
     ),
     Case(
         name="rollout",
@@ -65,6 +67,7 @@ CASES = [
         other="--temperature 0.5",
         differs="temperature 1.0, now 0.5",
         inputs=("prompts.jsonl",),
+        committed=("", b'"source": "even"', b'"source": "kept"'),
     ),
     Case(
         name="rollout-packed",
@@ -90,6 +93,7 @@ CASES = [
         differs="seed 0, now 5",
         inputs=("rollouts.jsonl",),
         folder=True,
+        committed=("index.jsonl", b'"source": "even"', b'"source": "kept"'),
     ),
     Case(
         name="grad-raw",
@@ -106,6 +110,7 @@ CASES = [
         other="--seed 5",
         differs="seed 0, now 5",
         folder=True,
+        committed=("index.jsonl", b'"source": "even"', b'"source": "kept"'),
     ),
     Case(
         name="project-mean",
@@ -114,7 +119,6 @@ CASES = [
         other="--dim 128",
         differs="dim 1048576, now 128",
         folder=True,
-        stops=False,
     ),
     Case(
         name="score",
@@ -123,7 +127,6 @@ CASES = [
         other="--valid target=mean.sketch.zarr",
         differs="sets [], now ['target']",
         light=True,
-        stops=False,
     ),
     Case(
         name="score-sketches",
@@ -132,7 +135,6 @@ CASES = [
         other="--valid also=mean.sketch.zarr",
         differs="now ['also', 'target']",
         light=True,
-        stops=False,
     ),
     Case(
         name="select",
@@ -142,37 +144,47 @@ CASES = [
         differs="by influence, now random",
         inputs=("scores.jsonl", "prompts.jsonl"),
         light=True,
-        stops=False,
     ),
     Case(
         name="train",
-        words=f"cropi-train --model P0 selected.jsonl --steps 6 --batch 4 -n 4 --save-every 2 --eval-every 3 --eval t=valid.jsonl {SAMPLED}",
+        words="cropi-train --model P0 selected.jsonl --steps 6 --batch 4 -n 4 --save-every 2 "
+        f"--eval-every 3 --eval t=valid.jsonl {SAMPLED}",
         output="P1",
         other="--learning-rate 0.5",
         differs="learning-rate 1e-06, now 0.5",
         inputs=("selected.jsonl",),
         folder=True,
+        committed=("metrics.jsonl", b'{"step": 1,', b'{"step": 0,'),
         exempt=frozenset({"manifest.json", "timings.jsonl"}),
     ),
 ]
-LEFTOVERS = (".part", ".part.json", ".part.lock", ".part.packed", ".part.tmp", ".part.json.tmp", ".part.old", ".old", ".manifest.json.tmp")
+CHANGES: dict[str, int] = {}
+"""How many file changes each row makes, counted while the chain is built."""
 
-
-def content(path: Path, exempt: frozenset[str] = frozenset()) -> dict[str, bytes]:
-    """The bytes of a result, by file name in it."""
-    if path.is_file():
-        return {path.name.rpartition("/")[2]: path.read_bytes()}
-    files = {str(found.relative_to(path)): found for found in sorted(path.rglob("*")) if found.is_file()}
-    return {name: found.read_bytes() for name, found in files.items() if name not in exempt}
+LEFTOVERS = (
+    ".part",
+    ".part.json",
+    ".part.lock",
+    ".part.packed",
+    ".part.tmp",
+    ".part.json.tmp",
+    ".part.old",
+    ".old",
+    ".manifest.json.tmp",
+)
 
 
 def same_content(first: Path, second: Path, exempt: frozenset[str]) -> None:
     """Fail unless two results have the same files with the same bytes, those exempt apart."""
-    one, two = content(first, exempt), content(second, exempt)
-    if first.is_file():
-        one, two = {"": first.read_bytes()}, {"": second.read_bytes()}
+    one, two = _content(first), _content(second)
     assert one.keys() == two.keys()
-    assert [name for name in one if one[name] != two[name]] == []
+    assert [name for name in one if one[name] != two[name] and name not in exempt] == []
+
+
+def _content(path: Path) -> dict[str, bytes]:
+    if path.is_file():
+        return {"": path.read_bytes()}
+    return {str(found.relative_to(path)): found.read_bytes() for found in sorted(path.rglob("*")) if found.is_file()}
 
 
 def leftovers(output: Path) -> list[str]:
@@ -183,3 +195,16 @@ def leftovers(output: Path) -> list[str]:
 def looks_whole(output: Path) -> list[str]:
     """What a failed command must not leave: its output, or a manifest of it."""
     return [path.name for path in (output, output.with_name(output.name + ".manifest.json")) if path.exists()]
+
+
+def own(path: Path) -> Path:
+    """Make a link to a file or folder of the chain into a copy that the test may change, times kept; its manifest too."""
+    for link in (path, path.with_name(path.name + ".manifest.json")):
+        if link.is_symlink():
+            target = link.resolve()
+            link.unlink()
+            if target.is_dir():
+                shutil.copytree(target, link)
+            else:
+                shutil.copy2(target, link)
+    return path

@@ -1,4 +1,4 @@
-"""The chain of real files that the contract suite works on, built once, and a folder for each test that holds all of it."""
+"""The chain of real files the contract suite works on, built once, and a folder for each test that holds it all."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from command_table import CASES
+from command_table import CASES, CHANGES, leftovers
 from shell import Shell
 
 
@@ -23,7 +23,8 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
 def chain(policy_folder: Path, shell: Shell, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the inputs and the result of every row of the table, under the names the table uses.
 
-    Beside them: `other/`, a policy of other weights, and `other-tokenizer/`, the policy with one character of its tokenizer exchanged.
+    Beside them: `other/`, a policy of other weights, and `other-tokenizer/`, the policy with one character of its
+    tokenizer exchanged.
     """
     import tiny_policy
 
@@ -34,13 +35,19 @@ def chain(policy_folder: Path, shell: Shell, tmp_path_factory: pytest.TempPathFa
     tokenizer = folder / "other-tokenizer" / "tokenizer.json"
     tokenizer.write_text(tokenizer.read_text().replace('"Z"', '"~"'))
     shutil.copy(Path(tiny_policy.__file__).with_name("parity.py"), folder)
-    # digits are spelt out: a test set must not share questions with the pool
+    # a test set must not share questions with the pool
     pool = [{**record, "prompt": f"{place}+{record['prompt']}"} for place, record in enumerate(tiny_policy.prompts(16))]
-    test = [{**record, "prompt": f"{place}-{record['prompt']}"} for place, record in enumerate(tiny_policy.prompts(32, start=100))]
+    test = [
+        {**record, "prompt": f"{place}-{record['prompt']}"}
+        for place, record in enumerate(tiny_policy.prompts(32, start=100))
+    ]
     for name, records in (("raw.jsonl", pool), ("valid.jsonl", test)):
         (folder / name).write_text("".join(json.dumps(record) + "\n" for record in records))
     for case in CASES:
-        shell(case.line, folder)
+        done = shell(case.line, folder)
+        assert done.stdout == "", f"{case.name}: stdout is for data, and the data went to a file"
+        assert leftovers(folder / case.output) == []
+        CHANGES[case.name] = done.changes or 0
     return folder
 
 
@@ -50,14 +57,3 @@ def place(chain: Path, tmp_path: Path) -> Path:
     for path in chain.iterdir():
         os.symlink(path, tmp_path / path.name)
     return tmp_path
-
-
-def own(path: Path) -> Path:
-    """Make a link to a file or folder of the chain into a copy that the test may change."""
-    target = path.resolve()
-    path.unlink()
-    if target.is_dir():
-        shutil.copytree(target, path)
-    else:
-        shutil.copy2(target, path)
-    return path

@@ -1,7 +1,8 @@
-"""Running commands in the contract suite: quickly through the forking server, or as a shell does where a real process matters."""
+"""Running commands: quickly through the forking server, or as a shell does where a real process matters."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -15,12 +16,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, cast
 
+SILENT = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
+"""What a command's own start puts into the environment before libraries read it; the server imports them earlier."""
+
 PATIENCE = 120.0  # seconds until a command counts as hung
 
 
 @dataclass(frozen=True)
 class Done:
-    """How a command ended. code: exit code, or minus the signal. changes: file changes it made in its folder (None when killed)."""
+    """How a command ended.
+
+    code: exit code, or minus the signal. changes: how many file changes it made in its folder, None when it was killed.
+    """
 
     code: int
     stdout: str
@@ -44,12 +51,15 @@ class Shell:
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            env={**os.environ, **SILENT},
         )
 
     def __enter__(self) -> Shell:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         cast(IO[str], self._server.stdin).close()
         self._server.wait(timeout=30)
         cast(IO[str], self._server.stdout).close()
@@ -61,10 +71,14 @@ class Shell:
         *,
         code: int | None = 0,
         stdin: str | Path = "",
+        stdout: Path | None = None,
         kill_at: int | None = None,
         meanwhile: Callable[[int], None] | None = None,
     ) -> Done:
-        """Run `words`; fail unless it exits with `code` (None: any). stdin: text, or a file. meanwhile: called with the process id."""
+        """Run `words`; fail unless it exits with `code` (None: any).
+
+        stdin: text, or a file. stdout: a pipe with a name, read by `meanwhile`, which is called with the process id.
+        """
         place = self._scratch / str(next(self._numbers))
         place.mkdir()
         if isinstance(stdin, str):
@@ -75,7 +89,7 @@ class Shell:
             "argv": words,
             "cwd": str(cwd),
             "stdin": str(stdin),
-            "stdout": str(place / "stdout"),
+            "stdout": str(stdout or place / "stdout"),
             "stderr": str(place / "stderr"),
             "events": str(place / "events"),
             "kill_at": kill_at,
@@ -89,7 +103,8 @@ class Shell:
         ended: dict[str, Any] = json.loads(server_out.readline())
         events = place / "events"
         changes = int(events.read_text()) if events.exists() else None
-        done = Done(ended["code"], (place / "stdout").read_text(), (place / "stderr").read_text(), changes)
+        said = "" if stdout else (place / "stdout").read_text()
+        done = Done(ended["code"], said, (place / "stderr").read_text(), changes)
         assert code is None or done.code == code, f"{' '.join(words)}: exit {done.code}\n{done.stdout}\n{done.stderr}"
         return done
 
@@ -100,19 +115,16 @@ def real(words: list[str], cwd: Path, **options: Any) -> subprocess.CompletedPro
     return subprocess.run([program, *words[1:]], cwd=cwd, capture_output=True, text=True, timeout=PATIENCE, **options)
 
 
-def wait_until(condition: Callable[[], bool], pid: int) -> None:
-    """Wait until `condition` holds, or the process is gone."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        if not Path(f"/proc/{pid}").exists():
-            return
-        assert time.monotonic() < deadline, "the command never came to the point waited for"
-        time.sleep(0.002)
+def signalled(number: signal.Signals, condition: Callable[[], bool], seconds: float = 0.0) -> Callable[[int], None]:
+    """What to do meanwhile: wait until `condition` holds and some seconds more, then send the process a signal."""
 
+    def meanwhile(pid: int) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not condition() and Path(f"/proc/{pid}").exists():
+            assert time.monotonic() < deadline, "the command never came to the point waited for"
+            time.sleep(0.002)
+        time.sleep(seconds)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
 
-def send(pid: int, number: signal.Signals) -> None:
-    """Send a signal to a process that may have ended."""
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        return
+    return meanwhile

@@ -38,7 +38,8 @@ def test_a_family_gives_the_items_of_reasoning_gym_itself() -> None:
         assert record["source"] == "divisors"
         assert record["verifier"] == "reasoning-gym"
         kept = json.loads(json.dumps(record))["extra"]["reasoning_gym"]
-        assert kept["dataset"] == "gcd" and theirs.score_answer(entry["answer"], kept["entry"]) == 1.0
+        assert kept["dataset"] == "gcd"
+        assert theirs.score_answer(entry["answer"], kept["entry"]) == 1.0
 
 
 def test_the_same_seed_gives_the_same_records_and_the_next_seed_other_ones() -> None:
@@ -83,7 +84,8 @@ def test_templates_shape_question_and_answer() -> None:
         entry = long["extra"]["reasoning_gym"]["entry"]
         assert short["prompt"] == "S" + entry["metadata"]["expression"].replace(" ", "") + "="
         assert short["answer"] == entry["answer"]
-        assert short["verifier"] == "exact" and short["extra"] == {"reasoning_gym": {"dataset": "chain_sum"}}
+        assert short["verifier"] == "exact"
+        assert short["extra"] == {"reasoning_gym": {"dataset": "chain_sum"}}
 
 
 def test_template_language() -> None:
@@ -121,7 +123,8 @@ def test_further_items_replace_excluded_ones_until_the_family_runs_out(tmp_path:
     exclusion = Exclusion(questions(seen))
     second = list(reasoning_gym_prompts("gcd", 12, 2, small, exclusion=exclusion))
     assert len({record["prompt"] for record in first + second}) == 24
-    assert exclusion.kept == 12 and exclusion.excluded + exclusion.duplicates > 0
+    assert exclusion.kept == 12
+    assert exclusion.excluded + exclusion.duplicates > 0
     assert len({record["id"] for record in second}) == 12
     assert 30 <= len(list(reasoning_gym_prompts("gcd", 50, 3, small))) <= 36
 
@@ -136,7 +139,8 @@ def test_recipe_lines_share_one_exclusion(tmp_path: Path) -> None:
     )
     records = list(recipe_prompts(recipe, 4))
     assert [record["source"] for record in records] == ["gcd"] * 13 + ["lcm"] * 2
-    assert records[0]["id"].startswith("gcd-9-4-") and len({record["prompt"] for record in records}) == 15
+    assert records[0]["id"].startswith("gcd-9-4-")
+    assert len({record["prompt"] for record in records}) == 15
     assert list(recipe_prompts(recipe, 4, only=["gcd"])) == records[:13]
     names = [record["id"].rsplit("-", 1)[0] for record in recipe_prompts(recipe, 4, size=1)]
     assert names == ["gcd-9-4", "gcd-99-4", "lcm-4"]

@@ -1,0 +1,36 @@
+#!/bin/bash
+# Submits what is left of a curriculum: a job for every step, an array of GPUS tasks for rollouts and gradients, each waiting for the
+# jobs it builds on (afterok).
+#
+#   examples/slurm/submit.sh CONFIG GPUS [what make understands]
+#   examples/slurm/submit.sh examples/qwen2.5-1.5b-math/config.mk 8 STAGES=2
+#   examples/slurm/submit.sh examples/qwen2.5-1.5b-math/config.mk 8 -n            only shows the steps
+set -eu
+
+# -- edit: what a job asks for. Rollouts, gradients and training have a GPU each; scoring and selecting need none.
+export GPU_JOB=${GPU_JOB:---gpus=1 --cpus-per-task=8 --mem=64G --time=12:00:00}
+export CPU_JOB=${CPU_JOB:---cpus-per-task=2 --mem=16G --time=00:30:00}
+
+[ $# -ge 2 ] || { echo "usage: submit.sh CONFIG GPUS [STAGES=n] [FORCE=--force] [-n]" >&2; exit 2; }
+config=$(realpath "$1") gpus=$2
+shift 2
+cd "$(dirname "$0")/../.."
+make=(make --no-print-directory "CONFIG=$config" "GPUS=$gpus" "$@")
+
+run=$("${make[@]}" --silent --eval='name-of-run: ; $(info $(RUN))' name-of-run)
+# two jobs for one file would be in each other's way
+waiting=$(squeue --me --noheader --format=%j | grep -cF ":$run" || true)
+if [ "$waiting" -gt 0 ]; then
+    echo "submit.sh: $waiting jobs of $run are in the queue (squeue --me); wait for them or scancel them, then submit again" >&2
+    exit 1
+fi
+
+JOBS=$(mktemp)
+trap 'rm -f "$JOBS"' EXIT
+export JOBS RUN_FOLDER=$run
+# make goes through the steps that are left, in order, and has each submitted instead of running it
+if ! "${make[@]}" SUBMIT=examples/slurm/submit-step.sh curriculum; then
+    echo "submit.sh: stopped in the middle; what was submitted stays in the queue (squeue --me, scancel)" >&2
+    exit 1
+fi
+echo "submitted: $(cut -d ' ' -f 2 "$JOBS" | sort -u | wc -l) jobs; their output goes to $run/slurm/" >&2

@@ -1,3 +1,0 @@
-def test_x(chain): 
-    import subprocess
-    print(subprocess.run(["ls","-la",chain],capture_output=True,text=True).stdout)

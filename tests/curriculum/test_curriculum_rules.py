@@ -1,0 +1,298 @@
+"""The rules of curriculum.mk, with commands that only keep books: what is asked of whom and what is not asked again."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from curriculum_runs import ROOT, BookkeptCurriculum, results
+
+
+@pytest.fixture
+def two_stages(tmp_path: Path) -> BookkeptCurriculum:
+    return BookkeptCurriculum(tmp_path, STAGES=2)
+
+
+def until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def times(folder: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_dry_run_shows_every_command_and_writes_nothing(two_stages: BookkeptCurriculum) -> None:
+    shown = two_stages.make("-n").stdout
+    assert len(re.findall(r"^cropi-rollout", shown, re.M)) == 2
+    assert len(re.findall(r"^cropi-grad .*--mean", shown, re.M)) == 2
+    assert len(re.findall(r"^cropi-grad .*--against target=", shown, re.M)) == 2
+    assert len(re.findall(r"^cropi-score", shown, re.M)) == 2
+    assert len(re.findall(r"^cropi-select", shown, re.M)) == 4
+    assert len(re.findall(r"^cropi-train", shown, re.M)) == 4
+    assert not two_stages.run.exists()
+    assert not two_stages.asked()
+    assert not two_stages.nothing_left()
+    assert not two_stages.run.exists()
+
+
+def test_a_second_make_does_nothing(two_stages: BookkeptCurriculum) -> None:
+    two_stages.make()
+    assert len(two_stages.worked()) == 2 + 2 + 2 + 2 + 4 + 4
+    before = times(two_stages.run)
+    assert two_stages.nothing_left()
+    two_stages.make()
+    assert two_stages.asked() == []
+    assert times(two_stages.run) == before
+
+
+def test_weights_pass_from_stage_to_stage(two_stages: BookkeptCurriculum) -> None:
+    two_stages.make("STAGES=3")
+    models: dict[str, str] = {}
+    for entry in two_stages.asked():
+        if "--model" in entry["words"]:
+            output = Path(entry["output"])
+            models[str(output.relative_to(two_stages.run))] = entry["words"][entry["words"].index("--model") + 1]
+    start, run = str(two_stages.folder / "P0"), two_stages.run
+    assert models["start/train.rollouts.jsonl"] == models["start/valid-target.rollouts.jsonl"] == start
+    assert models["start/grads.zarr"] == models["start/valid-target.mean.safetensors"] == start
+    for arm in ("random", "cropi"):
+        assert models[f"{arm}/1/1/policy"] == start
+        assert models[f"{arm}/1/2/policy"] == str(run / arm / "1/1/policy")
+        assert models[f"{arm}/1/3/policy"] == str(run / arm / "1/2/policy")
+    for output in ("grads.zarr", "valid-target.mean.safetensors"):
+        assert models[f"cropi/1/3/{output}"] == str(run / "cropi/1/2/policy")
+
+
+def test_more_stages_add_only_the_new_ones(tmp_path: Path) -> None:
+    curriculum = BookkeptCurriculum(tmp_path, SEEDS="1 2")
+    curriculum.make()
+    curriculum.asked()
+    before = times(curriculum.run)
+    curriculum.make("STAGES=2")
+    made = curriculum.worked()
+    assert made
+    assert all(re.match(r"(random|cropi)/[12]/2/", name) for name in made)
+    assert {name: time for name, time in times(curriculum.run).items() if name in before} == before
+    assert curriculum.nothing_left("STAGES=2")
+    assert curriculum.nothing_left()
+
+
+def test_arms_share_the_start_and_their_seeds(tmp_path: Path) -> None:
+    arms = "cropi full random static shuffled learnability pass-rate"
+    curriculum = BookkeptCurriculum(tmp_path, ARMS=arms, SEEDS="1 2", STAGES=2)
+    curriculum.make("-j4")
+    asked = [entry for entry in curriculum.asked() if entry["outcome"] == "made"]
+    assert curriculum.nothing_left()
+    assert sum("cropi-rollout" in entry["words"] for entry in asked) == 2
+    scores, rules, seeds = {}, {}, {}
+    for entry in asked:
+        words, cell = entry["words"], str(Path(entry["output"]).parent.relative_to(curriculum.run))
+        if words[0] == "cropi-select":
+            files = [Path(word) for word in words if word.endswith("scores.jsonl")]
+            scores[cell] = [str(path.relative_to(curriculum.run)) for path in files]
+            rules[cell] = words[words.index("--by") + 1]
+        if words[0] in ("cropi-select", "cropi-train"):
+            seeds.setdefault(cell, set()).add(words[words.index("--seed") + 1])
+    assert len(scores) == 7 * 2 * 2
+    for cell, found in scores.items():
+        arm, _, stage = cell.split("/")
+        of_its_own = arm == "cropi" and stage == "2"
+        assert found == ([] if arm in ("full", "random") else [f"{cell if of_its_own else 'start'}/scores.jsonl"]), cell
+        assert rules[cell] == ("influence" if arm in ("cropi", "static") else arm)
+    # paired arms: a seed and stage has one seed whatever the arm, and no other cell has it
+    by_place = {cell.split("/", 1)[1]: set[str]() for cell in seeds}
+    for cell, found_seeds in seeds.items():
+        by_place[cell.split("/", 1)[1]] |= found_seeds
+    assert all(len(found_seeds) == 1 for found_seeds in by_place.values())
+    assert len(set.union(*by_place.values())) == len(by_place) == 4
+
+
+def test_a_changed_value_is_refused_and_force_replaces_what_it_touches(two_stages: BookkeptCurriculum) -> None:
+    two_stages.make()
+    two_stages.asked()
+    before = results(two_stages.run)
+    shown = two_stages.make("-n", "STEPS=3").stdout
+    assert "cropi-train --steps 3" in shown
+    assert "cropi-rollout" not in shown
+    assert two_stages.nothing_left()
+    refusal = two_stages.make("STEPS=3", code=2)
+    assert "exists, something differs" in refusal.stderr
+    assert [entry["outcome"] for entry in two_stages.asked()] == ["refused"]
+    assert results(two_stages.run) == before
+    assert not two_stages.nothing_left("STEPS=3")
+    two_stages.make("STEPS=3", "FORCE=--force")
+    made = two_stages.worked()
+    assert "random/1/1/policy" in made
+    assert "cropi/1/2/grads.zarr" in made
+    assert not [name for name in made if name.startswith("start/") or name.endswith("/1/1/selected.jsonl")]
+    assert two_stages.nothing_left("STEPS=3")
+    # the same as if it had been so from the start
+    fresh = two_stages.folder / "fresh"
+    fresh.mkdir()
+    other = BookkeptCurriculum(fresh, STAGES=2)
+    other.config.write_text(two_stages.config.read_text().replace(str(two_stages.run), str(other.run)))
+    other.make("STEPS=3")
+    assert results(other.run) == results(two_stages.run)
+
+
+@pytest.mark.parametrize(
+    ("change", "first"),
+    [
+        ("MAX_TOKENS=9", "start/train.rollouts.jsonl"),
+        ("VALID_SAMPLES=9", "start/valid-target.rollouts.jsonl"),
+        ("GRAD_OPTIONS=--weighting none", "start/valid-target.mean.safetensors"),
+        ("STORE_OPTIONS=--dim 128", "start/grads.zarr"),
+        ("RATIO=0.5", "cropi/1/1/selected.jsonl"),
+        ("TRAIN_OPTIONS=--kl 0.1", "cropi/1/1/policy"),
+        ("VERIFIER=exact", "start/train.rollouts.jsonl"),
+    ],
+)
+def test_every_value_reaches_the_steps_it_is_about(tmp_path: Path, change: str, first: str) -> None:
+    curriculum = BookkeptCurriculum(tmp_path, ARMS="cropi")
+    curriculum.make()
+    curriculum.asked()
+    curriculum.make("-k", change, code=2)
+    assert curriculum.with_outcome("refused")[0] == first
+    curriculum.make(change, "FORCE=--force")
+    assert curriculum.nothing_left(change)
+
+
+def test_a_value_written_differently_is_asked_about_once(tmp_path: Path) -> None:
+    curriculum = BookkeptCurriculum(tmp_path)
+    curriculum.make()
+    curriculum.asked()
+    (curriculum.folder / "pool.jsonl").touch()
+    assert not curriculum.nothing_left()
+    curriculum.make()
+    assert {entry["outcome"] for entry in curriculum.asked()} == {"up to date"}
+    assert curriculum.nothing_left()
+
+
+def test_quotes_in_a_value_are_remembered(tmp_path: Path) -> None:
+    curriculum = BookkeptCurriculum(tmp_path, TRAIN_OPTIONS="--clip '0.2,0.28'")
+    curriculum.make()
+    assert "--clip '0.2,0.28'" in (curriculum.run / "settings/training").read_text()
+    assert curriculum.nothing_left()
+
+
+# -- shards
+
+
+def test_shards_run_at_once_one_per_gpu(tmp_path: Path) -> None:
+    curriculum = BookkeptCurriculum(tmp_path, GPUS=2, STAGES=2, ARMS="cropi")
+    curriculum.tell("hold", "--shard 1/2 -o .*train.rollouts")
+    process = curriculum.start()
+    # the second part is done while the first still works
+    until((curriculum.run / "start/train.rollouts.2-of-2.jsonl.manifest.json").exists)
+    assert process.poll() is None
+    curriculum.untell("hold")
+    assert process.wait(30) == 0, curriculum.said()
+    sharded = [entry for entry in curriculum.asked() if "--shard" in entry["words"] and entry["outcome"] == "made"]
+    assert len(sharded) == 2 * 3
+    for entry in sharded:
+        part = entry["words"][entry["words"].index("--shard") + 1]
+        assert entry["cuda"] == {"1/2": "0", "2/2": "1"}[part]
+        assert f".{part[0]}-of-2." in entry["output"]
+    for cell in ("start", "cropi/1/2"):
+        for part in (1, 2):
+            assert (curriculum.run / cell / f"grads.{part}-of-2.zarr/manifest.json").exists()
+    assert curriculum.nothing_left()
+
+
+def test_the_gpus_lent_are_the_gpus_used(tmp_path: Path) -> None:
+    curriculum = BookkeptCurriculum(tmp_path, GPUS=2)
+    shown = curriculum.make("-n", CUDA_VISIBLE_DEVICES="5,7").stdout
+    assert set(re.findall(r"CUDA_VISIBLE_DEVICES=(\S*) \S+ .*--shard (\S+)", shown)) == {("5", "1/2"), ("7", "2/2")}
+    refusal = curriculum.make("-n", CUDA_VISIBLE_DEVICES="5", code=2)
+    assert "names fewer devices than GPUS=2" in refusal.stderr
+
+
+def test_a_shard_that_fails_fails_the_step_and_costs_no_other(tmp_path: Path) -> None:
+    curriculum = BookkeptCurriculum(tmp_path, GPUS=3, ARMS="cropi")
+    curriculum.tell("fail", "cropi-grad .*--shard 1/3")
+    failed = curriculum.make(code=2)
+    assert "told to fail" in failed.stderr
+    outcomes = {(entry["output"].rpartition("/")[2], entry["outcome"]) for entry in curriculum.asked()}
+    assert ("grads.2-of-3.zarr", "made") in outcomes
+    assert ("grads.3-of-3.zarr", "made") in outcomes
+    assert not any(name == "scores.jsonl" for name, _ in outcomes)
+    curriculum.untell("fail")
+    curriculum.make()
+    outcomes = {(entry["output"].rpartition("/")[2], entry["outcome"]) for entry in curriculum.asked()}
+    assert ("grads.1-of-3.zarr", "made") in outcomes
+    assert {("grads.2-of-3.zarr", "up to date"), ("grads.3-of-3.zarr", "up to date")} <= outcomes
+    assert curriculum.nothing_left()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_stop_in_the_middle_of_shards_and_a_rerun(tmp_path: Path, number: signal.Signals) -> None:
+    unbroken = tmp_path / "unbroken"
+    unbroken.mkdir()
+    whole = BookkeptCurriculum(unbroken, GPUS=2, ARMS="cropi")
+    whole.make()
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    curriculum = BookkeptCurriculum(broken, GPUS=2, ARMS="cropi")
+    curriculum.tell("hold", "cropi-grad .*--shard 1/2")
+    process = curriculum.start()
+    until((curriculum.run / "start/grads.2-of-2.zarr/manifest.json").exists)
+    until((curriculum.run / "start/grads.1-of-2.zarr.part").exists)
+    time.sleep(0.1)
+    if number == signal.SIGTERM:
+        process.terminate()
+    else:
+        os.killpg(process.pid, number)
+    assert process.wait(20) != 0
+    assert "Deleting" not in curriculum.said()
+    if number != signal.SIGKILL:
+        # make ended after its shards did
+        assert curriculum.asked()[-1]["outcome"] == "stopped by SIGTERM"
+    curriculum.asked()
+    curriculum.untell("hold")
+    curriculum.make()
+    outcomes = [entry["outcome"] for entry in curriculum.asked()]
+    assert outcomes.count("resumed") == 1
+    assert outcomes.count("up to date") == 1
+    assert results(curriculum.run) == results(whole.run)
+    assert curriculum.nothing_left()
+
+
+def test_a_stop_reaches_a_command_of_one_process(tmp_path: Path) -> None:
+    curriculum = BookkeptCurriculum(tmp_path)
+    curriculum.tell("hold", "cropi-train")
+    process = curriculum.start()
+    until(lambda: any(curriculum.run.rglob("policy.part")))
+    time.sleep(0.1)
+    process.terminate()
+    assert process.wait(20) != 0
+    assert curriculum.asked()[-1]["outcome"] == "stopped by SIGTERM"
+    curriculum.untell("hold")
+    curriculum.make()
+    assert "resumed" in [entry["outcome"] for entry in curriculum.asked()]
+    assert curriculum.nothing_left()
+
+
+# -- what is said when something is missing
+
+
+def test_a_config_without_a_needed_value_is_refused_in_one_line(tmp_path: Path) -> None:
+    curriculum = BookkeptCurriculum(tmp_path)
+    curriculum.config.write_text(re.sub(r"^RUN .*\n", "", curriculum.config.read_text(), flags=re.M))
+    refusal = subprocess.run(curriculum.words("curriculum"), env=curriculum.variables, capture_output=True, text=True)
+    assert refusal.returncode == 2
+    assert "config.mk does not set RUN" in refusal.stderr
+
+
+def test_no_config_says_what_to_give() -> None:
+    refusal = subprocess.run(["make", "-C", str(ROOT), "curriculum", "CONFIG="], capture_output=True, text=True)
+    assert refusal.returncode == 2
+    assert "CONFIG=FILE" in refusal.stderr

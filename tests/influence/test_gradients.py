@@ -1,0 +1,332 @@
+"""A prompt's gradient against float64 autograd, and its invariance to batching, order and shards."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import naive_policy
+import numpy as np
+import pytest
+import torch
+
+from cropi_tools.data.errors import InputError
+from cropi_tools.data.manifest import Fingerprint
+from cropi_tools.data.output import Output
+from cropi_tools.data.records import Rollout, Sample
+from cropi_tools.data.store import Store
+from cropi_tools.engines.protocol import Request, Sampling
+from cropi_tools.engines.transformers_engine import TransformersEngine
+from cropi_tools.influence import collect, gradients
+from cropi_tools.influence.gradients import GradientComputer, GradientSettings, squared_norm
+from cropi_tools.influence.projection import Layout, ProjectionSpec
+from cropi_tools.policy.loading import Policy
+
+SHAPES = {
+    "ragged": ((7, True), (12, False), (1, False), (3, True)),
+    "all ended": ((4, True), (4, True), (9, True)),
+    "all cut": ((10, False), (10, False), (10, False)),
+    "only an end token, and empty": ((1, True), (0, False), (5, False)),
+}
+
+
+def computed(computer: GradientComputer, rollout: Rollout) -> dict[str, torch.Tensor]:
+    assert computer.compute(rollout).status == "ok"
+    return {name: gradient.clone() for name, gradient in computer.gradients()}
+
+
+@pytest.mark.parametrize("tie", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_equals_float64_autograd(tie: bool, shape: str) -> None:
+    policy = naive_policy.policy(tie=tie)
+    rollout = naive_policy.rollout(1, SHAPES[shape])
+    found = computed(GradientComputer(policy, GradientSettings()), rollout)
+    assert ("lm_head.weight" in found) is not tie
+    assert (
+        naive_policy.relative_error(found, naive_policy.gradient(naive_policy.double_copy(policy.model), rollout))
+        < 1e-5
+    )
+
+
+@pytest.mark.parametrize("weighting", ["token", "none"])
+@pytest.mark.parametrize("aggregation", ["sequence", "token"])
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_every_setting_equals_float64_autograd(weighting: Any, aggregation: Any, temperature: float) -> None:
+    policy = naive_policy.policy()
+    rollout = naive_policy.rollout(2)
+    computer = GradientComputer(policy, GradientSettings(weighting, temperature, aggregation))
+    expected = naive_policy.gradient(
+        naive_policy.double_copy(policy.model), rollout, temperature, weighting, aggregation
+    )
+    assert naive_policy.relative_error(computed(computer, rollout), expected) < 1e-5
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_recomputed_behavior_equals_float64_autograd(temperature: float) -> None:
+    policy, behavior = naive_policy.policy(seed=0), naive_policy.policy(seed=3)
+    rollout = naive_policy.rollout(3)
+    computer = GradientComputer(policy, GradientSettings(policy_temperature=temperature), behavior)
+    expected = naive_policy.gradient(
+        naive_policy.double_copy(policy.model), rollout, temperature, behavior=naive_policy.double_copy(behavior.model)
+    )
+    assert naive_policy.relative_error(computed(computer, rollout), expected) < 1e-5
+    assert all(parameter.grad is None for parameter in behavior.model.parameters())
+
+
+def test_a_final_end_token_counts_only_if_it_was_sampled() -> None:
+    policy = naive_policy.policy()
+    ended = naive_policy.rollout(4, ((5, True), (6, False)))
+    cut = ended._replace(
+        samples=[
+            Sample(s.token_ids[:-1], s.logprobs[:-1], s.reward) if s.token_ids[-1] == 1 else s for s in ended.samples
+        ]
+    )
+    model = naive_policy.double_copy(policy.model)
+    computer = GradientComputer(policy, GradientSettings())
+    for rollout, tokens in ((ended, 11), (cut, 10)):
+        assert naive_policy.relative_error(computed(computer, rollout), naive_policy.gradient(model, rollout)) < 1e-5
+        assert computer.compute(rollout).entry["tokens"] == tokens
+    assert naive_policy.relative_error(computed(computer, ended), naive_policy.gradient(model, cut)) > 1e-2
+
+
+def test_micro_batches_change_rounding_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    computer = GradientComputer(naive_policy.policy(), GradientSettings())
+    rollout = naive_policy.rollout(5, ((7, True), (12, False), (1, False), (0, False), (3, True), (9, True)))
+    expected, facts = computed(computer, rollout), computer.compute(rollout).entry
+    passes: list[int] = []
+    forward = gradients.response_logprobs
+    monkeypatch.setattr(gradients, "response_logprobs", lambda *given: passes.append(1) or forward(*given))
+    for limit, number in ((1, 5), (40, 3), (10**9, 1)):
+        monkeypatch.setattr(gradients, "TOKENS_PER_PASS", limit)
+        passes.clear()
+        assert naive_policy.relative_error(computed(computer, rollout), expected) < 2e-6
+        assert len(passes) == number
+        again = computer.compute(rollout).entry
+        assert again.keys() == facts.keys()
+        assert all(
+            again[key] == (pytest.approx(facts[key], rel=1e-5) if isinstance(facts[key], float) else facts[key])
+            for key in facts
+        )
+
+
+def test_order_of_samples_and_earlier_prompts_do_not_matter() -> None:
+    computer = GradientComputer(naive_policy.policy(), GradientSettings())
+    rollout = naive_policy.rollout(6)
+    expected = computed(computer, rollout)
+    computed(computer, naive_policy.rollout(7))
+    again = computed(computer, rollout)
+    assert all(torch.equal(again[name], expected[name]) for name in expected)
+    turned = computed(computer, rollout._replace(samples=rollout.samples[::-1]))
+    assert naive_policy.relative_error(turned, expected) < 2e-6
+
+
+def sampled(policy: Policy, temperature: float, count: int = 6) -> Rollout:
+    requests = [Request([5, 6, 7, 8], seed) for seed in range(count)]
+    found = TransformersEngine(policy).sample(requests, Sampling(12, temperature))
+    samples = [Sample(response.token_ids, response.logprobs, float(place % 2)) for place, response in enumerate(found)]
+    return Rollout("sampled", "even", [5, 6, 7, 8], samples, {})
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_ratio_is_one_at_stage_0_when_temperatures_agree(temperature: float) -> None:
+    policy = naive_policy.policy()
+    entry = (
+        GradientComputer(policy, GradientSettings(policy_temperature=temperature))
+        .compute(sampled(policy, temperature))
+        .entry
+    )
+    assert entry["max_ratio"] == pytest.approx(1.0, abs=1e-5)
+    assert entry["mean_ratio"] == pytest.approx(1.0, abs=1e-5)
+    assert entry["effective_sample_size"] == pytest.approx(1.0, abs=1e-9)
+    assert entry["kl"] == pytest.approx(0.0, abs=1e-10)
+
+
+def test_ratio_against_the_tempered_distribution() -> None:
+    policy = naive_policy.policy()
+    rollout = sampled(policy, 0.5)
+    entry = GradientComputer(policy, GradientSettings(policy_temperature=1.0)).compute(rollout).entry
+    model = naive_policy.double_copy(policy.model)
+    with torch.no_grad():
+        logratio = torch.cat(
+            [
+                naive_policy.logprobs(model, rollout.prompt_token_ids, s.token_ids)
+                - naive_policy.logprobs(model, rollout.prompt_token_ids, s.token_ids, 0.5)
+                for s in rollout.samples
+            ]
+        )
+    ratio = logratio.exp()
+    assert float(ratio.min()) < 0.7  # the two distributions do differ
+    assert entry["mean_ratio"] == pytest.approx(float(ratio.mean()), rel=1e-5)
+    assert entry["max_ratio"] == pytest.approx(float(ratio.max()), rel=1e-5)
+    assert entry["kl"] == pytest.approx(float((ratio - 1 - logratio).mean()), rel=1e-4)
+    assert entry["effective_sample_size"] == pytest.approx(
+        float(ratio.sum() ** 2 / (len(ratio) * (ratio**2).sum())), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_ratio_is_exactly_one_with_the_same_behavior_policy(
+    temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gradients, "TOKENS_PER_PASS", 30)
+    rollout = naive_policy.rollout(8)
+    bare = rollout._replace(samples=[sample._replace(logprobs=None) for sample in rollout.samples])
+    computer = GradientComputer(
+        naive_policy.policy(), GradientSettings(policy_temperature=temperature), naive_policy.policy()
+    )
+    entry = computer.compute(bare).entry
+    assert (entry["mean_ratio"], entry["max_ratio"], entry["kl"], entry["effective_sample_size"]) == (
+        1.0,
+        1.0,
+        0.0,
+        1.0,
+    )
+
+
+def test_prompts_without_gradient_have_no_forward_pass() -> None:
+    policy = naive_policy.policy()
+    policy.model.forward = None  # calling the model would fail
+    policy.model.model.forward = None
+    computer = GradientComputer(policy, GradientSettings())
+    rollout = naive_policy.rollout(9)
+    same = rollout._replace(samples=[sample._replace(reward=0.1) for sample in rollout.samples])
+    assert computer.compute(same).status == "zero-advantage"
+    assert computer.compute(rollout._replace(samples=rollout.samples[:1])).status == "zero-advantage"
+    empty = rollout._replace(samples=[Sample([], [], 0.0), Sample([], [], 1.0)])
+    assert computer.compute(empty).status == "empty"
+    assert list(computer.gradients()) == []
+
+
+def test_refusals_name_the_prompt() -> None:
+    computer = GradientComputer(naive_policy.policy(), GradientSettings())
+    rollout = naive_policy.rollout(10)
+    greedy = rollout._replace(samples=[sample._replace(logprobs=None) for sample in rollout.samples])
+    with pytest.raises(InputError, match=r"'r10'.*no log-probabilities.*--behavior"):
+        computer.compute(greedy)
+    impossible = rollout._replace(
+        samples=[sample._replace(logprobs=[-1e4] * len(sample.token_ids)) for sample in rollout.samples]
+    )
+    with pytest.raises(InputError, match=r"'r10'.*not finite"):
+        computer.compute(impossible)
+
+
+def test_norm_of_a_large_tensor_does_not_lose_small_terms() -> None:
+    torch.manual_seed(0)
+    gradient = torch.randn(30_000_000)
+    assert squared_norm(gradient) == pytest.approx(float(np.sum(gradient.numpy().astype(np.float64) ** 2)), rel=1e-6)
+
+
+def make_store(path: Path, rollouts: list[Path], shard: tuple[int, int], mean: Path) -> Store:
+    policy = naive_policy.policy()
+    computer = GradientComputer(policy, GradientSettings())
+    layout = Layout.of(computer.parameters)
+    output = Output(path, Fingerprint("cropi-grad", {}, {}), {}, folder=True)
+    assert output.open()
+    spec = ProjectionSpec.create("countsketch", layout, 1024, 0)
+    against = collect.Against({"target": str(mean)}, layout, "P", {}, torch.device("cpu"))
+    facts = {
+        "policy": "P",
+        "objective": {},
+        "tokenizer": "T",
+        "projection": spec.to_json(),
+        "layout": layout.to_json(),
+        "device": "cpu",
+    }
+    collect.collect_store(
+        computer, collect.survey([str(r) for r in rollouts], 70, shard), output, spec, layout, against, facts
+    )
+    return Store(path)
+
+
+def test_sketches_do_not_depend_on_order_shards_or_micro_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [naive_policy.rollout(n) for n in range(20, 27)]
+    made[3] = made[3]._replace(samples=[sample._replace(reward=1.0) for sample in made[3].samples])
+    forward = naive_policy.write(tmp_path / "a.jsonl", made)
+    backward = naive_policy.write(tmp_path / "b.jsonl", made[::-1])
+    policy = naive_policy.policy()
+    computer = GradientComputer(policy, GradientSettings())
+    layout = Layout.of(computer.parameters)
+    mean = tmp_path / "mean.safetensors"
+    output = Output(mean, Fingerprint("cropi-grad", {}, {}), {})
+    output.open()
+    facts = {"policy": "P", "tokenizer": "T", "objective": {}}
+    collect.collect_mean(computer, collect.survey([str(forward)], 70), output, layout, facts)
+
+    def rows(stores: list[Store]) -> dict[str, list[Any]]:
+        found = {}
+        for store in stores:
+            whole = np.concatenate([block for _, block in store.blocks()])
+            norms, inner = store.column("gradient_norm"), store.column("inner/target")
+            for entry in store.index:
+                row = entry["row"]
+                found[entry["id"]] = None if row is None else [*whole[row], norms[row], inner[row]]
+        return found
+
+    expected = rows([make_store(tmp_path / "whole.zarr", [forward], (1, 1), mean)])
+    assert expected["r23"] is None
+    assert len(expected) == 7
+    assert rows([make_store(tmp_path / "turned.zarr", [backward], (1, 1), mean)]) == expected
+    shards = [make_store(tmp_path / f"shard{i}.zarr", [forward], (i, 3), mean) for i in (1, 2, 3)]
+    assert [len(store.index) for store in shards] == [2, 2, 3]
+    assert rows(shards) == expected
+    monkeypatch.setattr(gradients, "TOKENS_PER_PASS", 20)
+    batched = rows([make_store(tmp_path / "batched.zarr", [forward], (1, 1), mean)])
+    for identity, row in expected.items():
+        if row is not None:
+            np.testing.assert_allclose(batched[identity][:-2], row[:-2], atol=2e-4)  # rows are float16
+            np.testing.assert_allclose(batched[identity][-2:], row[-2:], rtol=1e-5)
+
+    # the mean is over all prompts, and its inner products are those of the gradients themselves
+    model = naive_policy.double_copy(policy.model)
+    single = {r.id: naive_policy.gradient(model, r) for r in made if r.id != "r23"}
+    total = {name: sum(g[name] for g in single.values()) / len(made) for name in single["r20"]}
+    for identity, gradient in single.items():
+        inner = sum(float((gradient[name] * total[name]).sum()) for name in total)
+        norm = math.sqrt(sum(float(value.square().sum()) for value in gradient.values()))
+        assert expected[identity][-1] == pytest.approx(inner, rel=1e-4, abs=1e-6)
+        assert expected[identity][-2] == pytest.approx(norm, rel=1e-5)
+
+
+def test_a_mean_goes_on_after_a_kill_at_any_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rollouts = naive_policy.write(tmp_path / "a.jsonl", map(naive_policy.rollout, range(30, 34)))
+    computer = GradientComputer(naive_policy.policy(), GradientSettings())
+    layout = Layout.of(computer.parameters)
+    monkeypatch.setattr(collect, "SECONDS_BETWEEN_COMMITS", -1.0)
+    facts = {"policy": "P", "tokenizer": "T", "objective": {}}
+
+    def run(path: Path) -> None:
+        output = Output(path, Fingerprint("cropi-grad", {}, {}), {})
+        assert output.open()
+        try:
+            collect.collect_mean(computer, collect.survey([str(rollouts)], 70), output, layout, facts)
+        finally:
+            output._release_lock()
+
+    run(tmp_path / "whole.safetensors")
+    whole = (tmp_path / "whole.safetensors").read_bytes()
+    replace, saves = collect.os.replace, 0
+
+    class Killed(BaseException):
+        pass
+
+    for survived in range(1, 5):
+        path = tmp_path / f"killed{survived}.safetensors"
+        saves = 0
+
+        def dying(source: Any, target: Any, path: Path = path, survived: int = survived) -> None:
+            nonlocal saves
+            replace(source, target)
+            if str(target) == str(path) + ".part":
+                saves += 1
+                if saves == survived:
+                    raise Killed
+
+        with monkeypatch.context() as patch:
+            patch.setattr(collect.os, "replace", dying)
+            with pytest.raises(Killed):
+                run(path)
+        run(path)
+        assert path.read_bytes() == whole

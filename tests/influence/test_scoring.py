@@ -1,0 +1,179 @@
+"""Scores against brute-force cosines of the vectors themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from gradient_stores import LAYOUT, make_store, spec
+
+from cropi_tools.data.errors import InputError
+from cropi_tools.data.store import Store, open_stores
+from cropi_tools.influence.projection import project_rows
+from cropi_tools.influence.scoring import exact_scores, mean_sketch, sketch_scores
+
+
+def vectors(count: int, seed: int) -> list[np.ndarray]:
+    """Gradients of very different norms, with something in common."""
+    draw = np.random.default_rng(seed)
+    common = np.random.default_rng(99).normal(size=LAYOUT.size)
+    return [
+        ((draw.normal(size=LAYOUT.size) + draw.uniform(-1, 1) * common) * 10 ** draw.uniform(-6, 3)).astype(np.float32)
+        for _ in range(count)
+    ]
+
+
+def cosine(first: np.ndarray, second: np.ndarray) -> float:
+    first, second = first.astype(np.float64), second.astype(np.float64)
+    return float(first @ second / (np.linalg.norm(first) * np.linalg.norm(second)))
+
+
+def test_exact_scores_equal_brute_force(tmp_path: Path) -> None:
+    train = [*vectors(5, 1), None, *vectors(3, 2)]
+    means = {"target": np.mean(vectors(4, 3), axis=0), "other": vectors(1, 4)[0]}
+    inner = [
+        {} if row is None else {name: float(row.astype(np.float64) @ mean) for name, mean in means.items()}
+        for row in train
+    ]
+    against = {name: {"norm": float(np.linalg.norm(mean)), "sha256": name} for name, mean in means.items()}
+    store = make_store(tmp_path / "t.zarr", train, spec("none"), inner=inner, against=against)
+    found = list(exact_scores([store]))
+    assert [record["id"] for record in found] == [f"p{n}" for n in range(9)]
+    for record, row in zip(found, train, strict=True):
+        if row is None:
+            assert (record["scores"], record["norm"], record["status"]) == (None, None, "zero-advantage")
+        else:
+            assert record["scores"] == pytest.approx(
+                {name: cosine(row, mean) for name, mean in means.items()}, abs=1e-6
+            )
+            assert record["norm"] == pytest.approx(float(np.linalg.norm(row)), rel=1e-6)
+
+
+def test_sketch_scores_equal_brute_force_cosines_of_the_sketches(tmp_path: Path) -> None:
+    """The mean is of gradients, each with its own norm: the mean of unit rows would give other scores by far."""
+    train, valid = vectors(70, 1), [*vectors(6, 3), None, None]
+    projection = spec(dim=64)
+    rows, targets = (
+        project_rows(projection, LAYOUT, np.stack(train)),
+        project_rows(projection, LAYOUT, np.stack(valid[:6])),
+    )
+    store = make_store(tmp_path / "t.zarr", list(rows), projection)
+    target = make_store(tmp_path / "v.zarr", [*targets, None, None], projection, prefix="v")
+    mean = targets.astype(np.float64).sum(0) / 8  # all prompts count, those without a gradient as zero
+    np.testing.assert_allclose(mean_sketch([target]), mean, atol=2e-3 * np.abs(mean).max())
+    found = [record["scores"]["target"] for record in sketch_scores([store], {"target": [target]})]
+    np.testing.assert_allclose(found, [cosine(row, mean) for row in rows], atol=2e-3)
+    unit_mean = (targets / np.linalg.norm(targets, axis=1, keepdims=True)).mean(0)
+    assert np.abs(np.array(found) - [cosine(row, unit_mean) for row in rows]).max() > 0.1
+
+
+def test_a_single_row_scores_one_with_itself_and_minus_one_with_its_opposite(tmp_path: Path) -> None:
+    projection = spec(dim=64)
+    row = project_rows(projection, LAYOUT, np.stack(vectors(1, 5)))[0]
+    store = make_store(tmp_path / "t.zarr", [row, -3 * row], projection)
+    target = make_store(tmp_path / "v.zarr", [1e4 * row], projection, prefix="v")
+    scores = [record["scores"]["v"] for record in sketch_scores([store], {"v": [target]})]
+    assert scores == pytest.approx([1.0, -1.0], abs=1e-3)
+    assert max(map(abs, scores)) <= 1.0
+
+
+def test_shards_score_as_one_store(tmp_path: Path) -> None:
+    projection = spec(dim=64)
+    train, valid = (
+        project_rows(projection, LAYOUT, np.stack(vectors(9, 1))),
+        project_rows(projection, LAYOUT, np.stack(vectors(5, 2))),
+    )
+    whole = [make_store(tmp_path / "t.zarr", list(train), projection)]
+    whole_target = [make_store(tmp_path / "v.zarr", list(valid), projection, prefix="v")]
+    parts = [
+        make_store(tmp_path / f"t{i}.zarr", list(train[a:b]), projection, prefix=f"{i}")
+        for i, (a, b) in enumerate([(0, 4), (4, 9)])
+    ]
+    target = [
+        make_store(tmp_path / f"v{i}.zarr", list(valid[a:b]), projection, prefix=f"v{i}")
+        for i, (a, b) in enumerate([(0, 1), (1, 5)])
+    ]
+    expected = [record["scores"]["x"] for record in sketch_scores(whole, {"x": whole_target})]
+    assert [record["scores"]["x"] for record in sketch_scores(parts, {"x": target})] == pytest.approx(
+        expected, abs=1e-6
+    )
+
+
+@pytest.mark.parametrize("column", ["vector", "sketch_norm", "inner/target", "gradient_norm"])
+def test_nan_is_refused_with_the_prompt(tmp_path: Path, column: str) -> None:
+    projection = spec("none")
+    against = {"target": {"norm": 1.0, "sha256": "x"}}
+    make_store(tmp_path / "t.zarr", [None, *vectors(3, 1)], projection, inner=[{"target": 0.0}] * 4, against=against)
+    array: Any = zarr.open_group(str(tmp_path / "t.zarr"), mode="r+")[column]
+    array[1] = np.nan
+    store = Store(tmp_path / "t.zarr")
+    with pytest.raises(InputError, match="'p2' is not finite"):
+        list(
+            exact_scores([store])
+            if column in ("inner/target", "gradient_norm")
+            else sketch_scores([store], {"v": [store]})
+        )
+
+
+def test_cosines_beyond_one_are_refused(tmp_path: Path) -> None:
+    against = {"target": {"norm": 1.0, "sha256": "x"}}
+    store = make_store(
+        tmp_path / "t.zarr", vectors(1, 1), spec("none"), inner=[{"target": 3.0}], norms=[2.0], against=against
+    )
+    with pytest.raises(InputError, match=r"'p0' has cosines .*1\.5"):
+        list(exact_scores([store]))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"projection": spec(dim=64, seed=1)}, "different projections: seed 0 against 1"),
+        ({"projection": spec(dim=128)}, "different projections: dim 64 against 128"),
+        ({"policy": "Q"}, "different policies: P against Q"),
+        ({"objective": {"weighting": "none"}}, "different objectives: weighting token against none"),
+    ],
+)
+def test_stores_of_another_kind_are_refused(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    first, projection = (
+        make_store(tmp_path / "a.zarr", [np.ones(64, np.float32)], spec(dim=64)),
+        change.pop("projection", spec(dim=64)),
+    )
+    second = make_store(tmp_path / "b.zarr", [np.ones(projection.dim, np.float32)], projection, prefix="b", **change)
+    with pytest.raises(InputError, match=words):
+        list(sketch_scores([first], {"v": [second]}))
+    with pytest.raises(InputError, match=words):
+        open_stores([first.path, second.path])
+
+
+def test_other_refusals(tmp_path: Path) -> None:
+    rows = [np.ones(64, np.float32)]
+    plain = make_store(tmp_path / "a.zarr", rows, spec(dim=64))
+    with pytest.raises(InputError, match=r"a\.zarr: holds no inner products"):
+        list(exact_scores([plain]))
+    dead = make_store(tmp_path / "dead.zarr", [None, None], spec(dim=64), prefix="d")
+    with pytest.raises(InputError, match="'v': none of its prompts has a gradient"):
+        list(sketch_scores([plain], {"v": [dead]}))
+    with pytest.raises(InputError, match=r"'p0' is in .*a\.zarr too"):
+        open_stores([plain.path, make_store(tmp_path / "c.zarr", rows, spec(dim=64)).path])
+    stores = [
+        make_store(
+            tmp_path / f"{n}.zarr",
+            rows,
+            spec(dim=64),
+            prefix=n,
+            inner=[{"t": 0.0}],
+            against={"t": {"norm": 1.0, "sha256": n}},
+        )
+        for n in ("x", "y")
+    ]
+    with pytest.raises(InputError, match=r"y\.zarr: its inner products are against other means"):
+        list(exact_scores(stores))
+
+
+def test_a_store_without_any_gradient_scores_nothing(tmp_path: Path) -> None:
+    dead = make_store(tmp_path / "dead.zarr", [None, None], spec(dim=64))
+    target = make_store(tmp_path / "v.zarr", [np.ones(64, np.float32)], spec(dim=64), prefix="v")
+    assert [record["scores"] for record in sketch_scores([dead], {"v": [target]})] == [None, None]
