@@ -20,7 +20,7 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 export OMP_WAIT_POLICY ?= PASSIVE
 INSTALLED := $(VENV)/installed
 
-.PHONY: help setup test test-slow demo lint format clean
+.PHONY: help setup test test-slow demo lint format docs clean
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -8
 
@@ -42,13 +42,16 @@ test-slow: setup
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 -m slow -q
 
 lint: setup
-	$(VENV)/bin/ruff check cropi_tools tests benchmarks examples
-	$(VENV)/bin/ruff format --check cropi_tools tests benchmarks examples
+	$(VENV)/bin/ruff check cropi_tools tests benchmarks examples docs
+	$(VENV)/bin/ruff format --check cropi_tools tests benchmarks examples docs
 	$(VENV)/bin/mypy
 
 format: setup
-	$(VENV)/bin/ruff check --fix cropi_tools tests benchmarks examples
-	$(VENV)/bin/ruff format cropi_tools tests benchmarks examples
+	$(VENV)/bin/ruff check --fix cropi_tools tests benchmarks examples docs
+	$(VENV)/bin/ruff format cropi_tools tests benchmarks examples docs
+
+docs: setup
+	$(VENV)/bin/python docs/update_help.py
 
 # first the starting policy with all cores, then the arms, two at a time with a thread each
 DEMO := $(MAKE) --no-print-directory CONFIG=examples/tiny/config.mk

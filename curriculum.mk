@@ -29,20 +29,21 @@ CUDA_VISIBLE_DEVICES ?=
 FORCE ?=
 SUBMIT ?=
 
-$(if $(filter grouped-target,$(.FEATURES)),,$(error GNU make 4.3 or newer is needed, this is $(MAKE_VERSION)))
+$(if $(file <$(CONFIG)),,$(error GNU make 4.2 or newer is needed, this is $(MAKE_VERSION)))
 $(foreach name,RUN MODEL POOL STAGES STEPS ARMS SEEDS,$(if $(strip $($(name))),,$(error $(CONFIG) does not set $(name))))
 
-# -- how a step runs: here, or handed on (examples/slurm) as SUBMIT PARTS 'TARGETS' 'PREREQUISITES' COMMAND...
+# -- how a step runs: here, or, with SUBMIT and `make -n`, it is shown as SUBMIT PARTS 'TARGETS' 'PREREQUISITES' COMMAND... for a script
+# to hand on (examples/slurm). Without -n make would take a step that is only handed on for one that changed nothing.
 # $(call run,COMMAND,OUTPUT): in one process
 define run
-$(if $(SUBMIT),@$(SUBMIT) 1 '$@' '$^' )$(1) -o $(2) $(FORCE)
+$(if $(SUBMIT),$(SUBMIT) 1 '$@' '$^' )$(1) -o $(2) $(FORCE)
 $(if $(SUBMIT),,@touch $@)
 endef
 
 # $(call run-shards,COMMAND,BASE,EXTENSION,MANIFEST): with GPUS=n in n parts. Here each has its own GPU and all run at once; a stop of
 # make stops them, and it waits until the last has ended. Handed on, %a stands for the number of the part.
 run-shards = $(if $(filter 1,$(GPUS)),$(call run,$(1),$(2)$(3)),$(if $(SUBMIT),$(hand-on-shards),$(run-shards-here)))
-hand-on-shards = @$(SUBMIT) $(GPUS) '$(call shards,$(2),$(3)$(4))' '$^' $(call shard,$(1),%a,$(2),$(3))
+hand-on-shards = $(SUBMIT) $(GPUS) '$(call shards,$(2),$(3)$(4))' '$^' $(call shard,$(1),%a,$(2),$(3))
 define run-shards-here
 pids=(); trap 'kill "$${pids[@]}" 2>/dev/null' INT TERM; \
 $(foreach i,$(SHARDS),CUDA_VISIBLE_DEVICES=$(call device,$(i)) $(call shard,$(1),$(i),$(2),$(3)) & pids+=($$!); \$(newline))\
@@ -60,6 +61,10 @@ device = $(or $(word $(1),$(DEVICES)),$(error CUDA_VISIBLE_DEVICES=$(CUDA_VISIBL
 shard = $(1) --shard $(2)/$(GPUS) -o $(3).$(2)-of-$(GPUS)$(4) $(FORCE)
 # $(call shards,BASE,EXTENSION): the files of a sharded output
 shards = $(if $(filter 1,$(GPUS)),$(1)$(2),$(foreach i,$(SHARDS),$(1).$(i)-of-$(GPUS)$(2)))
+# $(call parts,FILES): the parts of a step. The first stands for the step: its oldest part, or one that is missing. (A rule with
+# several targets would do, but `make -n` then hides what follows from it.)
+parts = $(if $(call missing,$(1)),$(call missing,$(1)) $(wildcard $(1)),$(if $(word 2,$(1)),$(shell ls -tr $(1)),$(1)))
+missing = $(firstword $(filter-out $(wildcard $(1)),$(1)))
 
 # -- $(call remember,KIND,NAME): the file RUN/settings/KIND is renewed when the value of NAME, what such a step is asked, has changed
 define remember
@@ -90,9 +95,11 @@ rule = $(if $(filter cropi static,$(1)),influence,$(1))
 ALL := $(call cells,$(ARMS),$(NUMBERS))
 SCORED := $(S) $(if $(filter cropi,$(ARMS)),$(call cells,cropi,$(filter-out 1,$(NUMBERS))))
 TRAIN_ROLLOUTS := $(call shards,$(S)/train.rollouts,.jsonl)
+TRAIN_ROLLOUT_PARTS := $(call parts,$(TRAIN_ROLLOUTS:%=%.manifest.json))
 STORES = $(call shards,$(1)/grads,.zarr)
+$(foreach cell,$(SCORED),$(eval STORE_PARTS.$(cell) := $(call parts,$(call shards,$(cell)/grads,.zarr/manifest.json))))
 # a stop or a failure removes no manifest: with some shards done and some not, those that are done stay
-.PRECIOUS: $(TRAIN_ROLLOUTS:%=%.manifest.json) $(foreach cell,$(SCORED),$(patsubst %,%/manifest.json,$(call STORES,$(cell)))) $(ALL:%=%/policy/manifest.json)
+.PRECIOUS: $(TRAIN_ROLLOUT_PARTS) $(foreach cell,$(SCORED),$(STORE_PARTS.$(cell))) $(ALL:%=%/policy/manifest.json)
 
 .PHONY: starting-policy curriculum report
 starting-policy: $(MODEL_MADE)
@@ -110,7 +117,7 @@ $(RUN)/report.html: $(ALL:%=%/policy/manifest.json)
 ROLLOUT = cropi-rollout --model $(MODEL) --max-tokens $(MAX_TOKENS) --temperature $(ROLLOUT_TEMPERATURE) --verifier $(VERIFIER)
 TRAIN_ROLLOUT = $(ROLLOUT) $(POOL) -n $(SAMPLES) --seed 0
 $(eval $(call remember,train-rollouts,TRAIN_ROLLOUT))
-$(TRAIN_ROLLOUTS:%=%.manifest.json) &: $(POOL) $(MODEL_MADE) $(RUN)/settings/train-rollouts
+$(firstword $(TRAIN_ROLLOUT_PARTS)): $(POOL) $(MODEL_MADE) $(RUN)/settings/train-rollouts
 	@mkdir -p $(S)
 	$(call run-shards,$(TRAIN_ROLLOUT),$(S)/train.rollouts,.jsonl,.manifest.json)
 
@@ -134,15 +141,14 @@ STORE = $(GRAD_OPTIONS) $(STORE_OPTIONS) $(VALID:%=--against %)
 against = $(foreach name,$(VALID),--against $(name)=$(1)/valid-$(name).mean.safetensors)
 $(eval $(call remember,gradients,STORE))
 define grad-rule
-$(patsubst %,%/manifest.json,$(call STORES,$(1))) &: $(TRAIN_ROLLOUTS:%=%.manifest.json) \
+$(firstword $(STORE_PARTS.$(1))): $(TRAIN_ROLLOUT_PARTS) \
     $(VALID:%=$(1)/valid-%.mean.safetensors.manifest.json) $(call policy-made,$(1)) $(RUN)/settings/gradients
 	$$(call run-shards,cropi-grad --model $(call policy,$(1)) $(TRAIN_ROLLOUTS) $(call against,$(1)) $$(GRAD_OPTIONS) $$(STORE_OPTIONS),$(1)/grads,.zarr,/manifest.json)
 endef
 $(foreach cell,$(SCORED),$(eval $(call grad-rule,$(cell))))
 
-$(SCORED:%=%/scores.jsonl.manifest.json): %/scores.jsonl.manifest.json: $$(patsubst $$(percent),$$(percent)/manifest.json,$$(call STORES,$$*))
+$(SCORED:%=%/scores.jsonl.manifest.json): %/scores.jsonl.manifest.json: $$(STORE_PARTS.$$*)
 	$(call run,cropi-score $(call STORES,$*),$*/scores.jsonl)
-percent := %
 
 SELECT = cropi-select --prompts $(POOL) --ratio $(RATIO)
 $(eval $(call remember,selections,SELECT))

@@ -77,7 +77,7 @@ class Curriculum:
             env={**self.variables, **variables},
             capture_output=True,
             text=True,
-            timeout=280,
+            timeout=800,
         )
         assert done.returncode == code, f"make {arguments}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
         assert "warning: undefined variable" not in done.stderr

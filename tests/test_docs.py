@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
+import tiny_policy
 
 ROOT = Path(__file__).parent.parent
 
@@ -20,3 +25,28 @@ def test_every_command_has_a_page_and_an_entry_point() -> None:
     scripts = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"])
     assert {page.stem for page in (ROOT / "docs" / "commands").glob("*.md")} == scripts
     assert len(scripts) == 8
+
+
+@pytest.mark.slow
+def test_the_readme_pipeline_runs_line_by_line(run: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+    """The nine lines as they stand, with smaller numbers, a random policy as P0, and a verifier that it satisfies half of the time."""
+    section = (ROOT / "README.md").read_text().split("## The pipeline by hand")[1]
+    lines = [line for line in section.split("```")[1].splitlines() if line]
+    assert len(lines) == 9
+    tiny_policy.save(tmp_path / "P0")
+    for line in lines:
+        for before, after in (("--size 500", "--size 24"), ("--size 80", "--size 8"), ("-n 32", "-n 4"), ("--steps 50", "--steps 2 --batch 2")):
+            line = line.replace(before, after)
+        if line.startswith(("cropi-rollout", "cropi-train")):
+            line = line.replace("--max-tokens 32", f"--max-tokens 4 --verifier {ROOT / 'tests' / 'parity.py'}:reward")
+        run(*line.split())
+        if line.startswith("cropi-prompts"):
+            # a record's own verifier would come first, and no random policy can add
+            path = tmp_path / line.split()[-1]
+            records = [json.loads(text) for text in path.read_text().splitlines()]
+            for record in records:
+                del record["verifier"]
+            path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    selected = (tmp_path / "selected.jsonl").read_text().splitlines()
+    assert len(selected) == 2
+    assert (tmp_path / "P1" / "manifest.json").exists()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -95,7 +95,7 @@ def grad(
     settings = GradientSettings(weighting, policy_temperature)
     computer = GradientComputer(policy, settings, load_policy(behavior, device, dtype) if behavior else None)
     layout = Layout.of(computer.parameters)
-    facts = {"policy": inputs["policy"].sha256, "tokenizer": tokenizer_digest(model), "objective": objective}
+    facts: dict[str, Any] = {"policy": inputs["policy"].sha256, "tokenizer": tokenizer_digest(model), "objective": objective}
     if mean:
         counts = collect.collect_mean(computer, work, target, layout, facts)
     else:

@@ -67,7 +67,7 @@ def open_binary(path: str | Path) -> Iterator[IO[bytes]]:
 
             try:
                 with open(found, "rb") as raw, zstandard.ZstdDecompressor().stream_reader(raw) as reader:
-                    yield io.BufferedReader(reader)  # type: ignore[type-var]
+                    yield io.BufferedReader(reader)
             except zstandard.ZstdError as error:
                 raise InputError(f"{shown(path)}: not a whole zstd file ({error})") from None
         else:

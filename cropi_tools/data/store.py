@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import zarr
@@ -42,18 +42,18 @@ class StoreWriter:
     def __init__(self, output: Output, capacity: int, dim: int, attributes: Mapping[str, Any]) -> None:
         self._output = output
         self._dim = dim
-        self._raw = attributes["projection"]["method"] == "none"
-        dtype = np.dtype(np.float32 if self._raw else np.float16)
+        self._means = list(attributes["against"])
+        dtype = np.dtype(np.float32 if attributes["projection"]["method"] == "none" else np.float16)
         self.chunk_rows = max(1, min(CHUNK_ROWS, CHUNK_BYTES // (dim * dtype.itemsize)))
         state = output.state
         if not state:
             self._group = zarr.create_group(store=str(output.part), overwrite=False, attributes={"schema": SCHEMA, **attributes})
-            self._vector = _array(self._group, "vector", (capacity, dim), (self.chunk_rows, dim), dtype)
+            self._vector: Any = _array(self._group, "vector", (capacity, dim), (self.chunk_rows, dim), dtype)
         else:
             for torn in output.part.rglob("*.partial"):  # zarr renames what it has written whole; a kill came before
                 torn.unlink()
             self._group = zarr.open_group(str(output.part), mode="r+")
-            self._vector = self._group["vector"]  # type: ignore[assignment]
+            self._vector = self._group["vector"]
         self.records: int = state.get("records", 0)
         self.rows: int = state.get("rows", 0)
         self._index = open(output.part / INDEX, "a", encoding="utf-8")
@@ -101,7 +101,7 @@ class StoreWriter:
         self._vector.resize((self.rows, self._dim))
         self._column("sketch_norm", [entry["sketch_norm"] for entry in live])
         self._column("gradient_norm", [entry["gradient_norm"] for entry in live])
-        for name in self._group.attrs.get("against", {}):
+        for name in self._means:
             self._column(f"inner/{name}", [entry["inner"][name] for entry in live])
         self._output.finish(rows=self.records, content=[INDEX], **described)
 
@@ -131,8 +131,8 @@ class Store:
         if self.manifest is None:
             raise InputError(f"{path}: has no {FOLDER_MANIFEST}, so it is unfinished or not a store; run the command that writes it again")
         try:
-            self._group = zarr.open_group(str(self.path), mode="r")
-            self._vector: Any = self._group["vector"]
+            self._group: Any = zarr.open_group(str(self.path), mode="r")
+            self._vector = cast(Any, self._group["vector"])
         except (FileNotFoundError, KeyError, ValueError) as error:
             raise InputError(f"{path}: does not open as a gradient store ({error}); make it again") from None
         self.attributes: dict[str, Any] = dict(self._group.attrs)
@@ -151,7 +151,7 @@ class Store:
     def column(self, name: str) -> np.ndarray:
         """A scalar column, float32 [rows]: sketch_norm, gradient_norm or inner/NAME. NaN is an InputError with the prompt's id."""
         try:
-            values = np.asarray(self._group[name][:])  # type: ignore[index]
+            values = np.asarray(self._group[name][:])
         except (KeyError, FileNotFoundError, ValueError) as error:
             raise InputError(f"{self.path}: column {name} does not read ({error}); the store is damaged, make it again") from None
         self._refuse_nan(values[:, None], 0, name)

@@ -64,7 +64,7 @@ class TransformersEngine:
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def sample(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """Sample one response a request, ROWS of them at a time in the order given."""
         found: list[Completion] = []

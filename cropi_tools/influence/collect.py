@@ -22,8 +22,7 @@ from cropi_tools.data.means import read_facts, read_tensors, write_mean
 from cropi_tools.data.output import Output
 from cropi_tools.data.records import Rollout, read_rollouts, shard_range
 from cropi_tools.data.store import StoreWriter
-from cropi_tools.influence.device import DeviceProducts, triton_kernels
-from cropi_tools.influence.gradients import GradientComputer, inner_product, squared_norm
+from cropi_tools.influence.gradients import GradientComputer, Products, squared_norm
 from cropi_tools.influence.projection import Layout, ProjectionSpec, Sketcher
 from cropi_tools.objective import group_advantages
 
@@ -63,29 +62,17 @@ class Against:
 
     def __init__(self, files: Mapping[str, str], layout: Layout, policy: str, objective: Mapping[str, Any], device: torch.device) -> None:
         self.attributes: dict[str, dict[str, Any]] = {}
-        self._tensors: dict[str, dict[str, torch.Tensor]] = {}
+        tensors = {}
         for name, path in files.items():
             facts = read_facts(path)
             check_mean(path, facts, layout, policy, objective)
             self.attributes[name] = {"norm": facts["norm"], "sha256": facts["content"]}
-            self._tensors[name] = read_tensors(path, device)
-        kernels = triton_kernels(device)
-        sizes = {name: place.stop - place.start for name, place in layout.places.items()}
-        means = list(self._tensors.values())
-        self._products = None if kernels is None else DeviceProducts(kernels, sizes, means, device)
+            tensors[name] = read_tensors(path, device)
+        self._products = Products(tensors, layout, device)
 
     def measure(self, gradients: Mapping[str, torch.Tensor]) -> tuple[float, dict[str, float]]:
         """A gradient's squared norm, and its inner product with each mean."""
-        if self._products is not None:
-            square, *inner = self._products.measure(gradients)
-            return square, dict(zip(self._tensors, inner, strict=True))
-        square, found = 0.0, dict.fromkeys(self._tensors, 0.0)
-        for name, gradient in gradients.items():
-            square += squared_norm(gradient)
-            for mean, tensors in self._tensors.items():
-                if name in tensors:
-                    found[mean] += inner_product(gradient, tensors[name])
-        return square, found
+        return self._products.measure(gradients)
 
 
 def check_mean(path: str, facts: Mapping[str, Any], layout: Layout, policy: str, objective: Mapping[str, Any]) -> None:

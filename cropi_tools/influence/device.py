@@ -1,9 +1,9 @@
 """A gradient used where it lies on a GPU: its countsketch, and its norm with exact inner products, in one launch each.
 
-The tensors of a gradient are many and mostly small, so neither is done tensor by tensor: the tensors are gathered, their
-addresses are sent to the device, and one launch of `triton_kernels.py` goes over all of them. What never changes is laid
-down once: the signs as one bit a coordinate, and the segments sorted by their shift, so that each program finds those that
-reach its own piece of the sketch. On the device this takes an eighth of a byte a coordinate, and 8 MB or more for sums.
+The tensors of a gradient are many and mostly small, so neither is done tensor by tensor: the tensors are gathered,
+their addresses are sent to the device, and one launch of `triton_kernels.py` goes over all of them. What never changes
+is laid down once: the signs as one bit a coordinate, and the segments sorted by their shift, so that each program finds
+those that reach its own piece of the sketch. That takes an eighth of a byte a coordinate there, and sums of 8 MB.
 """
 
 from __future__ import annotations
@@ -99,19 +99,20 @@ class DeviceCountsketch:
     def add(self, name: str, gradient: torch.Tensor) -> None:
         """Add the gradient of one tensor, of a floating type."""
         if name in self._waiting:
-            self._flush()
+            self.flush()
         self._waiting[name] = gradient
 
     def total(self) -> NDArray[np.float32]:
         """The sketch, float32 [hash_dim + segment] on the CPU, not yet wrapped round."""
-        self._flush()
+        self.flush()
         rows = self._sums.sum(0).reshape(RUN, -1)
         # row r belongs r places to the right: with RUN zeros after each row, that is a row length one less
         width = rows.shape[1] + RUN - 1
         skewed = torch.nn.functional.pad(rows, (0, RUN)).reshape(-1)[:-RUN].view(RUN, width)
         return skewed.sum(0)[: self._hash_dim + self._segment].cpu().numpy()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Launch what was added and not yet read; the device does it in its own time."""
         for anchor, offsets, there in _gathered([self._waiting.get(name) for name in self._names], self._sums.device):
             addresses = offsets[self._tensor] + self._first
             lengths = self._lengths * there[self._tensor]
@@ -153,33 +154,31 @@ class DeviceProducts:
 
 
 def aligned(tensor: torch.Tensor) -> torch.Tensor:
-    """The flat tensor, of 2 or 4 bytes a coordinate, made of whole runs from an address that is a multiple of a run.
+    """The tensor, of 2 or 4 bytes a coordinate, made of whole runs from an address that is a multiple of a run.
 
-    Copied, and filled up with zeros, where it is not so already.
+    Copied into one flat tensor, and filled up with zeros, where it is not so already.
     """
-    flat = tensor.detach().reshape(-1)
-    if flat.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        flat = flat.float()
-    width = flat.element_size()
-    if flat.numel() % RUN or flat.data_ptr() % (RUN * width):
-        length = -(-flat.numel() // RUN) * RUN
-        buffer = torch.zeros(length + RUN, dtype=flat.dtype, device=flat.device)
-        start = -buffer.data_ptr() % (RUN * width) // width
-        buffer[start : start + flat.numel()] = flat
-        return buffer[start : start + length]
-    return flat
+    kind = tensor.dtype if tensor.dtype in (torch.float32, torch.bfloat16, torch.float16) else torch.float32
+    run, size = RUN * kind.itemsize, tensor.numel()
+    if kind == tensor.dtype and size % RUN == 0 and tensor.data_ptr() % run == 0 and tensor.is_contiguous():
+        return tensor
+    length = -(-size // RUN) * RUN
+    buffer = torch.zeros(length + RUN, dtype=kind, device=tensor.device)
+    start = -buffer.data_ptr() % run // kind.itemsize
+    buffer[start : start + size] = tensor.detach().reshape(-1)
+    return buffer[start : start + length]
 
 
 def _gathered(
     tensors: Sequence[torch.Tensor | None], device: torch.device
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """For each type among the tensors: one of them, the anchor; all distances from it in runs, int64; which are there, int32.
+    """For each type among the tensors: one of them, the anchor; distances from it in runs, int64; which are there.
 
     Launch before asking for the next: copies made here live until then.
     """
-    flat = [None if tensor is None else aligned(tensor) for tensor in tensors]
-    for kind in sorted({tensor.dtype for tensor in flat if tensor is not None}, key=str):
-        mine = [tensor if tensor is not None and tensor.dtype == kind else None for tensor in flat]
+    whole = [None if tensor is None else aligned(tensor) for tensor in tensors]
+    for kind in sorted({tensor.dtype for tensor in whole if tensor is not None}, key=str):
+        mine = [tensor if tensor is not None and tensor.dtype == kind else None for tensor in whole]
         present = [tensor for tensor in mine if tensor is not None]
         distances = iter(_distances(present))
         offsets = [0 if tensor is None else next(distances) for tensor in mine]
@@ -189,7 +188,10 @@ def _gathered(
 
 def _distances(tensors: Sequence[torch.Tensor]) -> list[int]:
     """How many runs each tensor lies behind the first."""
-    return [(tensor.data_ptr() - tensors[0].data_ptr()) // (RUN * tensor.element_size()) for tensor in tensors]
+    if not tensors:
+        return []
+    first, run = tensors[0].data_ptr(), RUN * tensors[0].element_size()
+    return [(tensor.data_ptr() - first) // run for tensor in tensors]
 
 
 @njit  # type: ignore[misc,unused-ignore]

@@ -7,13 +7,15 @@ parameters' `.grad`, is used where it lies (norm, inner products, sketch) and is
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import torch
 
 from cropi_tools.data.errors import InputError
 from cropi_tools.data.records import Rollout, pass_rate
+from cropi_tools.influence.device import DeviceProducts, triton_kernels
+from cropi_tools.influence.projection import Layout
 from cropi_tools.objective import Aggregation, Weighting, drift, group_advantages, policy_terms, token_coefficients
 from cropi_tools.policy.loading import Policy
 from cropi_tools.policy.logprobs import response_logprobs, sequence_batch, token_limited
@@ -142,3 +144,26 @@ def inner_product(first: torch.Tensor, second: torch.Tensor) -> float:
 def squared_norm(gradient: torch.Tensor) -> float:
     """Sum of squares, precise for tensors of any size."""
     return inner_product(gradient, gradient)
+
+
+class Products:
+    """Squared norms of gradients and their exact inner products with given means, float32 tensors by name on `device`."""
+
+    def __init__(self, means: Mapping[str, Mapping[str, torch.Tensor]], layout: Layout, device: torch.device) -> None:
+        self._means = means
+        kernels = triton_kernels(device)
+        sizes = {name: place.stop - place.start for name, place in layout.places.items()}
+        self._device = None if kernels is None else DeviceProducts(kernels, sizes, list(means.values()), device)
+
+    def measure(self, gradients: Mapping[str, torch.Tensor]) -> tuple[float, dict[str, float]]:
+        """The squared norm of a gradient given as tensors by name, and its inner product with each mean."""
+        if self._device is not None:
+            square, *inner = self._device.measure(gradients)
+            return square, dict(zip(self._means, inner, strict=True))
+        square, found = 0.0, dict.fromkeys(self._means, 0.0)
+        for name, gradient in gradients.items():
+            square += squared_norm(gradient)
+            for mean, tensors in self._means.items():
+                if name in tensors:
+                    found[mean] += inner_product(gradient, tensors[name])
+        return square, found

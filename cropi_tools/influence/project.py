@@ -25,6 +25,10 @@ def plan(store: Store, method: str, dim: int, seed: int, keep: float | None) -> 
             f"{store.path}: its rows are {before.method} of dimension {before.dim}; only raw gradients (cropi-grad --sketch none) can be "
             "projected anew, and only a countsketch folded"
         )
+    if seed not in (0, before.seed):
+        raise UsageError(f"{store.path}: was sketched with seed {before.seed}, which a fold keeps; leave --seed out")
+    if before.segment is not None and dim < before.segment:
+        runtime.warn(f"folding below {before.segment} dimensions: where few channels dominate a gradient, inner products lose more than usual")
     return before.folded(dim)
 
 

@@ -210,8 +210,8 @@ class Sketcher:
     of zero; one added twice counts as the sum, since a sketch is linear. Holds 8 * (hash_dim + segment) floats for
     countsketch, 8 * dim for sparse-jl, P for "none".
 
-    The countsketch of a gradient on a GPU is made there if Triton can be imported (`device.py`), equal to the CPU's up to
-    the order of additions. Such a gradient is read in `finish`: it must stay as it is until then.
+    The countsketch of a gradient on a GPU is made there if Triton can be imported (`device.py`), equal to the CPU's up
+    to the order of additions. Such a gradient is read in `finish`: it must stay as it is until then.
     """
 
     def __init__(self, spec: ProjectionSpec, layout: Layout) -> None:

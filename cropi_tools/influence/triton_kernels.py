@@ -114,9 +114,9 @@ def countsketch(
 ) -> None:
     """Add the signed segments to `sums` [parts, RUN remainders, tiles, coordinates of a tile], float32.
 
-    The segments are in the order of their shift's remainder by RUN, then of its whole runs. Of each: `addresses` (int64,
-    in runs from the anchor), `lengths` (int32, runs; 0 for one to be left out), `shifts` (int32, whole runs), and in
-    `words` (int64) the place of its first word in `signs`, which has one int32 a run. bounds [cells, 2], int32: the
+    The segments are in the order of their shift's remainder by RUN, then of its whole runs. Of each: `addresses`
+    (int64, in runs from the anchor), `lengths` (int32, runs; 0 for one to be left out), `shifts` (int32, whole runs), and
+    in `words` (int64) the place of its first word in `signs`, which has one int32 a run. bounds [cells, 2], int32: the
     segments that may reach a cell of `sums`.
     """
     parts, remainders, tiles, width = sums.shape
@@ -151,7 +151,7 @@ def products(
     """The gradient's sum of squares and its inner products with the means, float64 [means + 1], on the device.
 
     offsets [tensors] and mean_offsets [means, tensors]: int64, runs from the anchors. sizes [tensors]: int64, runs, 0
-    where there is no gradient. A block is PRODUCT_BLOCK coordinates of tensor `tensors` (int32) from run `starts` (int64).
+    where there is no gradient. A block is PRODUCT_BLOCK coordinates of `tensors` (int32) from the run `starts` (int64).
     """
     means = len(mean_offsets)
     out = torch.empty(len(tensors), means + 1, dtype=torch.float32, device=anchor.device)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from cropi_tools.data.errors import InputError, UsageError
@@ -66,8 +67,8 @@ def load_policy(folder: str, device: str = "auto", dtype: str = "auto") -> Polic
     wanted: Any = _DTYPES.get(dtype) or (torch.float32 if where.type == "cpu" else "auto")
     try:
         AutoConfig.from_pretrained(folder, local_files_only=True)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=wanted, local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=wanted, local_files_only=True)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{folder}: does not open as a causal language model ({_first_line(error)})") from None
     tokenizer = load_tokenizer(folder)
     model.to(where).eval()

@@ -51,18 +51,22 @@ class TrainSettings(NamedTuple):
     seed: int
 
 
-def batch_of(prompts: Sequence[Record], step: int, batch: int, seed: int) -> list[tuple[int, Record]]:
-    """The prompts of a step (from 1) with their place in the endless stream of epochs: each epoch a new order by a seeded hash of
-    the ids, whatever the order of the file.
-    """
-    found: list[tuple[int, Record]] = []
-    orders: dict[int, list[Record]] = {}
-    for place in range((step - 1) * batch, step * batch):
-        epoch, position = divmod(place, len(prompts))
-        if epoch not in orders:
-            orders[epoch] = sorted(prompts, key=lambda record: (sample_seed(seed, "order", epoch, record["id"]), record["id"]))
-        found.append((place, orders[epoch][position]))
-    return found
+class PromptOrder:
+    """The endless stream of epochs over the prompts: each epoch a new order by a seeded hash of the ids, whatever the order of the file."""
+
+    def __init__(self, prompts: Sequence[Record], seed: int) -> None:
+        self._prompts, self._seed = prompts, seed
+        self._orders: dict[int, list[Record]] = {}
+
+    def batch(self, step: int, size: int) -> list[tuple[int, Record]]:
+        """The prompts of a step (from 1) with their place in the stream."""
+        places = range((step - 1) * size, step * size)
+        epochs = {place // len(self._prompts) for place in places}
+        self._orders = {epoch: self._orders.get(epoch) or self._order(epoch) for epoch in epochs}
+        return [(place, self._orders[place // len(self._prompts)][place % len(self._prompts)]) for place in places]
+
+    def _order(self, epoch: int) -> list[Record]:
+        return sorted(self._prompts, key=lambda record: (sample_seed(self._seed, "order", epoch, record["id"]), record["id"]))
 
 
 def learning_rate(settings: TrainSettings, step: int) -> float:
@@ -118,7 +122,8 @@ class Trainer:
         output: Output,
     ) -> None:
         self._policy, self._reference, self._engine, self._pool = policy, reference, engine, pool
-        self._prompts, self._evaluations, self._settings, self._output = prompts, evaluations, settings, output
+        self._evaluations, self._settings, self._output = evaluations, settings, output
+        self._order = PromptOrder(prompts, settings.seed)
         self._parameters = [p for p in policy.model.parameters() if p.requires_grad]
         self._optimizer = torch.optim.AdamW(
             self._parameters, lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay
@@ -159,7 +164,7 @@ class Trainer:
     def _train_step(self, step: int) -> str:
         settings = self._settings
         started = time.monotonic()
-        drawn = batch_of(self._prompts, step, settings.batch, settings.seed)
+        drawn = self._order.batch(step, settings.batch)
         keys = [(settings.seed, "train", place, record["id"]) for place, record in drawn]
         rollouts = sample_and_verify(
             self._engine, self._policy, self._pool, [record for _, record in drawn], settings.samples, settings.sampling, keys
@@ -247,6 +252,11 @@ class Trainer:
         return ", ".join(found)
 
     def _save(self, step: int) -> None:
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in self._parameters):
+            raise CropiError(
+                f"{self._output.path}: the weights are not finite after step {step}; the last checkpoint in {self._output.part} is good; "
+                "lower --learning-rate"
+            )
         folder = save_checkpoint(self._output.part, step, self._policy, self._optimizer)
         self._output.commit({"step": step, "logs": self._logs.sync(), "counters": self._counters})
         keep_only(self._output.part, folder)

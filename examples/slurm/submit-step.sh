@@ -1,6 +1,6 @@
 #!/bin/bash
-# Submits one step and prints its job's number. Called by make, for submit.sh, as PARTS 'TARGETS' 'PREREQUISITES' COMMAND...; $JOBS is a
-# file of lines TARGET JOB of what is submitted so far.
+# Submits one step and prints its job's number. submit.sh calls it as PARTS 'TARGETS' 'PREREQUISITES' COMMAND...; $JOBS is a file of
+# lines TARGET JOB of what is submitted so far.
 set -eu
 parts=$1 targets=$2 prerequisites=$3
 shift 3

@@ -15,22 +15,25 @@ export CPU_JOB=${CPU_JOB:---cpus-per-task=2 --mem=16G --time=00:30:00}
 config=$(realpath "$1") gpus=$2
 shift 2
 cd "$(dirname "$0")/../.."
-make=(make --no-print-directory "CONFIG=$config" "GPUS=$gpus" "$@")
+make=(make --no-print-directory --silent "CONFIG=$config" "GPUS=$gpus" "$@")
 
-run=$("${make[@]}" --silent --eval='name-of-run: ; $(info $(RUN))' name-of-run)
+# what is left, in order: `make -n` shows every step as a call of submit-step.sh
+plan=$("${make[@]}" -n SUBMIT=examples/slurm/submit-step.sh curriculum)
+case " $* " in *" -n "*) echo "$plan"; exit ;; esac
+
+{ read -r RUN_FOLDER && read -r PATH; } < <("${make[@]}" --eval='names: ; $(info $(RUN))$(info $(PATH))' names)
 # two jobs for one file would be in each other's way
-waiting=$(squeue --me --noheader --format=%j | grep -cF ":$run" || true)
+waiting=$(squeue --me --noheader --format=%j | sed 's/^[^:]*://' | grep -cxF "$RUN_FOLDER" || true)
 if [ "$waiting" -gt 0 ]; then
-    echo "submit.sh: $waiting jobs of $run are in the queue (squeue --me); wait for them or scancel them, then submit again" >&2
+    echo "submit.sh: $waiting jobs of $RUN_FOLDER are in the queue (squeue --me); wait for them or scancel them, then submit again" >&2
     exit 1
 fi
 
 JOBS=$(mktemp)
 trap 'rm -f "$JOBS"' EXIT
-export JOBS RUN_FOLDER=$run
-# make goes through the steps that are left, in order, and has each submitted instead of running it
-if ! "${make[@]}" SUBMIT=examples/slurm/submit-step.sh curriculum; then
+export JOBS RUN_FOLDER PATH
+if ! bash -eu -o pipefail -c "$plan"; then
     echo "submit.sh: stopped in the middle; what was submitted stays in the queue (squeue --me, scancel)" >&2
     exit 1
 fi
-echo "submitted: $(cut -d ' ' -f 2 "$JOBS" | sort -u | wc -l) jobs; their output goes to $run/slurm/" >&2
+echo "submitted: $(cut -d ' ' -f 2 "$JOBS" | sort -u | wc -l) jobs; their output goes to $RUN_FOLDER/slurm/" >&2

@@ -20,11 +20,11 @@ COMMANDS = ("prompts", "rollout", "grad", "project", "score", "select", "train",
 class Case:
     """One way to use a command.
 
-    words: the line, without `-o`. output: the name its result has in the chain; folder: whether that is one. inputs: the
-    words that are JSONL files and may be `-`. other: options that ask for another result; differs: how the refusal names
-    that. light: the command loads no torch. committed, of a command that commits before its end: a file of the
-    unfinished work ("" is the work itself), bytes it holds, and others to put there, by which work that was kept is told
-    from work done again. exempt: files that hold times or hosts.
+    words: the line, without `-o`. output: the name its result has in the chain; folder: whether that is one. inputs:
+    the words that are JSONL files and may be `-`. other: options that ask for another result; differs: how the refusal
+    names that. light: the command loads no torch. committed, of a command that commits before its end: a file of the
+    unfinished work ("" is the work itself), bytes it holds, and others to put there, by which work that was kept is
+    told from work done again. exempt: files that hold times or hosts.
     """
 
     name: str
@@ -198,7 +198,7 @@ def looks_whole(output: Path) -> list[str]:
 
 
 def own(path: Path) -> Path:
-    """Make a link to a file or folder of the chain into a copy that the test may change, times kept; its manifest too."""
+    """Make a link to a file or folder of the chain into a copy the test may change, times kept; its manifest too."""
     for link in (path, path.with_name(path.name + ".manifest.json")):
         if link.is_symlink():
             target = link.resolve()

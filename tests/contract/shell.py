@@ -84,6 +84,8 @@ class Shell:
         if isinstance(stdin, str):
             (place / "stdin").write_text(stdin)
             stdin = place / "stdin"
+        for name in ("stdout", "stderr"):  # a kill may come before the process opens them
+            (place / name).touch()
         request = {
             "module": f"cropi_tools.cli.{words[0].removeprefix('cropi-')}",
             "argv": words,

@@ -74,8 +74,10 @@ def test_killed_while_finishing(case: Case, place: Path, shell: Shell) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @each
-def test_killed_before_every_change(case: Case, place: Path, shell: Shell) -> None:
-    for point in range(1, CHANGES[case.name] + 1):
+def test_killed_all_the_way(case: Case, place: Path, shell: Shell) -> None:
+    """Before every change at the beginning and at the end, and every third between, where commits repeat."""
+    total = CHANGES[case.name]
+    for point in sorted({*range(1, 11), *range(1, total, 3), *range(max(1, total - 2 * ENDING), total + 1)}):
         killed(case, place, shell, [point])
         fresh(place)
 

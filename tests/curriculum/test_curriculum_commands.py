@@ -81,6 +81,7 @@ def test_a_changed_value_is_refused_with_what_differs(grown: Grown) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_force_replaces_what_a_changed_value_touches(tmp_path: Path, policy_folder: Path) -> None:
     curriculum = real_curriculum(tmp_path, policy_folder)
     curriculum.make()
@@ -92,6 +93,7 @@ def test_force_replaces_what_a_changed_value_touches(tmp_path: Path, policy_fold
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_kills_in_the_middle_leave_no_trace(tmp_path: Path, policy_folder: Path, grown: Grown) -> None:
     curriculum = real_curriculum(tmp_path, policy_folder, STAGES=2)
     kills = 0
@@ -117,6 +119,7 @@ def test_kills_in_the_middle_leave_no_trace(tmp_path: Path, policy_folder: Path,
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_two_shards_score_as_one(tmp_path: Path, policy_folder: Path, grown: Grown) -> None:
     curriculum = real_curriculum(tmp_path, policy_folder, GPUS=2)
     curriculum.make()

@@ -233,6 +233,28 @@ def test_a_shard_that_fails_fails_the_step_and_costs_no_other(tmp_path: Path) ->
     assert curriculum.nothing_left()
 
 
+@pytest.mark.parametrize("failing", ["1/2", "2/2"])
+def test_a_step_is_as_old_as_its_oldest_part(tmp_path: Path, failing: str) -> None:
+    curriculum = BookkeptCurriculum(tmp_path, GPUS=2, ARMS="cropi")
+    curriculum.make()
+    change = ("STORE_OPTIONS=--dim 128", "FORCE=--force")
+    shown = curriculum.make("-n", *change).stdout
+    for command in ("cropi-grad .*--dim 128", "cropi-score", "cropi-select", "cropi-train"):
+        assert re.search(command, shown), command
+    assert "cropi-rollout" not in shown
+    # one part is replaced, the other stays what it was: neither a rerun nor what follows may take them together
+    curriculum.tell("fail", f"cropi-grad .*--shard {failing}")
+    curriculum.make(*change, code=2)
+    curriculum.untell("fail")
+    curriculum.asked()
+    assert not curriculum.nothing_left(*change)
+    curriculum.make(*change)
+    made = curriculum.worked()
+    assert f"start/grads.{failing[0]}-of-2.zarr" in made
+    assert {"start/scores.jsonl", "cropi/1/1/policy"} <= set(made)
+    assert curriculum.nothing_left(*change)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_stop_in_the_middle_of_shards_and_a_rerun(tmp_path: Path, number: signal.Signals) -> None:
     unbroken = tmp_path / "unbroken"

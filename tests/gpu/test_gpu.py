@@ -1,4 +1,4 @@
-"""On a GPU: the kernels against the CPU's, and gradients, sampling, training and the chain of commands with --device cuda."""
+"""On a GPU: the kernels against the CPU's; gradients, sampling, training, and the chain of commands with --device cuda."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ REPOSITORY = Path(__file__).parents[2]
 SHAPES = {"a": (4_000_037,), "b": (3000, 2000), "one": (1,), "odd": (2049,), "scalar": (), "short": (31,)}
 SIZES = {name: int(np.prod(shape)) for name, shape in SHAPES.items()}
 LAYOUT = Layout(tuple(SHAPES.items()))
+SAMPLED = "--max-tokens 6 --verifier parity.py:reward"
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -131,6 +132,10 @@ def test_sampled_logprobs_equal_a_forward_pass() -> None:
 # The commands
 
 
+def records(path: Path) -> list[dict[str, Any]]:
+    return [record for _, record in read_jsonl(path)]
+
+
 @pytest.fixture
 def command(tmp_path: Path) -> Callable[[str], None]:
     """Run a command line in the test's folder, which holds the policy P0, prompts.jsonl and parity.py."""
@@ -143,7 +148,12 @@ def command(tmp_path: Path) -> Callable[[str], None]:
         name, *words = line.split()
         program = f"from cropi_tools.cli.{name.removeprefix('cropi-')} import main; main()"
         done = subprocess.run(
-            [sys.executable, "-c", program, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240
+            [sys.executable, "-c", program, *words],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=240,
         )
         assert done.returncode == 0, f"{line}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
 
@@ -151,13 +161,13 @@ def command(tmp_path: Path) -> Callable[[str], None]:
 
 
 def test_the_chain_of_commands(command: Callable[[str], None], tmp_path: Path) -> None:
-    command("cropi-rollout --model P0 prompts.jsonl -n 16 --max-tokens 6 --verifier parity.py:reward --device cuda -o r.jsonl")
+    command(f"cropi-rollout --model P0 prompts.jsonl -n 16 {SAMPLED} --device cuda -o r.jsonl")
     for device in ("cuda", "cpu"):
         command(f"cropi-grad --model P0 r.jsonl --mean --dtype float32 --device {device} -o {device}.safetensors")
         against = f"--against target={device}.safetensors --dim 1024"
         command(f"cropi-grad --model P0 r.jsonl {against} --dtype float32 --device {device} -o {device}.zarr")
         command(f"cropi-score {device}.zarr -o {device}.jsonl")
-    scores = {device: list(read_jsonl(tmp_path / f"{device}.jsonl")) for device in ("cuda", "cpu")}
+    scores = {device: records(tmp_path / f"{device}.jsonl") for device in ("cuda", "cpu")}
     assert len(scores["cuda"]) == 12
     assert sum(record["status"] == "ok" for record in scores["cuda"]) > 6
     for found, expected in zip(scores["cuda"], scores["cpu"], strict=True):
@@ -167,8 +177,7 @@ def test_the_chain_of_commands(command: Callable[[str], None], tmp_path: Path) -
 
 
 def test_training_and_its_policy_on_a_cpu(command: Callable[[str], None], tmp_path: Path) -> None:
-    options = "--max-tokens 6 --verifier parity.py:reward"
-    command(f"cropi-train --model P0 prompts.jsonl --steps 2 --batch 4 -n 8 {options} --device cuda -o P1")
-    assert [record["step"] for record in read_jsonl(tmp_path / "P1" / "metrics.jsonl")] == [1, 2]
-    command(f"cropi-rollout --model P1 prompts.jsonl -n 2 {options} --device cpu -o after.jsonl")
-    assert len(list(read_jsonl(tmp_path / "after.jsonl"))) == 12
+    command(f"cropi-train --model P0 prompts.jsonl --steps 2 --batch 4 -n 8 {SAMPLED} --device cuda -o P1")
+    assert [record["step"] for record in records(tmp_path / "P1" / "metrics.jsonl")] == [1, 2]
+    command(f"cropi-rollout --model P1 prompts.jsonl -n 2 {SAMPLED} --device cpu -o after.jsonl")
+    assert len(records(tmp_path / "after.jsonl")) == 12

@@ -1,4 +1,4 @@
-"""What is laid out for a GPU, its kernels replaced by plain loops over the same arguments: the CPU's sketch must come out."""
+"""What is laid out for a GPU, its kernels replaced by plain loops over the same arguments: the CPU's sketch results."""
 
 from __future__ import annotations
 
@@ -155,10 +155,9 @@ def test_products(means: int, kind: torch.dtype) -> None:
 
 def test_tensors_that_do_not_start_at_a_run_are_copied() -> None:
     base = torch.arange(1000.0)
-    whole = base[: 960 if base.data_ptr() % 128 == 0 else 0]
-    assert whole.numel() == 0 or device.aligned(whole).data_ptr() == base.data_ptr()
     moved = device.aligned(base[3:900])
-    assert moved.data_ptr() != base[3:].data_ptr()
+    assert moved.data_ptr() % 128 == 0
+    assert device.aligned(moved) is moved
     assert moved.numel() % RUN == 0
     assert torch.equal(moved[:897], base[3:900])
     assert not moved[897:].any()

@@ -220,3 +220,19 @@ def test_a_cancelled_job_stays_cancelled(tmp_path: Path, cluster: Cluster) -> No
     assert process.wait(20) == 143
     assert curriculum.asked()[-1]["outcome"] == "stopped by SIGTERM"
     assert not list(cluster.folder.glob("*.requeue"))
+
+
+def test_forced_steps_and_all_that_is_made_of_them_are_submitted(tmp_path: Path, cluster: Cluster) -> None:
+    by_make, by_slurm = two_runs(tmp_path, STAGES=2)
+    for curriculum in (by_make, by_slurm):
+        curriculum.make("GPUS=2")
+    by_make.make("GPUS=2", "STEPS=3", "FORCE=--force")
+    by_slurm.asked()
+    submit(by_slurm, cluster, 2, "STEPS=3", "FORCE=--force")
+    cluster.work()
+    assert cluster.states() == {"COMPLETED"}
+    made = by_slurm.worked()
+    assert {"cropi/1/1/policy", "cropi/1/2/grads.2-of-2.zarr", "cropi/1/2/policy", "random/1/2/policy"} <= set(made)
+    assert not [name for name in made if name.startswith("start/")]
+    assert results(by_slurm.run) == results(by_make.run)
+    assert by_slurm.nothing_left("GPUS=2", "STEPS=3")

@@ -24,7 +24,7 @@ from cropi_tools.policy.loading import load_policy
 from cropi_tools.rewards.pool import VerifierPool
 from cropi_tools.training import loop
 from cropi_tools.training.checkpoints import resume_folder
-from cropi_tools.training.loop import Trainer, TrainSettings, batch_of, learning_rate
+from cropi_tools.training.loop import PromptOrder, Trainer, TrainSettings, learning_rate
 from cropi_tools.training.update import LossSettings
 
 SETTINGS = TrainSettings(
@@ -244,19 +244,19 @@ def test_it_learns(policy_folder: Path, tmp_path: Path, pool: VerifierPool) -> N
 def test_every_epoch_has_each_prompt_once(count: int, batch: int) -> None:
     prompts = tiny_policy.prompts(count)
     steps = 3 * count  # whole epochs
-    stream = [found for step in range(1, steps + 1) for found in batch_of(prompts, step, batch, seed=4)]
+    stream = [found for step in range(1, steps + 1) for found in PromptOrder(prompts, 4).batch(step, batch)]
     assert [place for place, _ in stream] == list(range(steps * batch))
     epochs = [[record["id"] for _, record in stream[start : start + count]] for start in range(0, len(stream), count)]
     assert all(Counter(epoch) == Counter(record["id"] for record in prompts) for epoch in epochs)
     if count >= 5:
         assert len({tuple(epoch) for epoch in epochs}) > 1  # the order is new
-        assert stream != [found for step in range(1, steps + 1) for found in batch_of(prompts, step, batch, seed=5)]
+        assert stream != [found for step in range(1, steps + 1) for found in PromptOrder(prompts, 5).batch(step, batch)]
 
 
 def test_order_does_not_follow_the_file() -> None:
     prompts = tiny_policy.prompts(9)
     for step in range(1, 8):
-        assert batch_of(prompts, step, 4, 0) == batch_of(prompts[::-1], step, 4, 0)
+        assert PromptOrder(prompts, 0).batch(step, 4) == PromptOrder(prompts[::-1], 0).batch(step, 4)
 
 
 def test_learning_rate() -> None:

@@ -1,0 +1,368 @@
+"""What users do wrong, and what the command must say: the table of test_contract_bad_input.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from command_table import CASES, own
+
+Harm = Callable[[Path], object]
+
+
+@dataclass(frozen=True)
+class Broken:
+    """One mistake.
+
+    words: the line of a row of the table, or one of its own. says: what the message must hold. code: 2 for usage.
+    """
+
+    name: str
+    words: str
+    harm: Harm
+    says: tuple[str, ...]
+    code: int = 1
+
+
+def row(name: str) -> str:
+    return next(case.words for case in CASES if case.name == name)
+
+
+def gone(name: str) -> Harm:
+    return lambda place: (place / name).unlink()
+
+
+def line(name: str, number: int, text: str) -> Harm:
+    """Replace a line (from 1) of a file."""
+
+    def harm(place: Path) -> None:
+        path = own(place / name)
+        lines = path.read_text().splitlines()
+        lines[number - 1] = text
+        path.write_text("".join(line + "\n" for line in lines))
+
+    return harm
+
+
+def record(name: str, number: int, change: Callable[[dict[str, Any]], object]) -> Harm:
+    """Change a record of a JSONL file."""
+
+    def harm(place: Path) -> None:
+        path = own(place / name)
+        lines = path.read_text().splitlines()
+        found = json.loads(lines[number - 1])
+        change(found)
+        lines[number - 1] = json.dumps(found)
+        path.write_text("".join(line + "\n" for line in lines))
+
+    return harm
+
+
+def emptied(name: str) -> Harm:
+    return lambda place: own(place / name).write_text("")
+
+
+def as_folder(name: str) -> Harm:
+    def harm(place: Path) -> None:
+        (place / name).unlink()
+        (place / name).mkdir()
+
+    return harm
+
+
+def first_id_again(name: str) -> Harm:
+    """Give the third record the id of the first."""
+
+    def harm(place: Path) -> None:
+        first = json.loads((place / name).read_text().splitlines()[0])
+        record(name, 3, lambda r: r.update(id=first["id"]))(place)
+
+    return harm
+
+
+def cut(name: str, keep: float = 0.5) -> Harm:
+    """Truncate a file."""
+
+    def harm(place: Path) -> None:
+        path = own(place / name)
+        os.truncate(path, int(path.stat().st_size * keep))
+
+    return harm
+
+
+def inside(store: str, change: Harm) -> Harm:
+    """Change something in a copy of a store or policy."""
+    return lambda place: change(own(place / store))
+
+
+def chunk_of_nan(store: Path) -> None:
+    """Overwrite one value of the first chunk of rows with NaN."""
+    chunk = store / "vector" / "c" / "0" / "0"
+    values = np.fromfile(chunk, dtype=np.float16)
+    values[5] = np.nan
+    values.tofile(chunk)
+
+
+def nothing(place: Path) -> None:
+    return None
+
+
+JSONL = [
+    # command's row, its JSONL file, a field it needs
+    ("prompts", "raw.jsonl", "answer"),
+    ("rollout", "prompts.jsonl", "answer"),
+    ("grad-store", "rollouts.jsonl", "samples"),
+    ("grad-mean", "rollouts.jsonl", "prompt_token_ids"),
+    ("select", "scores.jsonl", "pass_rate"),
+    ("select", "prompts.jsonl", "prompt"),
+    ("train", "selected.jsonl", "source"),
+]
+
+
+def spoilt_file(name: str, file: str, field: str) -> list[Broken]:
+    """What can be wrong with a JSONL file, whatever the command that reads it."""
+    words = row(name).replace("valid.rollouts.jsonl.gz", file)
+    found = [
+        Broken("is missing", words, gone(file), (file, "no such file")),
+        Broken("is a folder", words, as_folder(file), (file, "folder")),
+        Broken("is empty", words, emptied(file), (file, "holds no record")),
+        Broken(
+            "has broken JSON", words, line(file, 3, '{"id": "p2", '), (f"{file}:3", "broken JSON", "mend or remove")
+        ),
+        Broken("has a line that is no object", words, line(file, 2, "[1, 2]"), (f"{file}:2", "object")),
+        Broken("lacks a field", words, record(file, 2, lambda r: r.pop(field)), (f"{file}:2", f"'{field}'")),
+    ]
+    if name != "prompts":  # there ids may be absent, and repetitions of a question are dropped
+        found.append(Broken("has an id twice", words, first_id_again(file), (f"{file}:3", "comes twice")))
+    return [replace(broken, name=f"{name}: {file} {broken.name}") for broken in found]
+
+
+BROKEN = [
+    *(broken for name, file, field in JSONL for broken in spoilt_file(name, file, field)),
+    Broken(
+        "grad: a packed file cut short",
+        row("grad-mean"),
+        cut("valid.rollouts.jsonl.gz"),
+        ("valid.rollouts.jsonl.gz", "gzip"),
+    ),
+    Broken(
+        "prompts: nothing is left",
+        "cropi-prompts raw.jsonl --exclude raw.jsonl",
+        nothing,
+        ("no prompt is left", "16 are in the excluded files"),
+    ),
+    Broken(
+        "prompts: an unknown family",
+        "cropi-prompts reasoning-gym:chain_sun --size 3",
+        nothing,
+        ("chain_sun", "chain_sum"),
+        2,
+    ),
+    Broken("prompts: no size", "cropi-prompts reasoning-gym:chain_sum", nothing, ("--size",), 2),
+    Broken(
+        "prompts: not finite",
+        row("prompts"),
+        line("raw.jsonl", 2, '{"id": "p1", "prompt": "q", "answer": "1", "extra": {"x": NaN}}'),
+        ("p1", "finite"),
+    ),
+    Broken(
+        "prompts: half a character",
+        row("prompts"),
+        line("raw.jsonl", 2, '{"id": "p1", "prompt": "\\ud800", "answer": "1", "source": "s"}'),
+        ("raw.jsonl:2", "Unicode"),
+    ),
+    Broken(
+        "rollout: not UTF-8",
+        row("rollout"),
+        lambda place: own(place / "prompts.jsonl").write_bytes(b'{"id": "\xff"}\n'),
+        ("prompts.jsonl:1",),
+    ),
+    Broken("rollout: no verifier", row("rollout"), gone("parity.py"), ("parity.py", "no file")),
+    Broken(
+        "rollout: no such function",
+        row("rollout").replace(":reward", ":rewards"),
+        nothing,
+        ("rewards", "parity.py"),
+    ),
+    Broken(
+        "rollout: an unknown verifier",
+        row("rollout").replace("parity.py:reward", "math"),
+        nothing,
+        ("math", "maths"),
+        2,
+    ),
+    Broken("rollout: shard 0/2", row("rollout") + " --shard 0/2", nothing, ("--shard 0/2", "I/N"), 2),
+    Broken("grad: shard 3/2", row("grad-store") + " --shard 3/2", nothing, ("--shard 3/2", "I/N"), 2),
+    Broken("rollout: no policy", row("rollout"), gone("P0"), ("P0", "no such policy folder")),
+    Broken("grad: no policy", row("grad-store"), gone("P0"), ("P0", "no such policy folder")),
+    Broken("train: no policy", row("train"), gone("P0"), ("P0", "no such policy folder")),
+    Broken(
+        "train: no configuration",
+        row("train"),
+        inside("P0", lambda p: (p / "config.json").unlink()),
+        ("P0", "config.json"),
+    ),
+    Broken(
+        "grad: no weights",
+        row("grad-store"),
+        inside("P0", lambda p: (p / "model.safetensors").unlink()),
+        ("P0", "safetensors"),
+    ),
+    Broken(
+        "rollout: weights cut short",
+        row("rollout"),
+        inside("P0", lambda p: os.truncate(p / "model.safetensors", 20000)),
+        ("P0", "does not open"),
+    ),
+    Broken(
+        "rollout: tokenizer broken",
+        row("rollout"),
+        inside("P0", lambda p: os.truncate(p / "tokenizer.json", 500)),
+        ("P0", "tokenizer"),
+    ),
+    Broken("train: greedy", row("train") + " --temperature 0", nothing, ("--temperature 0",), 2),
+    Broken("train: evaluation set missing", row("train"), gone("valid.jsonl"), ("valid.jsonl", "no such file")),
+    Broken(
+        "grad: a token beyond the vocabulary",
+        row("grad-store"),
+        record("rollouts.jsonl", 4, lambda r: r["samples"][1]["token_ids"].__setitem__(0, 999)),
+        ("rollouts.jsonl:4", "sample 1", "999"),
+    ),
+    Broken(
+        "grad: log-probabilities too few",
+        row("grad-store"),
+        record("rollouts.jsonl", 4, lambda r: r["samples"][1]["logprobs"].pop()),
+        ("rollouts.jsonl:4", "sample 1", "logprobs"),
+    ),
+    Broken(
+        "grad: a reward that is no number",
+        row("grad-mean").replace("valid.rollouts.jsonl.gz", "rollouts.jsonl"),
+        record("rollouts.jsonl", 4, lambda r: r["samples"][1].update(reward=float("nan"))),
+        ("rollouts.jsonl:4", "sample 1", "reward"),
+    ),
+    Broken(
+        "grad: another tokenizer",
+        row("grad-store").replace("P0", "other-tokenizer"),
+        nothing,
+        ("rollouts.jsonl", "another tokenizer"),
+    ),
+    Broken(
+        "grad: a mean of another policy",
+        row("grad-store").replace("P0", "other"),
+        nothing,
+        ("mean.safetensors", "another policy"),
+    ),
+    Broken(
+        "grad: a mean of another objective",
+        row("grad-store") + " --weighting none",
+        nothing,
+        ("mean.safetensors", "another objective"),
+    ),
+    Broken("grad: no mean", row("grad-store"), gone("mean.safetensors"), ("mean.safetensors", "no such file")),
+    Broken("grad: a mean cut short", row("grad-store"), cut("mean.safetensors"), ("mean.safetensors", "safetensors")),
+    Broken(
+        "grad: a mean that is none",
+        row("grad-store").replace("mean.safetensors", "P0/model.safetensors"),
+        nothing,
+        ("not a mean gradient",),
+    ),
+    Broken("grad: no room", row("grad-raw") + " --max-store 0.000001", nothing, ("--max-store",)),
+    Broken("grad: a dimension of 63", row("grad-store") + " --dim 63", nothing, ("63", "multiple of 64"), 2),
+    Broken(
+        "project: a mean cut short", row("project-mean"), cut("mean.safetensors"), ("mean.safetensors", "safetensors")
+    ),
+    Broken("project: no mean", row("project-mean"), gone("mean.safetensors"), ("mean.safetensors", "no such file")),
+    Broken(
+        "project: a fold that does not divide", "cropi-project grads.zarr --dim 192", nothing, ("192", "divisor"), 2
+    ),
+    Broken(
+        "project: anew from a sketch",
+        "cropi-project sketch.zarr --dim 64 --sketch sparse-jl",
+        nothing,
+        ("sketch.zarr", "countsketch"),
+        2,
+    ),
+    *(
+        Broken(f"{name}: {what}", row(name), inside(store, harm), (store, *says))
+        for name, store in (
+            ("score", "grads.zarr"),
+            ("score-sketches", "sketch.zarr"),
+            ("score-sketches", "mean.sketch.zarr"),
+            ("project", "raw.zarr"),
+        )
+        for what, harm, says in (
+            (f"{store} is missing", shutil.rmtree, ("no such store",)),
+            (f"{store} has no manifest", lambda s: (s / "manifest.json").unlink(), ("manifest.json", "unfinished")),
+            (f"{store} has no group", lambda s: (s / "zarr.json").unlink(), ("make it again",)),
+            (f"{store} has no vector", lambda s: shutil.rmtree(s / "vector"), ("make it again",)),
+            (f"{store} has no index", lambda s: (s / "index.jsonl").unlink(), ("index.jsonl",)),
+            (
+                f"{store} has lost an index line",
+                lambda s: (s / "index.jsonl").write_text(
+                    "".join((s / "index.jsonl").read_text().splitlines(keepends=True)[:-1])
+                ),
+                ("index",),
+            ),
+            (
+                f"{store} has a column cut short",
+                lambda s: os.truncate(s / "sketch_norm" / "c" / "0", 2),
+                ("sketch_norm",),
+            ),
+        )
+        if not (store in ("grads.zarr", "sketch.zarr") and "column" in what)  # scoring does not read that column
+    ),
+    *(
+        Broken(f"{name}: {what}", row(name), inside(store, harm), (store, *says))
+        for name, store in (
+            ("score-sketches", "sketch.zarr"),
+            ("score-sketches", "mean.sketch.zarr"),
+            ("project", "raw.zarr"),
+        )
+        for what, harm, says in (
+            (f"{store} has lost a chunk", lambda s: (s / "vector" / "c" / "0" / "0").unlink(), ("make", "again")),
+            (
+                f"{store} has a chunk cut short",
+                lambda s: os.truncate(s / "vector" / "c" / "0" / "0", 1000),
+                ("make", "again"),
+            ),
+            (f"{store} holds NaN", chunk_of_nan, ("prompt", "not finite")),
+        )
+        if not (store == "raw.zarr" and "NaN" in what)
+    ),
+    Broken("score: no inner products", "cropi-score raw.zarr", nothing, ("raw.zarr", "--against", "--valid")),
+    Broken(
+        "score: another projection",
+        "cropi-score grads.zarr --valid t=raw.zarr",
+        nothing,
+        ("grads.zarr", "raw.zarr", "projections", "method"),
+    ),
+    Broken("score: the same store twice", "cropi-score grads.zarr grads.zarr", nothing, ("grads.zarr", "'p")),
+    Broken(
+        "score: another dimension",
+        "cropi-score sketch.zarr --valid t=small.zarr",
+        nothing,
+        ("sketch.zarr", "small.zarr", "dim"),
+    ),
+    Broken(
+        "score: another policy",
+        "cropi-score sketch.zarr --valid t=stranger.zarr",
+        nothing,
+        ("stranger.zarr", "policies"),
+    ),
+    Broken("score: no name", "cropi-score sketch.zarr --valid mean.sketch.zarr", nothing, ("--valid", "NAME=FILE"), 2),
+    Broken(
+        "select: a score that is no number",
+        row("select"),
+        record("scores.jsonl", 1, lambda r: r.update(scores={"target": float("nan")})),
+        ("p0", "finite"),
+    ),
+    Broken("select: a prompt without its score", row("select"), line("scores.jsonl", 1, ""), ("p0",)),
+    Broken("select: a share of 2", row("select") + " --ratio 2", nothing, ("ratio 2", "(0, 1]"), 2),
+    Broken("select: no scores", "cropi-select --prompts prompts.jsonl", nothing, ("scores",), 2),
+]
