@@ -63,7 +63,11 @@ class Terms(NamedTuple):
 
 
 def policy_terms(
-    logprobs: torch.Tensor, behavior: torch.Tensor, advantages: torch.Tensor, weighting: Weighting, ppo_clip: Clip | None = None
+    logprobs: torch.Tensor,
+    behavior: torch.Tensor,
+    advantages: torch.Tensor,
+    weighting: Weighting,
+    ppo_clip: Clip | None = None,
 ) -> Terms:
     """Per-token terms A_t rho_t (or A_t log pi_theta) with an optional PPO clip.
 

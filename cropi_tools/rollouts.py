@@ -53,7 +53,8 @@ def sample_and_verify(
     completions = engine.sample(requests, sampling)
     ends = set(policy.end_token_ids)
     texts = [
-        policy.tokenizer.decode([token for token in found.token_ids if token not in ends], skip_special_tokens=True) for found in completions
+        policy.tokenizer.decode([token for token in found.token_ids if token not in ends], skip_special_tokens=True)
+        for found in completions
     ]
     owners = [record for record in prompts for _ in range(samples)]
     grades = pool.grade_many(list(zip(owners, texts, strict=True)))
@@ -67,7 +68,9 @@ def sample_and_verify(
                 "samples": [
                     {
                         "token_ids": completions[i].token_ids,
-                        "logprobs": None if (values := completions[i].logprobs) is None else [float32_text(value) for value in values],
+                        "logprobs": None
+                        if (values := completions[i].logprobs) is None
+                        else [float32_text(value) for value in values],
                         "text": texts[i],
                         "finish_reason": completions[i].finish_reason,
                         "reward": grades[i].reward,
@@ -121,7 +124,9 @@ class Tally:
 
     def summary(self) -> dict[str, Any]:
         """Accuracy (share of correct samples), pass@k for k = 1, 2, 4, ... and all, mean length, truncated share."""
-        wanted = sorted({1 << i for i in range(len(self.pass_at).bit_length()) if 1 << i <= len(self.pass_at)} | {len(self.pass_at)})
+        wanted = sorted(
+            {1 << i for i in range(len(self.pass_at).bit_length()) if 1 << i <= len(self.pass_at)} | {len(self.pass_at)}
+        )
         return {
             "prompts": self.prompts,
             "samples": self.samples,
@@ -164,4 +169,7 @@ class Tallies:
 
     def summary(self) -> dict[str, Any]:
         """The summary of everything, and of each source under `by_source`."""
-        return {**self.total().summary(), "by_source": {name: tally.summary() for name, tally in sorted(self._by_source.items())}}
+        return {
+            **self.total().summary(),
+            "by_source": {name: tally.summary() for name, tally in sorted(self._by_source.items())},
+        }

@@ -1,7 +1,7 @@
 """Write the `--help` of every command into its page in docs/commands/, between the two markers; `make docs` runs it.
 
-    python docs/update_help.py            rewrite the pages
-    python docs/update_help.py --check    exit 1 if a page differs
+python docs/update_help.py            rewrite the pages
+python docs/update_help.py --check    exit 1 if a page differs
 """
 
 from __future__ import annotations

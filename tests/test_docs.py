@@ -28,14 +28,21 @@ def test_every_command_has_a_page_and_an_entry_point() -> None:
 
 
 @pytest.mark.slow
-def test_the_readme_pipeline_runs_line_by_line(run: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+def test_the_readme_pipeline_runs_line_by_line(
+    run: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
     """The nine lines as they stand, with smaller numbers, a random policy as P0, and a verifier that it satisfies half of the time."""
     section = (ROOT / "README.md").read_text().split("## The pipeline by hand")[1]
     lines = [line for line in section.split("```")[1].splitlines() if line]
     assert len(lines) == 9
     tiny_policy.save(tmp_path / "P0")
     for line in lines:
-        for before, after in (("--size 500", "--size 24"), ("--size 80", "--size 8"), ("-n 32", "-n 4"), ("--steps 50", "--steps 2 --batch 2")):
+        for before, after in (
+            ("--size 500", "--size 24"),
+            ("--size 80", "--size 8"),
+            ("-n 32", "-n 4"),
+            ("--steps 50", "--steps 2 --batch 2"),
+        ):
             line = line.replace(before, after)
         if line.startswith(("cropi-rollout", "cropi-train")):
             line = line.replace("--max-tokens 32", f"--max-tokens 4 --verifier {ROOT / 'tests' / 'parity.py'}:reward")

@@ -53,6 +53,11 @@ def save(folder: Path, **settings: Any) -> Path:
 def prompts(count: int, start: int = 0) -> list[dict[str, Any]]:
     """Sums whose `exact` reward a random policy earns now and then: the answer is one character."""
     return [
-        {"id": f"p{i}", "prompt": f"{i % 7}+{i % 5}=", "answer": CHARACTERS[i % 10], "source": "even" if i % 2 == 0 else "odd"}
+        {
+            "id": f"p{i}",
+            "prompt": f"{i % 7}+{i % 5}=",
+            "answer": CHARACTERS[i % 10],
+            "source": "even" if i % 2 == 0 else "odd",
+        }
         for i in range(start, start + count)
     ]

@@ -29,8 +29,12 @@ def _print_version(wanted: bool) -> None:
 
 
 Model = Annotated[str, typer.Option("--model", help="The policy: a Hugging Face folder.", metavar="FOLDER")]
-Output = Annotated[str, typer.Option("-o", "--output", help="Where to write; `-` is stdout. .gz and .zst compress.", metavar="FILE")]
-Force = Annotated[bool, typer.Option("--force", help="Replace an output made by other options or inputs, after success.")]
+Output = Annotated[
+    str, typer.Option("-o", "--output", help="Where to write; `-` is stdout. .gz and .zst compress.", metavar="FILE")
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="Replace an output made by other options or inputs, after success.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No messages and no progress on stderr; errors remain.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random in this command.")]
@@ -43,7 +47,9 @@ MaxTokens = Annotated[int, typer.Option("--max-tokens", help="Longest response, 
 Temperature = Annotated[float, typer.Option("--temperature", help="Sampling temperature; 0 = greedy.", min=0.0)]
 Verifier = Annotated[
     str,
-    typer.Option("--verifier", help="maths, exact, reasoning-gym, or FILE.py:FUNCTION; a record's own `verifier` comes first."),
+    typer.Option(
+        "--verifier", help="maths, exact, reasoning-gym, or FILE.py:FUNCTION; a record's own `verifier` comes first."
+    ),
 ]
 Version = Annotated[
     bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
@@ -75,7 +81,9 @@ def command(function: Callable[..., Any], *, name: str, example: str) -> Callabl
             raise _Cancelled("interrupted; finished work is kept, the same command goes on from there") from None
 
     # \b keeps the example's lines as they are
-    app.command(name=name, epilog="\b\nExample:\n" + "\n".join("  " + line for line in example.strip().splitlines()))(cancellable)
+    app.command(name=name, epilog="\b\nExample:\n" + "\n".join("  " + line for line in example.strip().splitlines()))(
+        cancellable
+    )
 
     def main() -> NoReturn:
         sys.exit(_run(app, name))

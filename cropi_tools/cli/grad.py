@@ -15,30 +15,53 @@ cropi-grad --model P0 train.rollouts.jsonl --against target=valid.mean.safetenso
 
 
 def grad(
-    rollouts: Annotated[list[str], typer.Argument(help="Rollouts of cropi-rollout (JSONL, .gz, .zst, or `-`).", metavar="FILE")],
+    rollouts: Annotated[
+        list[str], typer.Argument(help="Rollouts of cropi-rollout (JSONL, .gz, .zst, or `-`).", metavar="FILE")
+    ],
     model: Model,
-    output: Annotated[str, typer.Option("-o", "--output", help="The store to write (X.zarr), or with --mean the mean (X.safetensors).")],
-    mean: Annotated[bool, typer.Option("--mean", help="Write the mean gradient over all prompts instead of a store.")] = False,
+    output: Annotated[
+        str,
+        typer.Option("-o", "--output", help="The store to write (X.zarr), or with --mean the mean (X.safetensors)."),
+    ],
+    mean: Annotated[
+        bool, typer.Option("--mean", help="Write the mean gradient over all prompts instead of a store.")
+    ] = False,
     against: Annotated[
-        list[str] | None, typer.Option("--against", help="Take exact inner products with this mean gradient; may be repeated.", metavar="NAME=FILE")
+        list[str] | None,
+        typer.Option(
+            "--against", help="Take exact inner products with this mean gradient; may be repeated.", metavar="NAME=FILE"
+        ),
     ] = None,
     weighting: Annotated[
-        Literal["token", "none"], typer.Option("--weighting", help="Importance weight of a token: its ratio (the paper), or none.")
+        Literal["token", "none"],
+        typer.Option("--weighting", help="Importance weight of a token: its ratio (the paper), or none."),
     ] = "token",
     policy_temperature: Annotated[
-        float, typer.Option("--policy-temperature", help="Temperature of the policy's own distribution in the ratios.", min=1e-3)
+        float,
+        typer.Option(
+            "--policy-temperature", help="Temperature of the policy's own distribution in the ratios.", min=1e-3
+        ),
     ] = 1.0,
     behavior: Annotated[
-        str | None, typer.Option("--behavior", help="Recompute the behavior policy's log-probabilities with this policy.", metavar="FOLDER")
+        str | None,
+        typer.Option(
+            "--behavior", help="Recompute the behavior policy's log-probabilities with this policy.", metavar="FOLDER"
+        ),
     ] = None,
     sketch: Annotated[
         Literal["countsketch", "sparse-jl", "none"],
-        typer.Option("--sketch", help="How rows are compressed: all coordinates, the paper's kept fraction, or not at all."),
+        typer.Option(
+            "--sketch", help="How rows are compressed: all coordinates, the paper's kept fraction, or not at all."
+        ),
     ] = "countsketch",
     dim: Annotated[int, typer.Option("--dim", help="Sketch dimensions, a multiple of 64.")] = 65536,
-    keep: Annotated[float, typer.Option("--keep", help="Fraction of coordinates kept by sparse-jl.", min=0.0, max=1.0)] = 0.1,
+    keep: Annotated[
+        float, typer.Option("--keep", help="Fraction of coordinates kept by sparse-jl.", min=0.0, max=1.0)
+    ] = 0.1,
     seed: Seed = 0,
-    max_store: Annotated[float, typer.Option("--max-store", help="Largest raw store (--sketch none), in GB.", min=0.0)] = 20.0,
+    max_store: Annotated[
+        float, typer.Option("--max-store", help="Largest raw store (--sketch none), in GB.", min=0.0)
+    ] = 20.0,
     shard: Shard = "1/1",
     limit: Limit = None,
     device: Device = "auto",
@@ -65,7 +88,11 @@ def grad(
         raise UsageError("--mean writes a mean gradient; --against belongs to a store")
     if mean and shards > 1:
         raise UsageError("--mean takes all prompts at once; --shard belongs to a store")
-    inputs = {"policy": policy_input(model), **numbered("rollouts", rollouts), **{f"mean {n}": file_input(p) for n, p in means.items()}}
+    inputs = {
+        "policy": policy_input(model),
+        **numbered("rollouts", rollouts),
+        **{f"mean {n}": file_input(p) for n, p in means.items()},
+    }
     if behavior:
         inputs["behavior policy"] = policy_input(behavior)
     objective = {
@@ -76,7 +103,12 @@ def grad(
     }
     options = {"mean": mean, **objective, "dtype": dtype, "shard": shard, "limit": limit}
     if not mean:
-        options.update(sketch=sketch, seed=seed, dim=None if sketch == "none" else dim, keep=keep if sketch == "sparse-jl" else None)
+        options.update(
+            sketch=sketch,
+            seed=seed,
+            dim=None if sketch == "none" else dim,
+            keep=keep if sketch == "sparse-jl" else None,
+        )
     target = Output(output, Fingerprint.of("cropi-grad", options, inputs), inputs, folder=not mean, force=force)
     if not target.open():
         runtime.notify(f"{output}: up to date")
@@ -95,12 +127,18 @@ def grad(
     settings = GradientSettings(weighting, policy_temperature)
     computer = GradientComputer(policy, settings, load_policy(behavior, device, dtype) if behavior else None)
     layout = Layout.of(computer.parameters)
-    facts: dict[str, Any] = {"policy": inputs["policy"].sha256, "tokenizer": tokenizer_digest(model), "objective": objective}
+    facts: dict[str, Any] = {
+        "policy": inputs["policy"].sha256,
+        "tokenizer": tokenizer_digest(model),
+        "objective": objective,
+    }
     if mean:
         counts = collect.collect_mean(computer, work, target, layout, facts)
     else:
         if not work.live:
-            runtime.warn(f"none of the {work.prompts} prompts has samples of different rewards: there is nothing to rank")
+            runtime.warn(
+                f"none of the {work.prompts} prompts has samples of different rewards: there is nothing to rank"
+            )
         spec = ProjectionSpec.create(
             sketch, layout, None if sketch == "none" else dim, seed, keep if sketch == "sparse-jl" else None
         )
@@ -110,7 +148,9 @@ def grad(
         attributes = {**facts, "projection": spec.to_json(), "layout": layout.to_json(), "device": str(policy.device)}
         counts = collect.collect_store(computer, work, target, spec, layout, known, attributes)
     skipped = ", ".join(f"{n} {status}" for status, n in sorted(counts.items()) if status not in ("ok", "tokens"))
-    runtime.notify(f"{output}: {counts.get('ok', 0)} of {work.prompts} prompts have a gradient{f' ({skipped})' if skipped else ''}")
+    runtime.notify(
+        f"{output}: {counts.get('ok', 0)} of {work.prompts} prompts have a gradient{f' ({skipped})' if skipped else ''}"
+    )
 
 
 main = command(grad, name="cropi-grad", example=EXAMPLE)

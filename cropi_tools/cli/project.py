@@ -15,13 +15,21 @@ cropi-project valid.mean.safetensors --dim 8192 -o valid.sketch.zarr
 
 
 def project(
-    source: Annotated[str, typer.Argument(help="A store (raw, or a countsketch to fold), or a mean gradient.", metavar="STORE|MEAN")],
+    source: Annotated[
+        str, typer.Argument(help="A store (raw, or a countsketch to fold), or a mean gradient.", metavar="STORE|MEAN")
+    ],
     output: Annotated[str, typer.Option("-o", "--output", help="The store to write.", metavar="STORE")],
-    dim: Annotated[int, typer.Option("--dim", help="Sketch dimensions, a multiple of 64; for a fold, a divisor of the present ones.")],
+    dim: Annotated[
+        int,
+        typer.Option("--dim", help="Sketch dimensions, a multiple of 64; for a fold, a divisor of the present ones."),
+    ],
     sketch: Annotated[
-        Literal["countsketch", "sparse-jl"], typer.Option("--sketch", help="All coordinates, or the paper's kept fraction.")
+        Literal["countsketch", "sparse-jl"],
+        typer.Option("--sketch", help="All coordinates, or the paper's kept fraction."),
     ] = "countsketch",
-    keep: Annotated[float, typer.Option("--keep", help="Fraction of coordinates kept by sparse-jl.", min=0.0, max=1.0)] = 0.1,
+    keep: Annotated[
+        float, typer.Option("--keep", help="Fraction of coordinates kept by sparse-jl.", min=0.0, max=1.0)
+    ] = 0.1,
     seed: Seed = 0,
     force: Force = False,
     quiet: Quiet = False,
@@ -49,12 +57,18 @@ def project(
     from cropi_tools.influence import project as work
 
     opened = None if is_mean else Store(source)
-    spec = work.mean_spec(source, sketch, dim, seed, kept) if opened is None else work.plan(opened, sketch, dim, seed, kept)
+    spec = (
+        work.mean_spec(source, sketch, dim, seed, kept)
+        if opened is None
+        else work.plan(opened, sketch, dim, seed, kept)
+    )
     if opened is None:
         work.project_mean(source, spec, target)
     else:
         work.project_store(opened, spec, target)
-    runtime.notify(f"{output}: {'1 row' if opened is None else f'{len(opened.live)} rows'} of {dim} dimensions ({sketch})")
+    runtime.notify(
+        f"{output}: {'1 row' if opened is None else f'{len(opened.live)} rows'} of {dim} dimensions ({sketch})"
+    )
 
 
 main = command(project, name="cropi-project", example=EXAMPLE)

@@ -25,19 +25,29 @@ def prompts(
         ),
     ],
     output: Output = "-",
-    size: Annotated[int | None, typer.Option("--size", help="Prompts to take; for a recipe, from each of its lines.", min=1)] = None,
+    size: Annotated[
+        int | None, typer.Option("--size", help="Prompts to take; for a recipe, from each of its lines.", min=1)
+    ] = None,
     seed: Seed = 0,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="A difficulty setting of the family; may be repeated.", metavar="KEY=VALUE")
+        list[str] | None,
+        typer.Option("--set", help="A difficulty setting of the family; may be repeated.", metavar="KEY=VALUE"),
     ] = None,
     template: Annotated[
-        str | None, typer.Option("--template", help="Shapes the question: {question} or the task's fields, as in 'G{numbers}='.")
+        str | None,
+        typer.Option("--template", help="Shapes the question: {question} or the task's fields, as in 'G{numbers}='."),
     ] = None,
-    answer_template: Annotated[str | None, typer.Option("--answer-template", help="Shapes the answer: '{answer:nospace,lower}'.")] = None,
+    answer_template: Annotated[
+        str | None, typer.Option("--answer-template", help="Shapes the answer: '{answer:nospace,lower}'.")
+    ] = None,
     source: Annotated[str | None, typer.Option("--source", help="Name of the source in the records.")] = None,
-    only: Annotated[list[str] | None, typer.Option("--only", help="Only these sources of a recipe; may be repeated.", metavar="SOURCE")] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", help="Only these sources of a recipe; may be repeated.", metavar="SOURCE"),
+    ] = None,
     exclude: Annotated[
-        list[str] | None, typer.Option("--exclude", help="Leave out questions that stand in this file; may be repeated.", metavar="FILE")
+        list[str] | None,
+        typer.Option("--exclude", help="Leave out questions that stand in this file; may be repeated.", metavar="FILE"),
     ] = None,
     force: Force = False,
     quiet: Quiet = False,
@@ -84,10 +94,14 @@ def prompts(
         if text.startswith("reasoning-gym:"):
             assert size is not None
             family = text.removeprefix("reasoning-gym:")
-            made = reasoning_gym_prompts(family, size, seed, chosen, template, answer_template, source, exclusion=exclusion)
+            made = reasoning_gym_prompts(
+                family, size, seed, chosen, template, answer_template, source, exclusion=exclusion
+            )
             target.append(stoppable(made))
             if exclusion.kept - before < size:
-                runtime.warn(f"{family} has only {exclusion.kept - before} further questions at these settings, not {size}")
+                runtime.warn(
+                    f"{family} has only {exclusion.kept - before} further questions at these settings, not {size}"
+                )
         elif text.startswith("recipe:"):
             target.append(stoppable(recipe_prompts(text.removeprefix("recipe:"), seed, size, only or (), exclusion)))
         else:
@@ -95,9 +109,13 @@ def prompts(
     if not exclusion.kept + exclusion.excluded + exclusion.duplicates:
         raise InputError(f"{', '.join(sources)}: holds no record")
     if not target.lines:
-        raise InputError(f"no prompt is left: {exclusion.excluded} are in the excluded files, {exclusion.duplicates} are repetitions")
+        raise InputError(
+            f"no prompt is left: {exclusion.excluded} are in the excluded files, {exclusion.duplicates} are repetitions"
+        )
     target.finish(skipped={"excluded": exclusion.excluded, "duplicates": exclusion.duplicates})
-    runtime.notify(f"{output}: {target.lines} prompts ({exclusion.excluded} excluded, {exclusion.duplicates} repetitions dropped)")
+    runtime.notify(
+        f"{output}: {target.lines} prompts ({exclusion.excluded} excluded, {exclusion.duplicates} repetitions dropped)"
+    )
 
 
 main = command(prompts, name="cropi-prompts", example=EXAMPLE)

@@ -16,13 +16,23 @@ cropi-report runs/a runs/b --json | jq '.arms[] | {arm, mean}'
 
 
 def report(
-    runs: Annotated[list[str], typer.Argument(help="Run folders: RUN/ARM/SEED/STAGE, as `make curriculum` lays them out.", metavar="RUN")],
-    output: Annotated[str | None, typer.Option("-o", "--output", help="Write the page: one self-contained HTML file.", metavar="FILE")] = None,
-    png: Annotated[str | None, typer.Option("--png", help="Write the learning curves as a picture.", metavar="FILE")] = None,
+    runs: Annotated[
+        list[str],
+        typer.Argument(help="Run folders: RUN/ARM/SEED/STAGE, as `make curriculum` lays them out.", metavar="RUN"),
+    ],
+    output: Annotated[
+        str | None, typer.Option("-o", "--output", help="Write the page: one self-contained HTML file.", metavar="FILE")
+    ] = None,
+    png: Annotated[
+        str | None, typer.Option("--png", help="Write the learning curves as a picture.", metavar="FILE")
+    ] = None,
     baseline: Annotated[str, typer.Option("--baseline", help="Arm that differences are to.")] = "random",
-    reference: Annotated[str, typer.Option("--reference", help="Arm whose final accuracy the speeds are measured by.")] = "full",
+    reference: Annotated[
+        str, typer.Option("--reference", help="Arm whose final accuracy the speeds are measured by.")
+    ] = "full",
     target: Annotated[
-        list[str] | None, typer.Option("--target", help="Evaluation sets of the mean; may be repeated. [default: all]", metavar="SET")
+        list[str] | None,
+        typer.Option("--target", help="Evaluation sets of the mean; may be repeated. [default: all]", metavar="SET"),
     ] = None,
     as_json: AsJson = False,
     force: Force = False,

@@ -15,11 +15,17 @@ cropi-score --train train.sketch.zarr --valid target=valid.sketch.zarr -o scores
 
 
 def score(
-    stores: Annotated[list[str] | None, typer.Argument(help="Stores of the pool's gradients (shards together).", metavar="STORE")] = None,
-    train: Annotated[list[str] | None, typer.Option("--train", help="The same as STORE; may be repeated.", metavar="STORE")] = None,
+    stores: Annotated[
+        list[str] | None, typer.Argument(help="Stores of the pool's gradients (shards together).", metavar="STORE")
+    ] = None,
+    train: Annotated[
+        list[str] | None, typer.Option("--train", help="The same as STORE; may be repeated.", metavar="STORE")
+    ] = None,
     valid: Annotated[
         list[str] | None,
-        typer.Option("--valid", help="A validation set's store; the same name again adds a shard.", metavar="NAME=STORE"),
+        typer.Option(
+            "--valid", help="A validation set's store; the same name again adds a shard.", metavar="NAME=STORE"
+        ),
     ] = None,
     output: Output = "-",
     force: Force = False,
@@ -54,7 +60,11 @@ def score(
         runtime.notify(f"{output}: up to date")
         return
     opened = open_stores(pool)
-    records = sketch_scores(opened, {name: open_stores(paths) for name, paths in targets.items()}) if targets else exact_scores(opened)
+    records = (
+        sketch_scores(opened, {name: open_stores(paths) for name, paths in targets.items()})
+        if targets
+        else exact_scores(opened)
+    )
     target.append(stoppable(records))
     live = sum(len(store.live) for store in opened)
     if not live:

@@ -15,15 +15,22 @@ cropi-select --prompts train.jsonl --by random --ratio 0.1 --seed 3 -o random.js
 
 
 def select(
-    prompts: Annotated[list[str], typer.Option("--prompts", help="The pool the scores belong to; may be repeated.", metavar="FILE")],
-    scores: Annotated[list[str] | None, typer.Argument(help="Scores of cropi-score (shards together).", metavar="SCORES")] = None,
+    prompts: Annotated[
+        list[str], typer.Option("--prompts", help="The pool the scores belong to; may be repeated.", metavar="FILE")
+    ],
+    scores: Annotated[
+        list[str] | None, typer.Argument(help="Scores of cropi-score (shards together).", metavar="SCORES")
+    ] = None,
     output: Output = "-",
     by: Annotated[
         Literal["influence", "shuffled", "random", "learnability", "pass-rate", "full"],
         typer.Option("--by", help="The rule; shuffled is influence with its scores permuted, the control."),
     ] = "influence",
     ratio: Annotated[str, typer.Option("--ratio", help="Share of the pool to select, rounded down.")] = "0.1",
-    band: Annotated[str | None, typer.Option("--band", help="Pass rates that --by pass-rate accepts. [default: 0.2,0.8]", metavar="LO,HI")] = None,
+    band: Annotated[
+        str | None,
+        typer.Option("--band", help="Pass rates that --by pass-rate accepts. [default: 0.2,0.8]", metavar="LO,HI"),
+    ] = None,
     seed: Seed = 0,
     force: Force = False,
     quiet: Quiet = False,
@@ -59,7 +66,9 @@ def select(
     pool = {record["id"]: record for record in read_prompts(prompts)}
     known = None
     if scores:
-        fields = (selection.Score(r["id"], r["source"], r["scores"], r["pass_rate"], r["status"]) for r in read_scores(scores))
+        fields = (
+            selection.Score(r["id"], r["source"], r["scores"], r["pass_rate"], r["status"]) for r in read_scores(scores)
+        )
         known = {score.id: score for score in fields}
     chosen = selection.select(by, list(pool), known, ratio, seed, limits)
     wanted = len(pool) if by == "full" else selection.selection_size(ratio, len(pool))

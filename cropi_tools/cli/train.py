@@ -37,24 +37,43 @@ def train(
     temperature: Temperature = 1.0,
     verifier: Verifier = "maths",
     learning_rate: Annotated[float, typer.Option("--learning-rate", help="AdamW's rate.", min=0.0)] = 1e-6,
-    schedule: Annotated[Literal["constant", "linear"], typer.Option("--schedule", help="The rate after warm-up.")] = "constant",
+    schedule: Annotated[
+        Literal["constant", "linear"], typer.Option("--schedule", help="The rate after warm-up.")
+    ] = "constant",
     warmup: Annotated[int, typer.Option("--warmup", help="Steps over which the rate rises linearly.", min=0)] = 0,
     betas: Annotated[str, typer.Option("--betas", help="AdamW's decay rates.", metavar="B1,B2")] = "0.9,0.999",
     weight_decay: Annotated[float, typer.Option("--weight-decay", help="AdamW's weight decay.", min=0.0)] = 0.0,
-    max_gradient_norm: Annotated[float, typer.Option("--max-gradient-norm", help="Clip the gradient's norm; 0 = never.", min=0.0)] = 1.0,
-    clip: Annotated[str, typer.Option("--clip", help="PPO clip of the ratio, LOW,HIGH, or one number for both.")] = "0.2",
+    max_gradient_norm: Annotated[
+        float, typer.Option("--max-gradient-norm", help="Clip the gradient's norm; 0 = never.", min=0.0)
+    ] = 1.0,
+    clip: Annotated[
+        str, typer.Option("--clip", help="PPO clip of the ratio, LOW,HIGH, or one number for both.")
+    ] = "0.2",
     aggregation: Annotated[
-        Literal["token", "sequence"], typer.Option("--aggregation", help="Average over all tokens of the batch, or over responses.")
+        Literal["token", "sequence"],
+        typer.Option("--aggregation", help="Average over all tokens of the batch, or over responses."),
     ] = "token",
-    kl: Annotated[float, typer.Option("--kl", help="Weight of the KL term (k3) towards --reference; 0 loads no reference.", min=0.0)] = 0.0,
-    reference: Annotated[str | None, typer.Option("--reference", help="Policy of the KL term. [default: --model]", metavar="FOLDER")] = None,
+    kl: Annotated[
+        float,
+        typer.Option("--kl", help="Weight of the KL term (k3) towards --reference; 0 loads no reference.", min=0.0),
+    ] = 0.0,
+    reference: Annotated[
+        str | None, typer.Option("--reference", help="Policy of the KL term. [default: --model]", metavar="FOLDER")
+    ] = None,
     entropy: Annotated[float, typer.Option("--entropy", help="Weight of the entropy bonus.", min=0.0)] = 0.0,
     evaluation: Annotated[
-        list[str] | None, typer.Option("--eval", help="Evaluate on these prompts; may be repeated.", metavar="NAME=FILE")
+        list[str] | None,
+        typer.Option("--eval", help="Evaluate on these prompts; may be repeated.", metavar="NAME=FILE"),
     ] = None,
-    evaluate_every: Annotated[int, typer.Option("--eval-every", help="Steps between evaluations; also at 0 and at the end.", min=1)] = 25,
-    evaluation_samples: Annotated[int, typer.Option("--eval-samples", help="Samples per evaluation prompt.", min=1)] = 1,
-    evaluation_temperature: Annotated[float, typer.Option("--eval-temperature", help="Temperature there; 0 = greedy.", min=0.0)] = 0.0,
+    evaluate_every: Annotated[
+        int, typer.Option("--eval-every", help="Steps between evaluations; also at 0 and at the end.", min=1)
+    ] = 25,
+    evaluation_samples: Annotated[
+        int, typer.Option("--eval-samples", help="Samples per evaluation prompt.", min=1)
+    ] = 1,
+    evaluation_temperature: Annotated[
+        float, typer.Option("--eval-temperature", help="Temperature there; 0 = greedy.", min=0.0)
+    ] = 0.0,
     save_every: Annotated[int, typer.Option("--save-every", help="Steps between checkpoints.", min=1)] = 25,
     seed: Seed = 0,
     device: Device = "auto",
@@ -153,7 +172,9 @@ def train(
         seed=seed,
     )
     with VerifierPool(verifier) as pool:
-        counters = Trainer(policy, known, TransformersEngine(policy), pool, records, evaluations, settings, target).run()
+        counters = Trainer(
+            policy, known, TransformersEngine(policy), pool, records, evaluations, settings, target
+        ).run()
     facts = {"tokenizer": tokenizer_digest(model), "steps": steps}
     target.finish(rows=steps, ledger={**counters, "device": str(policy.device)}, facts=facts)
     runtime.notify(f"{output}: trained for {steps} steps on {len(records)} prompts")

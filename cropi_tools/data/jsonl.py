@@ -113,7 +113,9 @@ def dump_line(record: Record) -> str:
     try:
         return json.dumps(record, ensure_ascii=False, allow_nan=False)
     except ValueError:
-        raise InputError(f"record '{record.get('id')}' holds a number that is not finite, which JSON lacks; mend it") from None
+        raise InputError(
+            f"record '{record.get('id')}' holds a number that is not finite, which JSON lacks; mend it"
+        ) from None
 
 
 def write_lines(records: Iterable[Record], stream: IO[str]) -> int:

@@ -44,7 +44,13 @@ class Output:
     """One output of one command. `open` says whether there is work; `commit` and `finish` end it."""
 
     def __init__(
-        self, path: str | Path, fingerprint: Fingerprint, inputs: Mapping[str, Input], *, folder: bool = False, force: bool = False
+        self,
+        path: str | Path,
+        fingerprint: Fingerprint,
+        inputs: Mapping[str, Input],
+        *,
+        folder: bool = False,
+        force: bool = False,
     ) -> None:
         self.path = Path(path)
         self.fingerprint, self.inputs, self.folder, self.force = fingerprint, inputs, folder, force

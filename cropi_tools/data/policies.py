@@ -52,7 +52,9 @@ def same_tokenizer(rollouts: str, folder: str) -> None:
     """InputError when a rollouts file says that another tokenizer than the policy's made its tokens; files without a manifest say nothing."""
     made_by = None if is_stream(rollouts) else (read_manifest(rollouts) or {}).get("facts", {}).get("tokenizer")
     if made_by is not None and made_by != tokenizer_digest(folder):
-        raise InputError(f"{rollouts}: its tokens are of another tokenizer than the policy {folder}; sample with a policy of this family")
+        raise InputError(
+            f"{rollouts}: its tokens are of another tokenizer than the policy {folder}; sample with a policy of this family"
+        )
 
 
 def _digests(folder: Path, files: list[Path]) -> dict[str, str]:

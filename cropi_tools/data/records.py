@@ -47,10 +47,14 @@ def read_prompts(paths: Sequence[str | Path]) -> Iterator[Record]:
     for path, number, record in _unique(paths):
         for field in PROMPT_FIELDS:
             if field not in record:
-                raise InputError(f"{shown(path)}:{number}: no field '{field}'; a prompt needs {', '.join(PROMPT_FIELDS)}")
+                raise InputError(
+                    f"{shown(path)}:{number}: no field '{field}'; a prompt needs {', '.join(PROMPT_FIELDS)}"
+                )
         prompt = record["prompt"]
         if not (isinstance(prompt, str) or _is_messages(prompt)):
-            raise InputError(f"{shown(path)}:{number}: 'prompt' must be text or a list of messages with role and content")
+            raise InputError(
+                f"{shown(path)}:{number}: 'prompt' must be text or a list of messages with role and content"
+            )
         if not isinstance(record["source"], str):
             raise InputError(f"{shown(path)}:{number}: 'source' must be text")
         yield record
@@ -85,7 +89,9 @@ def read_scores(paths: Sequence[str | Path]) -> Iterator[Record]:
             if field not in record:
                 raise InputError(f"{shown(path)}:{number}: no field '{field}'; expected the output of cropi-score")
         if record["scores"] is not None and not isinstance(record["scores"], dict):
-            raise InputError(f"{shown(path)}:{number}: 'scores' must be an object of cosines by validation set, or null")
+            raise InputError(
+                f"{shown(path)}:{number}: 'scores' must be an object of cosines by validation set, or null"
+            )
         yield record
 
 
@@ -112,7 +118,9 @@ def _token_ids(value: Any, where: str, vocabulary: int | None) -> list[int]:
     if not isinstance(value, list) or not all(type(x) is int and x >= 0 for x in value):
         raise InputError(f"{where} must be a list of token ids")
     if vocabulary is not None and value and max(value) >= vocabulary:
-        raise InputError(f"{where} holds token {max(value)}, the policy has only {vocabulary}; rollouts of another tokenizer?")
+        raise InputError(
+            f"{where} holds token {max(value)}, the policy has only {vocabulary}; rollouts of another tokenizer?"
+        )
     return value
 
 

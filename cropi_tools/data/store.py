@@ -47,7 +47,9 @@ class StoreWriter:
         self.chunk_rows = max(1, min(CHUNK_ROWS, CHUNK_BYTES // (dim * dtype.itemsize)))
         state = output.state
         if not state:
-            self._group = zarr.create_group(store=str(output.part), overwrite=False, attributes={"schema": SCHEMA, **attributes})
+            self._group = zarr.create_group(
+                store=str(output.part), overwrite=False, attributes={"schema": SCHEMA, **attributes}
+            )
             self._vector: Any = _array(self._group, "vector", (capacity, dim), (self.chunk_rows, dim), dtype)
         else:
             for torn in output.part.rglob("*.partial"):  # zarr renames what it has written whole; a kill came before
@@ -116,7 +118,13 @@ class StoreWriter:
 def _array(group: zarr.Group, name: str, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: np.dtype) -> Any:
     # float16 barely compresses (8-10 %) and compression costs four times the reading time
     return group.create_array(
-        name, shape=shape, chunks=chunks, dtype=dtype, fill_value=np.nan, compressors=None, config={"write_empty_chunks": True}
+        name,
+        shape=shape,
+        chunks=chunks,
+        dtype=dtype,
+        fill_value=np.nan,
+        compressors=None,
+        config={"write_empty_chunks": True},
     )
 
 
@@ -129,7 +137,9 @@ class Store:
             raise InputError(f"{path}: no such store")
         self.manifest = read_manifest(self.path)
         if self.manifest is None:
-            raise InputError(f"{path}: has no {FOLDER_MANIFEST}, so it is unfinished or not a store; run the command that writes it again")
+            raise InputError(
+                f"{path}: has no {FOLDER_MANIFEST}, so it is unfinished or not a store; run the command that writes it again"
+            )
         try:
             self._group: Any = zarr.open_group(str(self.path), mode="r")
             self._vector = cast(Any, self._group["vector"])
@@ -153,7 +163,9 @@ class Store:
         try:
             values = np.asarray(self._group[name][:])
         except (KeyError, FileNotFoundError, ValueError) as error:
-            raise InputError(f"{self.path}: column {name} does not read ({error}); the store is damaged, make it again") from None
+            raise InputError(
+                f"{self.path}: column {name} does not read ({error}); the store is damaged, make it again"
+            ) from None
         self._refuse_nan(values[:, None], 0, name)
         return values
 
@@ -164,7 +176,9 @@ class Store:
             try:
                 block = np.asarray(self._vector[start : start + step]).astype(np.float32)
             except (ValueError, OSError, FileNotFoundError) as error:
-                raise InputError(f"{self.path}: rows from {start} do not read ({error}); the store is damaged, make it again") from None
+                raise InputError(
+                    f"{self.path}: rows from {start} do not read ({error}); the store is damaged, make it again"
+                ) from None
             self._refuse_nan(block, start, "vector")
             yield start, block
 
@@ -172,7 +186,9 @@ class Store:
         bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
         if len(bad):
             identity = self.live[start + int(bad[0])]["id"]
-            raise InputError(f"{self.path}: {what} of prompt '{identity}' is not finite or was never written; make the store again")
+            raise InputError(
+                f"{self.path}: {what} of prompt '{identity}' is not finite or was never written; make the store again"
+            )
 
 
 def store_input(path: str | Path) -> Input:
@@ -194,7 +210,9 @@ def open_stores(paths: Sequence[str | Path]) -> list[Store]:
         same_kind(stores[0], store)
         for entry in store.index:
             if entry["id"] in seen:
-                raise InputError(f"{store.path}: prompt '{entry['id']}' is in {seen[entry['id']]} too; rows must be unique")
+                raise InputError(
+                    f"{store.path}: prompt '{entry['id']}' is in {seen[entry['id']]} too; rows must be unique"
+                )
             seen[entry["id"]] = store.path
     return stores
 
@@ -204,7 +222,9 @@ def same_kind(first: Store, second: Store) -> None:
     for key, what in (("projection", "projections"), ("policy", "policies"), ("objective", "objectives")):
         mine, other = first.attributes.get(key), second.attributes.get(key)
         if mine != other:
-            raise InputError(f"{first.path} and {second.path} have different {what}: {_difference(mine, other)}; they do not mix")
+            raise InputError(
+                f"{first.path} and {second.path} have different {what}: {_difference(mine, other)}; they do not mix"
+            )
 
 
 def _difference(first: Any, second: Any) -> str:

@@ -106,4 +106,6 @@ def _cut(tokens: list[int], logprobs: list[float] | None, ends: list[int]) -> Co
     """End a row at its first end token; what the library decoded after it is padding."""
     stop = next((t for t, token in enumerate(tokens) if token in ends), None)
     length = len(tokens) if stop is None else stop + 1
-    return Completion(tokens[:length], None if logprobs is None else logprobs[:length], "length" if stop is None else "stop")
+    return Completion(
+        tokens[:length], None if logprobs is None else logprobs[:length], "length" if stop is None else "stop"
+    )

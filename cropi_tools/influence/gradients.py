@@ -21,7 +21,7 @@ from cropi_tools.policy.loading import Policy
 from cropi_tools.policy.logprobs import response_logprobs, sequence_batch, token_limited
 
 TOKENS_PER_PASS = 16384  # padded tokens in one forward pass; bounds activations, changes nothing beyond float rounding
-_BLOCK = 1 << 22  # coordinates multiplied at once in an inner product; bounds its temporary
+_BLOCK = 1 << 18  # coordinates multiplied at once in an inner product: its temporary stays in the second-level cache
 
 
 class GradientSettings(NamedTuple):
@@ -85,8 +85,12 @@ class GradientComputer:
             "max_ratio": moved.max_ratio,
         }
         if not all(math.isfinite(value) for value in facts.values() if isinstance(value, float)):
-            raise InputError(f"prompt '{rollout.id}': the importance ratios are not finite; do these rollouts belong to this policy?")
-        return PromptGradient("ok", {**entry, **facts}, sum(len(prompt) + len(response) for prompt, response in sequences))
+            raise InputError(
+                f"prompt '{rollout.id}': the importance ratios are not finite; do these rollouts belong to this policy?"
+            )
+        return PromptGradient(
+            "ok", {**entry, **facts}, sum(len(prompt) + len(response) for prompt, response in sequences)
+        )
 
     def gradients(self) -> Iterator[tuple[str, torch.Tensor]]:
         """The gradient in the parameters, name by name; parameters the prompt does not reach have none."""
@@ -102,9 +106,7 @@ class GradientComputer:
     def _denominator(self, lengths: list[int]) -> float:
         return float(len(lengths) if self._settings.aggregation == "sequence" else sum(lengths))
 
-    def _behavior_logprobs(
-        self, rollout: Rollout, rows: range, batch: object, logprobs: torch.Tensor
-    ) -> torch.Tensor:
+    def _behavior_logprobs(self, rollout: Rollout, rows: range, batch: object, logprobs: torch.Tensor) -> torch.Tensor:
         if self._behavior is not None:
             with torch.no_grad():
                 recomputed, _ = response_logprobs(self._behavior.model, batch, self._settings.policy_temperature)  # type: ignore[arg-type]

@@ -28,7 +28,9 @@ def plan(store: Store, method: str, dim: int, seed: int, keep: float | None) -> 
     if seed not in (0, before.seed):
         raise UsageError(f"{store.path}: was sketched with seed {before.seed}, which a fold keeps; leave --seed out")
     if before.segment is not None and dim < before.segment:
-        runtime.warn(f"folding below {before.segment} dimensions: where few channels dominate a gradient, inner products lose more than usual")
+        runtime.warn(
+            f"folding below {before.segment} dimensions: where few channels dominate a gradient, inner products lose more than usual"
+        )
     return before.folded(dim)
 
 
@@ -63,9 +65,19 @@ def project_mean(path: str, spec: ProjectionSpec, output: Output) -> None:
     row = sketch_vector(spec, layout, read_tensors(path))
     attributes = {key: facts[key] for key in ("policy", "tokenizer", "objective")}
     writer = StoreWriter(
-        output, 1, spec.dim, {**attributes, "projection": spec.to_json(), "layout": facts["parameters"], "device": "cpu", "against": {}}
+        output,
+        1,
+        spec.dim,
+        {**attributes, "projection": spec.to_json(), "layout": facts["parameters"], "device": "cpu", "against": {}},
     )
-    entry = {"id": path, "source": "mean", "status": "ok", "pass_rate": None, "gradient_norm": facts["norm"], "inner": {}}
+    entry = {
+        "id": path,
+        "source": "mean",
+        "status": "ok",
+        "pass_rate": None,
+        "gradient_norm": facts["norm"],
+        "inner": {},
+    }
     if not writer.records:  # else it was committed before a kill
         writer.add(entry, row)
     writer.finish({}, ledger={"device": "cpu"})

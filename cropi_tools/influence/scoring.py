@@ -54,7 +54,9 @@ def sketch_scores(train: Sequence[Store], valid: Mapping[str, Sequence[Store]]) 
         mean = mean_sketch(stores)
         norm = float(np.linalg.norm(mean))
         if norm == 0.0:
-            raise InputError(f"validation set '{name}': none of its prompts has a gradient, so there is no direction to follow")
+            raise InputError(
+                f"validation set '{name}': none of its prompts has a gradient, so there is no direction to follow"
+            )
         directions[name] = (mean / norm).astype(np.float32)
     for store in train:
         cosines = {name: np.empty(len(store.live), dtype=np.float64) for name in directions}
@@ -73,6 +75,8 @@ def _records(store: Store, cosines: Mapping[str, np.ndarray]) -> Iterator[Record
         if row is not None:
             values = {name: float(column[row]) for name, column in cosines.items()}
             if not all(abs(value) <= ONE for value in values.values()):
-                raise InputError(f"{store.path}: prompt '{entry['id']}' has cosines {values}; the store is damaged, make it again")
+                raise InputError(
+                    f"{store.path}: prompt '{entry['id']}' has cosines {values}; the store is damaged, make it again"
+                )
             record["scores"] = {name: max(-1.0, min(1.0, value)) for name, value in values.items()}
         yield {**record, "norm": None if row is None else float(norms[row]), "status": entry["status"]}

@@ -74,7 +74,9 @@ def load_policy(folder: str, device: str = "auto", dtype: str = "auto") -> Polic
     model.to(where).eval()
     end_token_ids = _end_tokens(model, tokenizer)
     # A model's generation_config.json may switch top_k, top_p or penalties on; sampling settings come from the command alone.
-    model.generation_config = GenerationConfig(eos_token_id=end_token_ids, pad_token_id=_pad_token(tokenizer, end_token_ids))
+    model.generation_config = GenerationConfig(
+        eos_token_id=end_token_ids, pad_token_id=_pad_token(tokenizer, end_token_ids)
+    )
     return Policy(model, tokenizer, end_token_ids, folder)
 
 

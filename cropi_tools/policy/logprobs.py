@@ -84,7 +84,9 @@ def _has_plain_head(model: Any) -> bool:
     Families do this under many names, so it is tried out on a few tokens, once a model.
     """
     if model not in _plain_heads:
-        ids = torch.arange(8, device=next(model.parameters()).device)[None] % model.get_input_embeddings().num_embeddings
+        ids = (
+            torch.arange(8, device=next(model.parameters()).device)[None] % model.get_input_embeddings().num_embeddings
+        )
         with torch.no_grad():
             states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
             head = model.get_output_embeddings()

@@ -21,7 +21,9 @@ def prompt_token_ids(tokenizer: Any, record: Record) -> list[int]:
     elif isinstance(prompt, str):
         ids = tokenizer(prompt)["input_ids"]
     else:
-        raise InputError(f"prompt '{record['id']}' is a list of messages, but the policy's tokenizer has no chat template")
+        raise InputError(
+            f"prompt '{record['id']}' is a list of messages, but the policy's tokenizer has no chat template"
+        )
     if not ids:
         raise InputError(f"prompt '{record['id']}' has no tokens")
     return [int(token) for token in ids]

@@ -121,10 +121,12 @@ def read_run(folder: Path) -> Run:
         raise InputError(f"{folder}: no such folder; give a run folder (it holds ARM/SEED/STAGE)")
     arms = []
     known: dict[str, Selection] = {}
+    scored = sorted((folder / START).glob("scores*.jsonl"))
+    rates = {record["id"]: record.get("pass_rate") for path in scored for _, record in read_jsonl(path) if "id" in record}
     for arm in _folders(folder):
         if arm.name == START:
             continue
-        seeds = [_read_seed(seed, folder, known) for seed in _folders(arm) if _stage_folders(seed)]
+        seeds = [_read_seed(seed, folder, known, rates) for seed in _folders(arm) if _stage_folders(seed)]
         if seeds:
             arms.append(Arm(arm.name, tuple(seeds)))
     if not arms:
@@ -133,7 +135,7 @@ def read_run(folder: Path) -> Run:
     return Run(name, folder, tuple(_manifests(folder / START, folder)), tuple(arms))
 
 
-def _read_seed(folder: Path, root: Path, known: dict[str, Selection]) -> Seed:
+def _read_seed(folder: Path, root: Path, known: dict[str, Selection], rates: Mapping[str, Any]) -> Seed:
     stages: list[Stage] = []
     evaluations: dict[tuple[int, str], Evaluation] = {}
     for number, stage_folder in enumerate(_stage_folders(folder), 1):
@@ -164,7 +166,7 @@ def _read_seed(folder: Path, root: Path, known: dict[str, Selection]) -> Seed:
                 finished=finished,
                 metrics=metrics,
                 timings=tuple(_steps(training / "timings.jsonl", finished)),
-                selection=_selection(stage_folder / "selected.jsonl", known),
+                selection=_selection(stage_folder / "selected.jsonl", known, rates),
                 manifests=tuple(manifests),
                 policy=_manifest(whole / FOLDER_MANIFEST, root) if finished else None,
             )
@@ -221,8 +223,10 @@ def _evaluation(record: Record, path: Path, line: int, offset: int) -> Evaluatio
     return Evaluation(step, name, _number(record, "accuracy", path, line), prompts, samples)
 
 
-def _selection(path: Path, known: dict[str, Selection]) -> Selection | None:
-    """Equal files (the full pool, in every stage and seed) are read once: `known` holds them by hash."""
+def _selection(path: Path, known: dict[str, Selection], pool: Mapping[str, Any]) -> Selection | None:
+    """Equal files (the full pool, in every stage and seed) are read once: `known` holds them by hash. `pool`: pass rates of the
+    run's first scores by id, for arms that selected without scores.
+    """
     if not path.exists():
         return None
     digest = file_digest(path)
@@ -234,7 +238,9 @@ def _selection(path: Path, known: dict[str, Selection]) -> Selection | None:
     for line, record in read_jsonl(path):
         ids.add(str(record.get("id", line)))
         sources[str(record.get("source") or "unknown")] += 1
-        rates.append(None if record.get("pass_rate") is None else _number(record, "pass_rate", path, line))
+        if record.get("pass_rate") is None:
+            record["pass_rate"] = pool.get(str(record.get("id")))
+        rates.append(None if record["pass_rate"] is None else _number(record, "pass_rate", path, line))
     known[digest] = Selection(frozenset(ids), dict(sorted(sources.items())), tuple(rates))
     return known[digest]
 

@@ -13,7 +13,9 @@ from cropi_tools.report.reading import read_run
 _READ = ("manifest.json", "metrics.jsonl", "evaluations.jsonl", "timings.jsonl", "selected.jsonl", "scores.jsonl")
 
 
-def compare_runs(folders: Sequence[Path], baseline: str = "random", reference: str = "full", targets: Sequence[str] = ()) -> Comparison:
+def compare_runs(
+    folders: Sequence[Path], baseline: str = "random", reference: str = "full", targets: Sequence[str] = ()
+) -> Comparison:
     """Compare the arms of all runs: differences to the arm `baseline`, speeds to the arm `reference`, means over the sets `targets`
     (by default every set all arms have). InputError: a folder that is no run, a broken file, two runs of one name.
     """

@@ -66,7 +66,9 @@ class PromptOrder:
         return [(place, self._orders[place // len(self._prompts)][place % len(self._prompts)]) for place in places]
 
     def _order(self, epoch: int) -> list[Record]:
-        return sorted(self._prompts, key=lambda record: (sample_seed(self._seed, "order", epoch, record["id"]), record["id"]))
+        return sorted(
+            self._prompts, key=lambda record: (sample_seed(self._seed, "order", epoch, record["id"]), record["id"])
+        )
 
 
 def learning_rate(settings: TrainSettings, step: int) -> float:
@@ -167,7 +169,13 @@ class Trainer:
         drawn = self._order.batch(step, settings.batch)
         keys = [(settings.seed, "train", place, record["id"]) for place, record in drawn]
         rollouts = sample_and_verify(
-            self._engine, self._policy, self._pool, [record for _, record in drawn], settings.samples, settings.sampling, keys
+            self._engine,
+            self._policy,
+            self._pool,
+            [record for _, record in drawn],
+            settings.samples,
+            settings.sampling,
+            keys,
         )
         sampled = time.monotonic()
         found = backward(self._policy, self._reference, rollouts, settings.loss)
@@ -211,7 +219,12 @@ class Trainer:
         updated = time.monotonic()
         self._logs.write(
             "timings.jsonl",
-            {"step": step, "seconds_sampling": sampled - started, "seconds_update": updated - sampled, "seconds_evaluation": 0.0},
+            {
+                "step": step,
+                "seconds_sampling": sampled - started,
+                "seconds_update": updated - sampled,
+                "seconds_evaluation": 0.0,
+            },
         )
         return f"accuracy {summary['accuracy']:.3f}"
 
@@ -223,7 +236,13 @@ class Trainer:
         for name, records in self._evaluations.items():
             keys = [(settings.seed, "evaluation", name, record["id"]) for record in records]
             rows = sample_and_verify(
-                self._engine, self._policy, self._pool, records, settings.evaluation_samples, settings.evaluation_sampling, keys
+                self._engine,
+                self._policy,
+                self._pool,
+                records,
+                settings.evaluation_samples,
+                settings.evaluation_sampling,
+                keys,
             )
             tallies = Tallies()
             tallies.add(rows)
@@ -246,7 +265,8 @@ class Trainer:
         if found:
             seconds = time.monotonic() - started
             self._logs.write(
-                "timings.jsonl", {"step": step, "seconds_sampling": 0.0, "seconds_update": 0.0, "seconds_evaluation": seconds}
+                "timings.jsonl",
+                {"step": step, "seconds_sampling": 0.0, "seconds_update": 0.0, "seconds_evaluation": seconds},
             )
             runtime.notify(f"step {step}: accuracy " + ", ".join(found))
         return ", ".join(found)

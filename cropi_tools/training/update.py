@@ -44,7 +44,9 @@ class _Response(NamedTuple):
     coefficient: float
 
 
-def backward(policy: Policy, reference: Policy | None, rollouts: Sequence[Record], settings: LossSettings) -> dict[str, float]:
+def backward(
+    policy: Policy, reference: Policy | None, rollouts: Sequence[Record], settings: LossSettings
+) -> dict[str, float]:
     """Add the loss's gradient to the parameters' `.grad`; returns figures of the batch.
 
     rollouts: records of `sample_and_verify`. Figures: loss, kl (k3 against the reference), behavior_kl (k3 between sampler and policy),
@@ -65,8 +67,12 @@ def backward(policy: Policy, reference: Policy | None, rollouts: Sequence[Record
             )
         behavior = torch.tensor([value for response in part for value in response.logprobs], device=logprobs.device)
         lengths = torch.tensor(batch.lengths, device=logprobs.device)
-        advantages = torch.tensor([response.advantage for response in part], device=logprobs.device).repeat_interleave(lengths)
-        weights = torch.tensor([response.coefficient for response in part], device=logprobs.device).repeat_interleave(lengths)
+        advantages = torch.tensor([response.advantage for response in part], device=logprobs.device).repeat_interleave(
+            lengths
+        )
+        weights = torch.tensor([response.coefficient for response in part], device=logprobs.device).repeat_interleave(
+            lengths
+        )
         terms = policy_terms(logprobs, behavior, advantages, "token", settings.clip)
         loss = -(weights * terms.surrogate).sum()
         if reference is not None:
@@ -96,10 +102,16 @@ def _responses(rollouts: Sequence[Record], aggregation: Aggregation) -> list[_Re
         advantages = group_advantages([sample["reward"] for sample in record["samples"]])
         if advantages is None:
             continue
-        coefficients = token_coefficients([len(sample["token_ids"]) for sample in record["samples"]], aggregation, total)
+        coefficients = token_coefficients(
+            [len(sample["token_ids"]) for sample in record["samples"]], aggregation, total
+        )
         for sample, advantage, coefficient in zip(record["samples"], advantages, coefficients, strict=True):
             if sample["token_ids"]:
-                found.append(_Response(record["prompt_token_ids"], sample["token_ids"], sample["logprobs"], advantage, coefficient))
+                found.append(
+                    _Response(
+                        record["prompt_token_ids"], sample["token_ids"], sample["logprobs"], advantage, coefficient
+                    )
+                )
     return found
 
 

@@ -123,3 +123,18 @@ def test_broken_manifest_is_named(run_folder: Path, content: str) -> None:
     (run_folder / "full/1/1/policy/manifest.json").write_text(content)
     with pytest.raises(InputError, match=r"full/1/1/policy/manifest\.json: broken manifest"):
         read_run(run_folder)
+
+
+def test_pass_rates_of_arms_that_selected_without_scores(run_folder: Path) -> None:
+    synthetic.write_run(run_folder, seeds=["1"])
+    path = run_folder / "random" / "1" / "1" / "selected.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    for record in records:
+        record["pass_rate"] = None
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    scores = [{"id": record["id"], "source": "s", "scores": None, "pass_rate": 0.125, "status": "ok"} for record in records[1:]]
+    (run_folder / "start" / "scores.jsonl").write_text("".join(json.dumps(score) + "\n" for score in scores))
+    arm = next(arm for arm in read_run(run_folder).arms if arm.name == "random")
+    selection = arm.seeds[0].stages[0].selection
+    assert selection is not None
+    assert sorted(selection.pass_rates, key=lambda rate: -1 if rate is None else rate) == [None] + [0.125] * len(scores)
