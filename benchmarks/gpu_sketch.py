@@ -25,6 +25,7 @@ from statistics import median
 import numpy as np
 import torch
 
+from cropi_tools.influence import device as device_module
 from cropi_tools.influence.device import DeviceCountsketch, triton_kernels
 from cropi_tools.influence.projection import Layout, ProjectionSpec, Sketcher
 
@@ -127,6 +128,7 @@ def sketch_rates(layout: Layout, kind: torch.dtype, dim: int) -> dict[str, float
 
 
 def main() -> None:
+    device_module.ENABLED = True
     parser = argparse.ArgumentParser(description="The countsketch on a GPU against a device copy and torch index_add.")
     parser.add_argument("--size", type=int, default=1_540_000_000, help="coordinates of the gradient, about")
     parser.add_argument("--dims", type=int, nargs="+", default=[32768, 65536], help="dimensions of the sketch")

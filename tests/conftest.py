@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -22,11 +20,6 @@ def policy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import tiny_policy
 
     return tiny_policy.save(tmp_path_factory.mktemp("policies") / "P0")
-
-
-def write_jsonl(path: Path, records: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return path
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ import zarr
 
 from cropi_tools.data.errors import InputError
 from cropi_tools.data.jsonl import Record, dump_line, read_jsonl
-from cropi_tools.data.manifest import FOLDER_MANIFEST, Input, folder_digest, read_manifest, file_digest
+from cropi_tools.data.manifest import FOLDER_MANIFEST, Input, file_digest, folder_digest, read_manifest
 from cropi_tools.data.output import Output
 
 CHUNK_BYTES = 8 << 20

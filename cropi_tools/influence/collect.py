@@ -60,7 +60,9 @@ def survey(paths: Sequence[str], vocabulary: int, shard: tuple[int, int] = (1, 1
 class Against:
     """Mean gradients to take exact inner products with, checked to belong to the same parameters and policy."""
 
-    def __init__(self, files: Mapping[str, str], layout: Layout, policy: str, objective: Mapping[str, Any], device: torch.device) -> None:
+    def __init__(
+        self, files: Mapping[str, str], layout: Layout, policy: str, objective: Mapping[str, Any], device: torch.device
+    ) -> None:
         self.attributes: dict[str, dict[str, Any]] = {}
         tensors = {}
         for name, path in files.items():
@@ -86,7 +88,13 @@ def check_mean(path: str, facts: Mapping[str, Any], layout: Layout, policy: str,
 
 
 def collect_store(
-    computer: GradientComputer, work: Work, output: Output, spec: ProjectionSpec, layout: Layout, against: Against, attributes: Mapping[str, Any]
+    computer: GradientComputer,
+    work: Work,
+    output: Output,
+    spec: ProjectionSpec,
+    layout: Layout,
+    against: Against,
+    attributes: Mapping[str, Any],
 ) -> dict[str, int]:
     """Fill and finish a store. Returns counts by status and the tokens that went through the policy."""
     writer = StoreWriter(output, work.live, spec.dim, {**attributes, "against": against.attributes})
@@ -121,7 +129,9 @@ def collect_store(
                 runtime.stop_if_requested()
     computer.clear()
     skipped = {status: count for status, count in counters.items() if status not in ("ok", "tokens")}
-    writer.finish(counters, skipped=skipped, ledger={"tokens_scored": counters["tokens"], "device": attributes["device"]})
+    writer.finish(
+        counters, skipped=skipped, ledger={"tokens_scored": counters["tokens"], "device": attributes["device"]}
+    )
     return counters
 
 
@@ -174,7 +184,9 @@ def collect_mean(
             counters["tokens"] += found.tokens
             done += 1
             shown.advance()
-            if done < work.prompts and (time.monotonic() - committed > SECONDS_BETWEEN_COMMITS or runtime.stop_requested()):
+            if done < work.prompts and (
+                time.monotonic() - committed > SECONDS_BETWEEN_COMMITS or runtime.stop_requested()
+            ):
                 save({"done": done, "counters": counters})
                 output.commit({"done": done})
                 committed = time.monotonic()
@@ -190,7 +202,13 @@ def collect_mean(
             f"none of the {work.prompts} prompts gives a gradient (all their samples have equal rewards), so there is no direction to follow; "
             "take harder or easier validation prompts, or more samples"
         )
-    described = {**facts, "layout": layout.sha256, "parameters": layout.to_json(), "norm": math.sqrt(square), "prompts": work.prompts}
+    described = {
+        **facts,
+        "layout": layout.sha256,
+        "parameters": layout.to_json(),
+        "norm": math.sqrt(square),
+        "prompts": work.prompts,
+    }
     save({**described, "counters": counters, "content": _content(total)})
     return finish()
 

@@ -47,7 +47,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Literal, Self, cast, get_args
 
 import numpy as np
@@ -56,7 +56,7 @@ from numpy.typing import NDArray
 
 from cropi_tools.data.errors import InputError, UsageError
 from cropi_tools.influence.device import DeviceCountsketch, triton_kernels
-from cropi_tools.influence.kernels import ITEM_STEP, PARTIALS, countsketch_add, mix64, sparse_jl_add
+from cropi_tools.influence.kernels import ITEM_STEP, PARALLEL_FROM, PARTIALS, countsketch_add, mix64, sparse_jl_add
 
 Method = Literal["countsketch", "sparse-jl", "none"]
 
@@ -210,8 +210,8 @@ class Sketcher:
     of zero; one added twice counts as the sum, since a sketch is linear. Holds 8 * (hash_dim + segment) floats for
     countsketch, 8 * dim for sparse-jl, P for "none".
 
-    The countsketch of a gradient on a GPU is made there if Triton can be imported (`device.py`), equal to the CPU's up
-    to the order of additions. Such a gradient is read in `finish`: it must stay as it is until then.
+    Where `device.py` enables it, the countsketch of a gradient on a GPU is made there, equal to the CPU's up to the
+    order of additions. Such a gradient is read in `finish`: it must stay as it is until then.
     """
 
     def __init__(self, spec: ProjectionSpec, layout: Layout) -> None:
@@ -231,6 +231,8 @@ class Sketcher:
         else:
             self._sums = np.empty((1, layout.size), np.float32)
         self._devices: dict[torch.device, DeviceCountsketch] = {}
+        if any(place.stop - place.start >= PARALLEL_FROM for place in layout.places.values()):
+            _start_threads()
         self.begin()
 
     def begin(self) -> None:
@@ -328,6 +330,21 @@ def project_rows(spec: ProjectionSpec, layout: Layout, rows: NDArray[Any]) -> ND
             sketcher.add(name, row[place])
         target[:] = sketcher.finish()
     return result
+
+
+@cache
+def _start_threads() -> None:
+    """Start the kernels' threads now and leave torch the number it has.
+
+    Both share OpenMP, and numba's first parallel call sets the number of threads of both: torch would compute the first prompt with
+    one number and the others with another, and a resumed store could differ from an unbroken one in its low bits.
+    """
+    threads = torch.get_num_threads()
+    # the first size for which the kernel runs in parallel
+    zeros = np.zeros(PARALLEL_FROM, np.uint32)
+    with np.errstate(over="ignore"):
+        countsketch_add(zeros, np.uint64(0), 64, 64, np.zeros((PARTIALS, 128), np.float32))
+    torch.set_num_threads(threads)
 
 
 def _tensor_key(seed: int, name: str) -> np.uint64:

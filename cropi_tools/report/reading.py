@@ -122,7 +122,9 @@ def read_run(folder: Path) -> Run:
     arms = []
     known: dict[str, Selection] = {}
     scored = sorted((folder / START).glob("scores*.jsonl"))
-    rates = {record["id"]: record.get("pass_rate") for path in scored for _, record in read_jsonl(path) if "id" in record}
+    rates = {
+        record["id"]: record.get("pass_rate") for path in scored for _, record in read_jsonl(path) if "id" in record
+    }
     for arm in _folders(folder):
         if arm.name == START:
             continue

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import tiny_policy
 import torch
-from conftest import write_jsonl
 from numpy.typing import NDArray
 
 from cropi_tools.data.jsonl import read_jsonl
 from cropi_tools.engines.protocol import Request, Sampling
 from cropi_tools.engines.transformers_engine import TransformersEngine
+from cropi_tools.influence import device as device_module
 from cropi_tools.influence.device import DeviceProducts, triton_kernels
 from cropi_tools.influence.gradients import GradientComputer, GradientSettings
 from cropi_tools.influence.projection import Layout, ProjectionSpec, Sketcher
@@ -28,6 +28,13 @@ from cropi_tools.policy.loading import Policy
 from cropi_tools.policy.logprobs import response_logprobs, sequence_batch
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+
+@pytest.fixture(autouse=True)
+def device_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels under test, off elsewhere until these tests have passed on a GPU."""
+    monkeypatch.setattr(device_module, "ENABLED", True)
+
 
 REPOSITORY = Path(__file__).parents[2]
 SHAPES = {"a": (4_000_037,), "b": (3000, 2000), "one": (1,), "odd": (2049,), "scalar": (), "short": (31,)}
@@ -140,7 +147,7 @@ def records(path: Path) -> list[dict[str, Any]]:
 def command(tmp_path: Path) -> Callable[[str], None]:
     """Run a command line in the test's folder, which holds the policy P0, prompts.jsonl and parity.py."""
     tiny_policy.save(tmp_path / "P0")
-    write_jsonl(tmp_path / "prompts.jsonl", tiny_policy.prompts(12))
+    tiny_policy.write_jsonl(tmp_path / "prompts.jsonl", tiny_policy.prompts(12))
     (tmp_path / "parity.py").write_bytes((REPOSITORY / "tests" / "parity.py").read_bytes())
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])}
 

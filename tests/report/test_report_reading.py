@@ -132,7 +132,10 @@ def test_pass_rates_of_arms_that_selected_without_scores(run_folder: Path) -> No
     for record in records:
         record["pass_rate"] = None
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    scores = [{"id": record["id"], "source": "s", "scores": None, "pass_rate": 0.125, "status": "ok"} for record in records[1:]]
+    scores = [
+        {"id": record["id"], "source": "s", "scores": None, "pass_rate": 0.125, "status": "ok"}
+        for record in records[1:]
+    ]
     (run_folder / "start" / "scores.jsonl").write_text("".join(json.dumps(score) + "\n" for score in scores))
     arm = next(arm for arm in read_run(run_folder).arms if arm.name == "random")
     selection = arm.seeds[0].stages[0].selection
