@@ -53,7 +53,7 @@ format: setup
 docs: setup
 	$(VENV)/bin/python docs/update_help.py
 
-# first the starting policy with all cores, then the arms, two at a time with a thread each
+# first the starting policy, then the arms, two at a time with a thread each
 DEMO := $(MAKE) --no-print-directory CONFIG=examples/tiny/config.mk
 demo: setup
 	@$(DEMO) starting-policy

@@ -36,7 +36,7 @@ from cropi_tools.data.output import Output
 
 PAD, END = "<|endoftext|>", "<|im_end|>"
 CONTEXT = 64  # tokens of prompt and response together
-BATCH = 256
+BATCH = 192
 LEARNING_RATE = 3e-3
 WARMING_STEPS = 50  # the learning rate rises linearly over these
 
@@ -203,10 +203,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the tiny test bed's starting policy from scratch.")
     parser.add_argument("prompts", metavar="PROMPTS", help="prompts with answers, by the recipe families.jsonl")
     parser.add_argument("-o", "--output", metavar="FOLDER", required=True, help="the policy folder to write")
-    parser.add_argument("--steps", type=int, default=750, help="steps on right answers (default 750)")
-    parser.add_argument("--mistake-steps", type=int, default=200, help="then steps with half mistakes (default 200)")
+    parser.add_argument("--steps", type=int, default=650, help="steps on right answers (default 650)")
+    parser.add_argument("--mistake-steps", type=int, default=180, help="then steps with half mistakes (default 180)")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, order and mistakes (default 0)")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads; they decide the last bits (default 2)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads; they decide the last bits (default 1)")
     parser.add_argument("--force", action="store_true", help="replace a policy made by other options")
     given = parser.parse_args()
 
