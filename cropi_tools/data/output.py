@@ -272,6 +272,10 @@ class Output:
 
 
 def _described(path: Path) -> dict[str, Any]:
+    # safetensors makes its files readable by their owner alone; outputs have the rights the user's umask gives
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
     found = path.stat()
     return {"sha256": file_digest(path), "bytes": found.st_size, "mtime_ns": found.st_mtime_ns}
 

@@ -136,11 +136,9 @@ def inner_product(first: torch.Tensor, second: torch.Tensor) -> float:
     Products are summed as a tree here, block by block, and blocks in double.
     """
     blocks = zip(first.reshape(-1).split(_BLOCK), second.reshape(-1).split(_BLOCK), strict=True)
-    total = torch.zeros((), dtype=torch.float64, device=first.device)
-    for one, other in blocks:
-        wide = one if one.dtype == torch.float64 else one.float()
-        total += (wide * other).sum()
-    return float(total)
+    return math.fsum(
+        float(((one if one.dtype == torch.float64 else one.float()) * other).sum()) for one, other in blocks
+    )
 
 
 def squared_norm(gradient: torch.Tensor) -> float:

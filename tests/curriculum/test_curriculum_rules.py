@@ -208,7 +208,7 @@ def test_shards_run_at_once_one_per_gpu(tmp_path: Path) -> None:
     assert curriculum.nothing_left()
 
 
-def test_the_gpus_lent_are_the_gpus_used(tmp_path: Path) -> None:
+def test_the_gpus_given_are_the_gpus_used(tmp_path: Path) -> None:
     curriculum = BookkeptCurriculum(tmp_path, GPUS=2)
     shown = curriculum.make("-n", CUDA_VISIBLE_DEVICES="5,7").stdout
     assert set(re.findall(r"CUDA_VISIBLE_DEVICES=(\S*) \S+ .*--shard (\S+)", shown)) == {("5", "1/2"), ("7", "2/2")}
