@@ -16,7 +16,7 @@ VENV ?= .venv
 CONFIG ?=
 # the environment that `make setup` makes comes first; without it, the commands on the PATH are used
 export PATH := $(abspath $(VENV))/bin:$(PATH)
-# threads that spin while they wait slow torch down a hundred times as soon as two processes share the cores
+# threads that spin while they wait slow torch down many times over as soon as two processes share the cores
 export OMP_WAIT_POLICY ?= PASSIVE
 INSTALLED := $(VENV)/installed
 

@@ -94,7 +94,7 @@ def command(function: Callable[..., Any], *, name: str, example: str) -> Callabl
 def _run(app: typer.Typer, name: str) -> int:
     from cropi_tools import runtime
 
-    # Threads that spin while they wait make torch a hundred times slower as soon as another process wants the cores.
+    # Threads that spin while they wait make torch many times slower as soon as another process wants the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # libraries announce themselves on stderr; the commands speak for themselves
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

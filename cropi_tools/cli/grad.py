@@ -147,7 +147,7 @@ def grad(
         known = collect.Against(means, layout, facts["policy"], objective, policy.device)
         attributes = {**facts, "projection": spec.to_json(), "layout": layout.to_json(), "device": str(policy.device)}
         counts = collect.collect_store(computer, work, target, spec, layout, known, attributes)
-    skipped = ", ".join(f"{n} {status}" for status, n in sorted(counts.items()) if status not in ("ok", "tokens"))
+    skipped = ", ".join(f"{count} {status}" for status, count in collect.without_gradient(counts).items())
     runtime.notify(
         f"{output}: {counts.get('ok', 0)} of {work.prompts} prompts have a gradient{f' ({skipped})' if skipped else ''}"
     )

@@ -13,7 +13,7 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -116,15 +116,6 @@ def dump_line(record: Record) -> str:
         raise InputError(
             f"record '{record.get('id')}' holds a number that is not finite, which JSON lacks; mend it"
         ) from None
-
-
-def write_lines(records: Iterable[Record], stream: IO[str]) -> int:
-    """Write records to an open text stream; returns how many."""
-    count = 0
-    for record in records:
-        stream.write(dump_line(record) + "\n")
-        count += 1
-    return count
 
 
 def compress(source: Path, target: Path, suffix: str) -> None:

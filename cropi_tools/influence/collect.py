@@ -128,11 +128,17 @@ def collect_store(
                 committed = time.monotonic()
                 runtime.stop_if_requested()
     computer.clear()
-    skipped = {status: count for status, count in counters.items() if status not in ("ok", "tokens")}
     writer.finish(
-        counters, skipped=skipped, ledger={"tokens_scored": counters["tokens"], "device": attributes["device"]}
+        counters,
+        skipped=without_gradient(counters),
+        ledger={"tokens_scored": counters["tokens"], "device": attributes["device"]},
     )
     return counters
+
+
+def without_gradient(counters: Mapping[str, int]) -> dict[str, int]:
+    """From counters, how many prompts had no gradient, by status."""
+    return {status: count for status, count in sorted(counters.items()) if status not in ("ok", "tokens")}
 
 
 def _finite(sketcher: Sketcher, identity: str) -> Any:
@@ -153,7 +159,7 @@ def collect_mean(
     done, counters = 0, {"tokens": 0}
 
     def finish() -> dict[str, int]:
-        skipped = {status: count for status, count in counters.items() if status not in ("ok", "tokens")}
+        skipped = without_gradient(counters)
         ledger = {"tokens_scored": counters["tokens"], "device": str(computer.parameters[0][1].device)}
         output.finish(rows=work.prompts, skipped=skipped, ledger=ledger, facts={**facts, "live": counters.get("ok", 0)})
         return counters

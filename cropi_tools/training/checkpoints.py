@@ -5,7 +5,6 @@ A checkpoint is a policy folder with `state/` inside; it is written under a temp
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -67,10 +66,6 @@ def load_optimizer(folder: Path, policy: Policy, optimizer: torch.optim.Optimize
                 "exp_avg": tensors[f"exp_avg/{name}"],
                 "exp_avg_sq": tensors[f"exp_avg_sq/{name}"],
             }
-
-
-def read_state(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / STATE / "state.json").read_text())
 
 
 def promote(part: Path, folder: Path) -> None:

@@ -5,7 +5,7 @@ mistakes.
 
 First supervised steps on prompts with their answers, then fewer steps in which half of the answers are the task's
 typical mistake. A policy that has learned plausible mistakes is what reinforcement learning can improve within minutes:
-without the second part, 80 steps of GRPO gain about 4 points, too little to compare ways of selecting prompts. Whoever
+without the second part it gains too little in so few steps to compare ways of selecting prompts. Whoever
 shows results of this test bed should say so.
 
 The result is a Hugging Face folder with a tokenizer of single bytes and no chat template. The same line with the same
