@@ -13,16 +13,18 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
 from cropi_tools.data.jsonl import Record
-from cropi_tools.objective import Aggregation, Clip, group_advantages, kl_k3, policy_terms, token_coefficients
+from cropi_tools.objective import Clip, Estimator, group_advantages, kl_k3, policy_terms, token_coefficients
 from cropi_tools.policy.loading import Policy
 from cropi_tools.policy.logprobs import response_logprobs, sequence_batch, token_limited
 
 TOKENS_PER_PASS = 16384  # padded tokens in one forward pass
+
+Aggregation = Literal["sequence", "token"]  # the constant one would need a fixed length
 
 
 class LossSettings(NamedTuple):
@@ -73,7 +75,7 @@ def backward(
         weights = torch.tensor([response.coefficient for response in part], device=logprobs.device).repeat_interleave(
             lengths
         )
-        terms = policy_terms(logprobs, behavior, advantages, "token", settings.clip)
+        terms = policy_terms(logprobs, behavior, advantages, batch.lengths, Estimator(ppo_clip=settings.clip))
         loss = -(weights * terms.surrogate).sum()
         if reference is not None:
             with torch.no_grad(), _autocast(policy.device, settings.autocast):

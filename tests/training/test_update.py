@@ -167,7 +167,8 @@ def test_a_batch_without_any_advantage_is_no_step() -> None:
 
 def test_on_policy_gradient_is_that_of_cropi_grad() -> None:
     """One objective for both: with sequence aggregation the step is minus the mean of the prompts' gradients."""
-    from cropi_tools.influence.gradients import GradientComputer, GradientSettings
+    from cropi_tools.influence.gradients import ReferenceGradients
+    from cropi_tools.influence.prompt_objective import GradientSettings, Task, prepare
 
     policy = naive_policy.policy()
     rollouts = [naive_policy.rollout(n, drift=0.0) for n in range(3)]
@@ -175,14 +176,11 @@ def test_on_policy_gradient_is_that_of_cropi_grad() -> None:
         policy, None, [naive_policy.record(r) for r in rollouts], LossSettings(1.0, (0.2, 0.2), 0.0, 0.0, "sequence")
     )
     step = {name: -parameter.grad.clone() for name, parameter in policy.model.named_parameters()}
-    computer, total = (
-        GradientComputer(policy, GradientSettings()),
-        {name: torch.zeros_like(value) for name, value in step.items()},
-    )
+    path, total = ReferenceGradients(policy, GradientSettings()), {n: torch.zeros_like(v) for n, v in step.items()}
     for rollout in rollouts:
-        computer.compute(rollout)
-        for name, gradient in computer.gradients():
-            total[name] += gradient / 3
+        task = prepare(rollout, GradientSettings())
+        assert isinstance(task, Task)
+        path.compute([task], lambda name, gradients: total[name].add_(gradients[0] / 3))
     assert naive_policy.relative_error(step, total) < 1e-5
 
 
