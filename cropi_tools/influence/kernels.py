@@ -1,17 +1,22 @@
-"""The inner loops of the sketches, in numba. What they compute is defined in `projection.py`; here it is made fast.
+"""The inner loop of the countsketch in numba, and what all sketches share: the hash and the reading of a gradient.
 
-Three things carry the speed of the countsketch, which reads a gradient nearly as fast as a plain sum does. The block of
-32 coordinates under one half-word of signs is written as vector instructions in LLVM's language: left to vectorise by
-itself, the compiler widens 32-bit integers to 64 bits and checks for aliasing at every block. The gradient is asked for
-16 KiB ahead, into the second-level cache: the processor's own prefetcher loses its way, because the accumulator is read
-and written at random in between. And bfloat16 is widened in the register, so that half the bytes are read.
+What is computed is defined in `projection.py`; here it is made fast. Three things carry the speed of the countsketch,
+which reads a gradient nearly as fast as a plain sum does. The block of 32 coordinates under one half-word of signs is
+written as vector instructions in LLVM's language: left to vectorise by itself, the compiler widens 32-bit integers to
+64 bits and checks for aliasing at every block. The gradient is asked for twice ahead of its use, 16 KiB into the
+second-level cache and 1 KiB into the first: the processor's own prefetcher loses its way, because the accumulator is
+read and written at random in between. And bfloat16 and float16 are widened in the register, so that half the bytes are
+read.
+
+A gradient comes as bit patterns, and their type says what they are: uint32 of float32, uint16 of bfloat16, int16 of
+float16.
 
 Additions are grouped by `PARTIALS` ranges of every tensor, each with its own accumulator, whatever the number of
 threads: the result has the same bits on one core and on sixty-four. No flag lets the compiler assume finite values.
 Small tensors stay on the calling thread: waking the others costs microseconds on an idle machine and a scheduler's
 time slice, milliseconds, on a busy one.
 
-Under NUMBA_DISABLE_JIT=1 the kernels run as plain numpy, slowly; the two vector instructions then have a numpy form.
+Under NUMBA_DISABLE_JIT=1 the kernels run as plain numpy, slowly; the vector instructions then have a numpy form.
 """
 
 from __future__ import annotations
@@ -27,8 +32,8 @@ from numpy.typing import NDArray
 PARTIALS = 8  # accumulators a sketch is summed in; part of the result's low bits, so fixed
 LANES = 32  # coordinates under one half-word of signs
 WORD = 2 * LANES
-GROUP = 8  # rows of the dense projection that share one pass over the accumulator
-PREFETCH_BYTES = 16384
+GROUP = 8  # rows of a dense projection that share one pass over the accumulator
+FAR_BYTES, NEAR_BYTES = 16384, 1024  # how far ahead the gradient is fetched into the second-level and the first cache
 PARALLEL_FROM = 2**18  # coordinates of a tensor from which more than one thread is used
 
 # Plain numbers are signed to numba, and signed with unsigned makes a float: every constant of the hash is unsigned.
@@ -36,9 +41,8 @@ U = np.uint64
 ITEM_STEP = U(0x9E3779B97F4A7C15)  # from one segment (or coordinate) of a tensor to the next
 WORD_STEP = U(0xD1342543DE82EF95)  # from one word of signs to the next
 _MIX_1, _MIX_2 = U(0xBF58476D1CE4E5B9), U(0x94D049BB133111EB)
-_ONE, _27, _30, _31, _32 = U(1), U(27), U(30), U(31), U(32)
+_27, _30, _31, _32 = U(27), U(30), U(31), U(32)
 _LOW_HALF = U(0xFFFFFFFF)
-_EXPONENT = np.uint32(0x7F800000)  # all ones in infinities and NaN
 
 
 @njit(inline="always")  # type: ignore[misc,unused-ignore]
@@ -49,6 +53,13 @@ def mix64(state: np.uint64) -> np.uint64:
     return state ^ (state >> _31)
 
 
+def widen(bits: NDArray[Any]) -> NDArray[np.uint32]:
+    """The same values as bit patterns of float32, in the same shape; `bits` as the module says."""
+    if bits.dtype == np.int16:
+        return bits.view(np.float16).astype(np.float32).view(np.uint32)
+    return bits.astype(np.uint32) << np.uint32(32 - 8 * bits.itemsize)
+
+
 if config.DISABLE_JIT:  # type: ignore[attr-defined,unused-ignore]
     _SHIFTS = np.arange(LANES - 1, -1, -1, dtype=np.uint32)
 
@@ -57,8 +68,11 @@ if config.DISABLE_JIT:  # type: ignore[attr-defined,unused-ignore]
 
     def add_block(row: NDArray[np.float32], at: Any, bits: NDArray[Any], first: int, half: np.uint32) -> None:
         """row[at + l] += sign(l) * value[first + l] for 32 lanes l; the sign is minus where bit l of `half` is set."""
-        widened = bits[first : first + LANES].astype(np.uint32) << np.uint32(32 - 8 * bits.itemsize)
-        row[at : at + LANES] += _negated(widened, half)
+        row[at : at + LANES] += _negated(widen(bits[first : first + LANES]), half)
+
+    def value_at(bits: NDArray[Any], place: int) -> np.uint32:
+        """The bit pattern, as float32, of one coordinate."""
+        return np.uint32(widen(bits[place : place + 1])[0])
 
     def add_group(row: NDArray[np.float32], at: int, values: NDArray[np.uint32], halves: NDArray[np.uint32]) -> None:
         """row[at + l] += sum over q of sign(q, l) * values[q] for 32 lanes l; signs from bit l of `halves[q]`."""
@@ -68,6 +82,21 @@ if config.DISABLE_JIT:  # type: ignore[attr-defined,unused-ignore]
 else:
     _I32, _I64, _BYTES = ir.IntType(32), ir.IntType(64), ir.IntType(8).as_pointer()
     _INTEGERS, _FLOATS = ir.VectorType(_I32, LANES), ir.VectorType(ir.FloatType(), LANES)
+
+    def _widened(builder: Any, kind: Any, packed: Any, lanes: int) -> Any:
+        """The float32 bit patterns of `packed`, one number or a vector of numbers of the gradient's type `kind`."""
+        if kind.bitwidth == 32:
+            return packed
+
+        def shape(element: Any) -> Any:
+            return element if lanes == 1 else ir.VectorType(element, lanes)
+
+        if kind.signed:  # float16
+            return builder.bitcast(
+                builder.fpext(builder.bitcast(packed, shape(ir.HalfType())), shape(ir.FloatType())), shape(_I32)
+            )
+        sixteen = ir.Constant(_I32, 16) if lanes == 1 else ir.Constant(shape(_I32), [16] * lanes)
+        return builder.shl(builder.zext(packed, shape(_I32)), sixteen)
 
     def _data(context: Any, builder: Any, kind: Any, value: Any) -> Any:
         return context.make_array(kind)(context, builder, value).data
@@ -93,9 +122,8 @@ else:
             row_value, at_value, bits_value, first_value, half_value = arguments
             source = builder.gep(_data(context, builder, signature.args[2], bits_value), [first_value])
             packed = ir.VectorType(ir.IntType(width), LANES).as_pointer()
-            values = builder.load(builder.bitcast(source, packed), align=width // 8)
-            if width == 16:
-                values = builder.shl(builder.zext(values, _INTEGERS), ir.Constant(_INTEGERS, [16] * LANES))
+            loaded = builder.load(builder.bitcast(source, packed), align=width // 8)
+            values = _widened(builder, bits.dtype, loaded, LANES)
             target = builder.gep(_data(context, builder, signature.args[0], row_value), [at_value])
             target = builder.bitcast(target, _FLOATS.as_pointer())
             total = builder.fadd(builder.load(target, align=4), _signed(builder, values, half_value))
@@ -103,14 +131,26 @@ else:
 
             kind = ir.FunctionType(ir.VoidType(), [_BYTES, _I32, _I32, _I32])
             prefetch = builder.module.declare_intrinsic("llvm.prefetch", [_BYTES], kind)
-            read, second_level, data = (ir.Constant(_I32, number) for number in (0, 2, 1))
+            read, data = ir.Constant(_I32, 0), ir.Constant(_I32, 1)
             start = builder.bitcast(source, _BYTES)
-            for line in range(0, LANES * width // 8, 64):  # past the end of the array too: a prefetch cannot fault
-                ahead = builder.gep(start, [ir.Constant(_I64, PREFETCH_BYTES + line)])
-                builder.call(prefetch, [ahead, read, second_level, data])
+            for distance, closeness in ((FAR_BYTES, 2), (NEAR_BYTES, 3)):
+                level = ir.Constant(_I32, closeness)
+                for line in range(0, LANES * width // 8, 64):  # past the end of the array too: a prefetch cannot fault
+                    ahead = builder.gep(start, [ir.Constant(_I64, distance + line)])
+                    builder.call(prefetch, [ahead, read, level, data])
             return context.get_dummy_value()
 
         return types.void(row, types.int64, bits, types.int64, types.uint32), generate
+
+    @intrinsic  # type: ignore[misc,unused-ignore]
+    def value_at(typing: Any, bits: Any, place: Any) -> Any:
+        """The bit pattern, as float32, of one coordinate."""
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            source = builder.gep(_data(context, builder, signature.args[0], arguments[0]), [arguments[1]])
+            return _widened(builder, bits.dtype, builder.load(source, align=bits.dtype.bitwidth // 8), 1)
+
+        return types.uint32(bits, types.int64), generate
 
     @intrinsic  # type: ignore[misc,unused-ignore]
     def add_group(typing: Any, row: Any, at: Any, values: Any, halves: Any) -> Any:
@@ -160,49 +200,7 @@ def _countsketch(
                 add_block(row, shift + WORD * whole + LANES, tail, LANES, np.uint32(signs >> _32))
 
 
-@njit  # type: ignore[misc,unused-ignore]
-def _add_rows(
-    row: NDArray[np.float32],
-    keys: NDArray[np.uint64],
-    values: NDArray[np.uint32],
-    low: NDArray[np.uint32],
-    high: NDArray[np.uint32],
-) -> None:
-    for word in range(row.size // WORD):
-        for member in range(GROUP):
-            signs = mix64(keys[member] + U(word + 1) * WORD_STEP)
-            low[member] = np.uint32(signs & _LOW_HALF)
-            high[member] = np.uint32(signs >> _32)
-        add_group(row, WORD * word, values, low)
-        add_group(row, WORD * word + LANES, values, high)
-
-
-def _sparse_jl(bits: NDArray[Any], tensor_key: np.uint64, last_kept: np.uint64, partials: NDArray[np.float32]) -> None:
-    size = bits.size
-    for part in prange(PARTIALS):
-        row = partials[part]
-        keys = np.zeros(GROUP, np.uint64)
-        values = np.zeros(GROUP, np.uint32)
-        low = np.zeros(GROUP, np.uint32)
-        high = np.zeros(GROUP, np.uint32)
-        filled = 0
-        for place in range(size * part // PARTIALS, size * (part + 1) // PARTIALS):
-            key = mix64(tensor_key + U(place + 1) * ITEM_STEP)
-            value = np.uint32(np.uint32(bits[place]) << np.uint32(32 - 8 * bits.itemsize))
-            if key <= last_kept or (value & _EXPONENT) == _EXPONENT:
-                keys[filled] = key
-                values[filled] = value
-                filled += 1
-                if filled == GROUP:
-                    _add_rows(row, keys, values, low, high)
-                    filled = 0
-        if filled > 0:
-            values[filled:] = 0  # the bits of 0.0: the rest of the group adds nothing
-            _add_rows(row, keys, values, low, high)
-
-
 _countsketch_serial, _countsketch_parallel = njit(_countsketch), njit(parallel=True)(_countsketch)
-_sparse_jl_serial, _sparse_jl_parallel = njit(_sparse_jl), njit(parallel=True)(_sparse_jl)
 
 
 def countsketch_add(
@@ -210,22 +208,8 @@ def countsketch_add(
 ) -> None:
     """Add the countsketch of one tensor to `partials` [PARTIALS, hash_dim + segment], float32, not yet wrapped round.
 
-    `bits` [n] are the bit patterns of the flat tensor: uint32 for float32, uint16 for bfloat16.
+    `bits` [n] are the bit patterns of the flat tensor, of a type as the module says.
     """
     kernel = _countsketch_parallel if bits.size >= PARALLEL_FROM else _countsketch_serial
     with np.errstate(over="ignore"):  # without the compiler the hash wraps around in numpy, which warns
         kernel(bits, tensor_key, hash_dim, segment, partials)
-
-
-def sparse_jl_add(
-    bits: NDArray[Any], tensor_key: np.uint64, last_kept: np.uint64, partials: NDArray[np.float32]
-) -> None:
-    """Add the kept coordinates of one tensor, each times its row of signs, to `partials` [PARTIALS, dim], unscaled.
-
-    A coordinate is kept when its key is at most `last_kept`, and also when it is not finite, so that no NaN stays
-    unseen. `bits` as in `countsketch_add`. The matrix of signs never exists: eight of its rows are hashed at a time,
-    while they are added.
-    """
-    kernel = _sparse_jl_parallel if bits.size >= PARALLEL_FROM else _sparse_jl_serial
-    with np.errstate(over="ignore"):
-        kernel(bits, tensor_key, last_kept, partials)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtri
 
 MASK = 2**64 - 1
 ITEM_STEP = 0x9E3779B97F4A7C15
@@ -59,4 +60,39 @@ def sparse_jl(tensors: Mapping[str, NDArray[np.float32]], seed: int, dim: int, k
                 key = item_key(tensor_key(seed, name), place)
                 for row in range(dim):
                     out[row] += sign(key, row) * value
+    return out / math.sqrt(keep * dim)
+
+
+def sjlt(tensors: Mapping[str, NDArray[np.float32]], seed: int, dim: int, nonzeros: int) -> NDArray[np.float64]:
+    out = np.zeros(dim)
+    block = dim // nonzeros
+    for name, tensor in tensors.items():
+        for place, value in enumerate(tensor.reshape(-1).tolist()):
+            key = item_key(tensor_key(seed, name), place)
+            for member in range(nonzeros):
+                word = mix64((key + (member // 2 + 1) * WORD_STEP) & MASK)
+                draw = word >> (32 * (member % 2)) & (2**32 - 1)
+                bucket = draw % 2**31 * block >> 31
+                out[member * block + bucket] += -value if draw >> 31 else value
+    return out / math.sqrt(nonzeros)
+
+
+def quantiles() -> NDArray[np.float64]:
+    """The values of an entry of sparse-gaussian, before they are rounded to float32."""
+    middles = ndtri((np.arange(2**16) + 0.5) / 2**16)
+    return np.asarray(middles / math.sqrt(math.fsum(middles**2) / 2**16))
+
+
+def sparse_gaussian(
+    tensors: Mapping[str, NDArray[np.float32]], seed: int, dim: int, keep: float
+) -> NDArray[np.float64]:
+    out = np.zeros(dim)
+    table = quantiles().astype(np.float32).tolist()
+    for name, tensor in tensors.items():
+        for place, value in enumerate(tensor.reshape(-1).tolist()):
+            if is_kept(seed, name, place, keep):
+                key = item_key(tensor_key(seed, name), place)
+                for row in range(dim):
+                    word = mix64((key + (row // 4 + 1) * WORD_STEP) & MASK)
+                    out[row] += table[word >> 16 * (row % 4) & 0xFFFF] * value
     return out / math.sqrt(keep * dim)
