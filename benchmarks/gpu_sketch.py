@@ -4,8 +4,10 @@ One run, on a gradient whose tensors have the shapes of Qwen2.5-1.5B's. Medians;
 
 * copy: a device copy of one flat tensor of the same bytes. It reads and writes, and both are counted: the goal is a share of it.
 * sum: torch's sum of that tensor, a plain read.
-* countsketch: all that the device does for `add` of every tensor, the host's part hidden behind other work.
+* countsketch: all that the device does for `add` of every tensor by the Triton kernel, the host's part hidden behind other work.
+* torch: the same by torch operations.
 * Sketcher: `begin`, `add` of every tensor and `finish`, by the clock on the wall, with nothing else to hide behind.
+* products: squared norm and inner products with two float32 means of every tensor; the means' bytes are counted too.
 * index_add: the same kind of sketch as it is usually written in torch, a precomputed bucket and sign a coordinate, on a part.
 
     python benchmarks/gpu_sketch.py                         # a table: float32 and bfloat16, 32768 and 65536 dimensions
@@ -20,18 +22,21 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
 from statistics import median
 
 import numpy as np
 import torch
 
 from cropi_tools.influence import device as device_module
-from cropi_tools.influence.device import DeviceCountsketch, triton_kernels
+from cropi_tools.influence import torch_kernels
+from cropi_tools.influence.device import DeviceCountsketch, device_kernels, device_products
 from cropi_tools.influence.projection import Layout, ProjectionSpec, Sketcher
 
 GOAL_COPY, GOAL_INDEX_ADD = 0.7, 5.0
 PART = 1 << 26  # coordinates of the index_add: its tables take twelve bytes for each
-HEAD_START = 40_000_000  # cycles the device is kept busy with nothing, while the host prepares what is timed
+HEAD_START = 200_000_000  # cycles the device is kept busy with nothing, while the host prepares what is timed
 EMBEDDING = ("embedding", (151936, 1536))
 LAYER: list[tuple[str, tuple[int, ...]]] = [
     ("q", (1536, 1536)),
@@ -96,18 +101,20 @@ def plain_rates(size: int, kind: torch.dtype) -> dict[str, float]:
 
 
 def sketch_rates(layout: Layout, kind: torch.dtype, dim: int) -> dict[str, float]:
-    """Bytes of the gradient a second of the countsketch, of the whole Sketcher and of index_add."""
+    """Bytes of the gradient a second of the countsketch in both backends, of the whole Sketcher and of index_add."""
     gradient = {name: torch.randn(shape, device="cuda").to(kind) for name, shape in layout.entries}
-    sizes = {name: math.prod(shape) for name, shape in layout.entries}
-    keys = {name: np.uint64(number) for number, name in enumerate(sizes)}
+    keys = {name: np.uint64(number) for number, name in enumerate(gradient)}
     device = torch.device("cuda", torch.cuda.current_device())
-    sketch = DeviceCountsketch(triton_kernels(device), keys, sizes, dim, min(2048, dim), device)
+    sketches = {
+        name: DeviceCountsketch(kernels, keys, dim, min(2048, dim), device)
+        for name, kernels in (("countsketch", device_kernels(device)), ("torch", torch_kernels))
+        if kernels is not None
+    }
     sketcher = Sketcher(ProjectionSpec.create("countsketch", layout, dim), layout)
 
-    def on_device() -> None:
+    def added(sketch: DeviceCountsketch) -> None:
         for name, tensor in gradient.items():
             sketch.add(name, tensor)
-        sketch.flush()
 
     def whole() -> None:
         sketcher.begin()
@@ -121,10 +128,25 @@ def sketch_rates(layout: Layout, kind: torch.dtype, dim: int) -> dict[str, float
     out = torch.zeros(dim, device="cuda")
     size_in_bytes = layout.size * kind.itemsize
     return {
-        "countsketch": size_in_bytes / device_seconds(on_device),
+        **{name: size_in_bytes / device_seconds(partial(added, sketch)) for name, sketch in sketches.items()},
         "Sketcher": size_in_bytes / wall_seconds(whole),
         "index_add": PART * kind.itemsize / device_seconds(lambda: out.index_add_(0, buckets, signs * part), 5),
     }
+
+
+def products_rate(layout: Layout, kind: torch.dtype) -> float:
+    """Bytes read a second, of the gradient and of two float32 means."""
+    sizes = [math.prod(shape) for _, shape in layout.entries]
+    gradient = [torch.randn(size, device="cuda").to(kind) for size in sizes]
+    means = [[torch.randn(size, device="cuda") for size in sizes] for _ in range(2)]
+    products = device_products(gradient[0].device)
+    assert products is not None
+
+    def every() -> None:
+        for tensor, *others in zip(gradient, *means, strict=True):
+            products(tensor, others)
+
+    return layout.size * (kind.itemsize + 8) / device_seconds(every)
 
 
 def main() -> None:
@@ -136,6 +158,8 @@ def main() -> None:
     options = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("gpu_sketch.py: no CUDA device is available")
+    if find_spec("triton") is None:
+        sys.exit("gpu_sketch.py: Triton is not installed")
 
     layout = layout_of(options.size)
     device = torch.cuda.get_device_name()
@@ -145,6 +169,7 @@ def main() -> None:
         label = str(kind).removeprefix("torch.")
         plain = plain_rates(layout.size, kind)
         rates.update({f"{name} {label}": rate for name, rate in plain.items()})
+        rates[f"products {label}"] = products_rate(layout, kind)
         for dim in options.dims:
             found = sketch_rates(layout, kind, dim)
             rates.update({f"{name} {label} {dim}": rate for name, rate in found.items()})

@@ -1,174 +1,136 @@
-"""The loops over a gradient on a GPU, in Triton: the countsketch, and a norm with inner products.
-
-`device.py` prepares what they read. Both go over all tensors of a gradient in one launch. A tensor is known by its
-distance from one of them, the anchor, in whole runs of RUN coordinates: as multiples of RUN, addresses are known to be
-aligned, and loads are 16 bytes wide.
+"""The loops over one parameter's gradient on a GPU, in Triton: its countsketch, and its norm with inner products.
 
 Nothing depends on which program runs first: every program owns what it writes and adds in a fixed order, so the same
-gradient gives the same bits each time.
+gradient gives the same bits each time. A program of the countsketch is one warp and owns a tile of the sketch, kept in
+registers. Of the segments that reach the tile, sorted by where they begin, it adds a part one after another, each lane
+what falls on its own coordinates. The lanes hash the signs of a segment once, and fetch each other's.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
-from cropi_tools.influence.device import RUN
+from cropi_tools.influence import torch_kernels
+from cropi_tools.influence.kernels import WORD_STEP
 
-SUMMED_AT_ONCE = 4096  # coordinates a program of the sketch loads before it adds them: many bytes on their way
+# These decide the order of additions and with it the low bits of the results.
+TILE = 512  # coordinates of the sketch that one program adds up
+PROGRAMS = 8192  # of a large tensor, several rounds on any device
+FEWEST = 4  # segments of a program at least: what it does besides them should not weigh
 PRODUCT_BLOCK = 8192  # coordinates multiplied and added in float32 by one program; blocks are added in float64
 
+_MIX_1, _MIX_2 = tl.constexpr(torch_kernels.MIX_1), tl.constexpr(torch_kernels.MIX_2)
+_WORD_STEP = tl.constexpr(int(WORD_STEP))
+
+
+class Plan(NamedTuple):
+    """What of a tensor's segments never changes, on its device; segments in the order of their shifts."""
+
+    keys: torch.Tensor  # int64 [segments]
+    order: torch.Tensor  # int64 [segments]: which of the tensor's segments it is
+    bounds: torch.Tensor  # int64 [tiles, 2]: the segments that reach a tile
+    parts: int  # programs that share a tile
+
+
+def new_sums(hash_dim: int, segment: int, device: torch.device) -> torch.Tensor:
+    """The sums of a sketch that is not yet wrapped round, float32 [parts, whole tiles], not yet set."""
+    tiles = -(-(hash_dim + segment) // TILE)
+    return torch.empty(-(-PROGRAMS // tiles), tiles * TILE, dtype=torch.float32, device=device)
+
+
+def plan(tensor_key: int, size: int, hash_dim: int, segment: int, device: torch.device) -> Plan:
+    """The plan of a tensor of `size` coordinates with the given key."""
+    keys = torch_kernels.segment_keys(tensor_key, -(-size // segment))
+    shifts, order = torch_kernels.segment_shifts(keys, hash_dim).sort(stable=True)
+    starts = torch.arange(-(-(hash_dim + segment) // TILE)) * TILE
+    edges = torch.stack([starts - segment + 1, starts + TILE], -1)
+    bounds = torch.searchsorted(shifts, edges)
+    most = int((bounds[:, 1] - bounds[:, 0]).max())
+    parts = min(-(-most // FEWEST), -(-PROGRAMS // len(starts)))
+    return Plan(keys[order].to(device), order.to(device), bounds.to(device), parts)
+
+
+def countsketch_add(gradient: torch.Tensor, plan: Plan, hash_dim: int, segment: int, sums: torch.Tensor) -> None:
+    """Add the countsketch of one tensor [n], flat and contiguous, of any floating type, to `sums`."""
+    with torch.cuda.device_of(gradient):
+        _countsketch[(len(plan.bounds), plan.parts)](
+            gradient,
+            gradient.numel(),
+            plan.keys,
+            plan.order,
+            plan.bounds,
+            sums,
+            hash_dim,
+            SEGMENT=segment,
+            TILE=TILE,
+            num_warps=1,
+        )
+
+
+def products(gradient: torch.Tensor, means: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The gradient's sum of squares and its inner product with each mean, float64 [1 + means], on the device.
+
+    All are flat and contiguous, of one size and of floating types.
+    """
+    blocks = -(-gradient.numel() // PRODUCT_BLOCK)
+    out = torch.empty(blocks, 1 + len(means), dtype=torch.float32, device=gradient.device)
+    with torch.cuda.device_of(gradient):
+        _products[(blocks,)](gradient, tuple(means), gradient.numel(), out, BLOCK=PRODUCT_BLOCK, num_warps=8)
+    return out.sum(0, dtype=torch.float64)
+
 
 @triton.jit
+def _mix64(state):  # type: ignore[no-untyped-def]
+    state = (state ^ (state >> 30)) * _MIX_1
+    state = (state ^ (state >> 27)) * _MIX_2
+    return state ^ (state >> 31)
+
+
+# With `sums` known to be aligned, each lane would own four coordinates in a row and read as far from its neighbors.
+@triton.jit(do_not_specialize=["size"], do_not_specialize_on_alignment=["gradient", "sums"])
 def _countsketch(  # type: ignore[no-untyped-def]
-    anchor,
-    addresses,
-    lengths,
-    shifts,
-    words,
-    signs,
-    bounds,
-    sums,
-    parts,
-    tiles,
-    ROWS: tl.constexpr,
-    TILE_RUNS: tl.constexpr,
-    RUN: tl.constexpr,
+    gradient, size, keys, order, bounds, sums, hash_dim, SEGMENT: tl.constexpr, TILE: tl.constexpr
 ):
-    """Program (c, p) adds part p of the segments that reach cell c = remainder * tiles + tile to its own sums."""
-    cell = tl.program_id(0)
+    """Program (t, p) adds part p of the segments that reach tile t to its own sums."""
+    tile = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
-    low = tl.load(bounds + 2 * cell)
-    count = tl.load(bounds + 2 * cell + 1) - low
-    first = low + count * part // parts
-    last = low + count * (part + 1) // parts
-    run = tl.arange(0, TILE_RUNS)
-    lane = tl.arange(0, RUN)
-    place = (cell % tiles) * TILE_RUNS + run
-    total = tl.zeros((ROWS, TILE_RUNS, RUN), tl.float32)
-    row = first + tl.arange(0, ROWS)
-    address = tl.load(addresses + row, mask=row < last, other=0)
-    length = tl.load(lengths + row, mask=row < last, other=0)
-    shift = tl.load(shifts + row, mask=row < last, other=0)
-    word = tl.load(words + row, mask=row < last, other=0)
-    for start in range(first, last, ROWS):
-        # where the next segments lie is asked for before these are read, so that no load waits for another
-        row = start + ROWS + tl.arange(0, ROWS)
-        next_address = tl.load(addresses + row, mask=row < last, other=0)
-        next_length = tl.load(lengths + row, mask=row < last, other=0)
-        next_shift = tl.load(shifts + row, mask=row < last, other=0)
-        next_word = tl.load(words + row, mask=row < last, other=0)
-        at = place[None, :] - shift[:, None]
-        inside = (at >= 0) & (at < length[:, None])
-        runs = (address[:, None] + at) * RUN
-        places = runs[:, :, None] + lane[None, None, :]
-        values = tl.load(anchor + places, mask=inside[:, :, None], other=0.0).to(tl.float32)
-        bits = tl.load(signs + (word[:, None] + at), mask=inside, other=0)
-        minus = ((bits[:, :, None] >> lane[None, None, :]) & 1) != 0
-        total += tl.where(minus, -values, values)
-        address, length, shift, word = next_address, next_length, next_shift, next_word
-    if last > first:
-        own = sums + ((part * tl.num_programs(0) + cell).to(tl.int64) * TILE_RUNS + run[:, None]) * RUN + lane[None, :]
-        tl.store(own, tl.load(own) + tl.sum(total, axis=0))
+    parts = tl.num_programs(1)
+    low = tl.load(bounds + 2 * tile)
+    count = tl.load(bounds + 2 * tile + 1) - low
+    lane = tl.arange(0, TILE)
+    half = tl.arange(0, TILE // 16)  # halves of words of signs; of TILE // 32 + 1 that are needed, a power of two
+    own = sums + (part * tl.num_programs(0) + tile) * TILE + lane
+    total = tl.zeros((TILE,), tl.float32)
+    for row in range(low + count * part // parts, low + count * (part + 1) // parts):
+        key = tl.load(keys + row).to(tl.uint64)
+        shift = ((key >> 32) * hash_dim) >> 32
+        start = tl.load(order + row) * SEGMENT
+        length = tl.minimum(size - start, SEGMENT).to(tl.int32)
+        at = (tile * TILE - shift.to(tl.int64)).to(tl.int32)  # where the tile begins in the segment, if not before it
+        first = at >> 5
+        word = _mix64(key + (((first + half) >> 1) + 1).to(tl.uint64) * _WORD_STEP)
+        halves = (word >> (((first + half) & 1) * 32).to(tl.uint64)).to(tl.uint32)
+        place = at + lane
+        signs = tl.gather(halves, (place >> 5) - first, 0) >> (place & 31).to(tl.uint32)
+        inside = (place >= 0) & (place < length)
+        values = tl.load(gradient + (start + at) + lane, mask=inside, other=0.0).to(tl.float32)
+        total += tl.where((signs & 1) != 0, -values, values)
+    tl.store(own, tl.load(own) + total)
 
 
-@triton.jit
-def _products(  # type: ignore[no-untyped-def]
-    anchor,
-    offsets,
-    sizes,
-    mean_anchor,
-    mean_offsets,
-    tensors,
-    starts,
-    out,
-    tensor_count,
-    MEANS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    RUN: tl.constexpr,
-):
+@triton.jit(do_not_specialize=["size"])
+def _products(gradient, means, size, out, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     """Program b writes its block's sum of squares and its inner product with each mean to row b of `out`."""
     block = tl.program_id(0)
-    tensor = tl.load(tensors + block)
-    start = tl.load(starts + block)
-    place = start * RUN + tl.arange(0, BLOCK)
-    inside = place < tl.load(sizes + tensor) * RUN
-    values = tl.load(anchor + (tl.load(offsets + tensor) * RUN + place), mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + block * (MEANS + 1), tl.sum(values * values, axis=0))
-    for mean in tl.static_range(MEANS):
-        offset = tl.load(mean_offsets + mean * tensor_count + tensor) * RUN
-        others = tl.load(mean_anchor + (offset + place), mask=inside, other=0.0)
-        tl.store(out + block * (MEANS + 1) + mean + 1, tl.sum(values * others, axis=0))
-
-
-def countsketch(
-    anchor: torch.Tensor,
-    addresses: torch.Tensor,
-    lengths: torch.Tensor,
-    shifts: torch.Tensor,
-    words: torch.Tensor,
-    signs: torch.Tensor,
-    bounds: torch.Tensor,
-    sums: torch.Tensor,
-) -> None:
-    """Add the signed segments to `sums` [parts, RUN remainders, tiles, coordinates of a tile], float32.
-
-    The segments are in the order of their shift's remainder by RUN, then of its whole runs. Of each: `addresses`
-    (int64, in runs from the anchor), `lengths` (int32, runs; 0 for one to be left out), `shifts` (int32, whole runs), and
-    in `words` (int64) the place of its first word in `signs`, which has one int32 a run. bounds [cells, 2], int32: the
-    segments that may reach a cell of `sums`.
-    """
-    parts, remainders, tiles, width = sums.shape
-    with torch.cuda.device(anchor.device):
-        _countsketch[(remainders * tiles, parts)](
-            anchor,
-            addresses,
-            lengths,
-            shifts,
-            words,
-            signs,
-            bounds,
-            sums,
-            parts,
-            tiles,
-            ROWS=SUMMED_AT_ONCE // width,
-            TILE_RUNS=width // RUN,
-            RUN=RUN,
-            num_warps=8,
-        )
-
-
-def products(
-    anchor: torch.Tensor,
-    offsets: torch.Tensor,
-    sizes: torch.Tensor,
-    mean_anchor: torch.Tensor,
-    mean_offsets: torch.Tensor,
-    tensors: torch.Tensor,
-    starts: torch.Tensor,
-) -> torch.Tensor:
-    """The gradient's sum of squares and its inner products with the means, float64 [means + 1], on the device.
-
-    offsets [tensors] and mean_offsets [means, tensors]: int64, runs from the anchors. sizes [tensors]: int64, runs, 0
-    where there is no gradient. A block is PRODUCT_BLOCK coordinates of `tensors` (int32) from the run `starts` (int64).
-    """
-    means = len(mean_offsets)
-    out = torch.empty(len(tensors), means + 1, dtype=torch.float32, device=anchor.device)
-    with torch.cuda.device(anchor.device):
-        _products[(len(tensors),)](
-            anchor,
-            offsets,
-            sizes,
-            mean_anchor,
-            mean_offsets,
-            tensors,
-            starts,
-            out,
-            mean_offsets.shape[1],
-            MEANS=means,
-            BLOCK=PRODUCT_BLOCK,
-            RUN=RUN,
-            num_warps=8,
-        )
-    return out.sum(0, dtype=torch.float64)
+    place = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    values = tl.load(gradient + place, mask=place < size, other=0.0).to(tl.float32)
+    row = out + block * (len(means) + 1)
+    tl.store(row, tl.sum(values * values, axis=0))
+    for mean in tl.static_range(len(means)):
+        others = tl.load(means[mean] + place, mask=place < size, other=0.0).to(tl.float32)
+        tl.store(row + mean + 1, tl.sum(values * others, axis=0))

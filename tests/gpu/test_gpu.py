@@ -21,24 +21,19 @@ from cropi_tools.data.jsonl import read_jsonl
 from cropi_tools.engines.protocol import Request, Sampling
 from cropi_tools.engines.transformers_engine import TransformersEngine
 from cropi_tools.influence import device as device_module
-from cropi_tools.influence.device import DeviceProducts, triton_kernels
-from cropi_tools.influence.gradients import GradientComputer, GradientSettings
+from cropi_tools.influence import torch_kernels
+from cropi_tools.influence.device import DeviceCountsketch, device_kernels, device_products
+from cropi_tools.influence.gradients import ReferenceGradients
 from cropi_tools.influence.projection import Layout, ProjectionSpec, Sketcher
+from cropi_tools.influence.prompt_objective import GradientSettings, prepare
 from cropi_tools.policy.loading import Policy
 from cropi_tools.policy.logprobs import response_logprobs, sequence_batch
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 
-@pytest.fixture(autouse=True)
-def device_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernels under test, off elsewhere until these tests have passed on a GPU."""
-    monkeypatch.setattr(device_module, "ENABLED", True)
-
-
 REPOSITORY = Path(__file__).parents[2]
 SHAPES = {"a": (4_000_037,), "b": (3000, 2000), "one": (1,), "odd": (2049,), "scalar": (), "short": (31,)}
-SIZES = {name: int(np.prod(shape)) for name, shape in SHAPES.items()}
 LAYOUT = Layout(tuple(SHAPES.items()))
 SAMPLED = "--max-tokens 6 --verifier parity.py:reward"
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
@@ -67,11 +62,15 @@ def on_gpu(policy: Policy) -> Policy:
 # The kernels
 
 
-def test_the_kernels_are_used() -> None:
-    assert triton_kernels(torch.device("cuda")) is not None
+@pytest.fixture(params=["torch", "triton"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both modules with the loops; Triton's is off elsewhere until these tests have passed on a GPU."""
+    monkeypatch.setattr(device_module, "ENABLED", request.param == "triton")
+    assert (device_kernels(torch.device("cuda")) is torch_kernels) == (request.param == "torch")
 
 
-@pytest.mark.parametrize("dim", [64, 192, 512, 8192, 65536])
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("dim", [512, 8192, 65536])
 @pytest.mark.parametrize("kind", FLOATS, ids=str)
 def test_the_sketch_equals_the_cpu_and_repeats(kind: torch.dtype, dim: int) -> None:
     spec = ProjectionSpec.create("countsketch", LAYOUT, dim, seed=3)
@@ -81,13 +80,21 @@ def test_the_sketch_equals_the_cpu_and_repeats(kind: torch.dtype, dim: int) -> N
     assert np.array_equal(sketched(spec, tensors, "cuda"), found)
 
 
-def test_a_folded_sketch_equals_the_cpu() -> None:
-    spec = ProjectionSpec.create("countsketch", LAYOUT, 65536, seed=3).folded(4096)
-    tensors = gradients(torch.bfloat16)
-    assert relative_error(sketched(spec, tensors, "cuda"), sketched(spec, tensors, "cpu")) < 1e-6
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("dim", [64, 192, 4096])
+def test_few_dimensions_short_tensors_and_folding(dim: int) -> None:
+    layout = Layout((("a", (20_011,)), ("one", (1,)), ("odd", (2049,))))
+    spec = ProjectionSpec.create("countsketch", layout, dim, seed=3).folded(64)
+    found, expected = Sketcher(spec, layout), Sketcher(spec, layout)
+    for name, shape in layout.entries:
+        tensor = torch.randn(shape[0] + 3, generator=torch.Generator().manual_seed(2))[3:]
+        found.add(name, tensor.cuda())
+        expected.add(name, tensor)
+    assert relative_error(found.finish(), expected.finish()) < 1e-6
 
 
-def test_mixed_types_missing_doubled_and_not_contiguous() -> None:
+@pytest.mark.usefixtures("backend")
+def test_mixed_types_missing_doubled_moved_and_freed() -> None:
     spec = ProjectionSpec.create("countsketch", LAYOUT, 8192, seed=3)
     full, half = gradients(torch.float32), gradients(torch.bfloat16, seed=1)
     calls = [("a", full["a"]), ("odd", half["odd"]), ("a", half["a"]), ("b", full["b"].reshape(2000, 3000).T)]
@@ -95,34 +102,56 @@ def test_mixed_types_missing_doubled_and_not_contiguous() -> None:
     found.add("short", full["short"].cuda())
     found.begin()
     for name, gradient in calls:
-        found.add(name, gradient.cuda())
+        buffer = torch.zeros(gradient.numel() + 3, dtype=gradient.dtype, device="cuda")
+        moved = buffer[3:].copy_(gradient.reshape(-1))
+        found.add(name, moved)
+        buffer.fill_(float("nan"))
+        del buffer, moved
         expected.add(name, gradient)
     assert relative_error(found.finish(), expected.finish()) < 1e-6
 
 
 @pytest.mark.parametrize("kind", FLOATS, ids=str)
-def test_products_equal_float64_and_repeat(kind: torch.dtype) -> None:
-    device = torch.device("cuda")
-    tensors = {name: tensor.to(device) for name, tensor in gradients(kind).items()}
-    means = [{name: tensor.to(device) for name, tensor in gradients(torch.float32, seed=5 + k).items()} for k in (0, 1)]
-    products = DeviceProducts(triton_kernels(device), SIZES, means, device)
-    found = products.measure(tensors)
-    every = [{name: tensor.float() for name, tensor in tensors.items()}, *means]
-    expected = [sum(float((tensors[n].double() * other[n].double()).sum()) for n in tensors) for other in every]
-    # an inner product of random vectors is a small difference of large sums: its scale is the product of the norms
-    assert found == pytest.approx(expected, abs=1e-7 * expected[0])
-    assert products.measure(tensors) == found
+def test_products_equal_float64_and_repeat(kind: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_module, "ENABLED", True)
+    products = device_products(torch.device("cuda"))
+    assert products is not None
+    means = [gradients(torch.float32, seed=5 + number) for number in range(2)]
+    for name, tensor in gradients(kind).items():
+        gradient = tensor.reshape(-1).cuda()
+        against = [mean[name].reshape(-1).cuda() for mean in means]
+        found = products(gradient, against)
+        expected = [float(gradient.double() @ other.double()) for other in [gradient, *against]]
+        # an inner product of random vectors is a small difference of large sums: its scale is the product of the norms
+        assert found.tolist() == pytest.approx(expected, rel=1e-6, abs=1e-7 * expected[0])
+        assert torch.equal(products(gradient, against), found)
+
+
+def test_the_sketch_needs_no_more_memory_than_it_says() -> None:
+    size = 4 * torch_kernels.GROUP
+    gradient = torch.randn(size, device="cuda")
+    sketch = DeviceCountsketch(torch_kernels, {"g": np.uint64(1)}, 32768, 2048, gradient.device)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    sketch.add("g", gradient)
+    assert torch.cuda.max_memory_allocated() - before < 3e8
 
 
 # The policy
 
 
 def test_the_gradient_equals_the_cpu() -> None:
-    policy, rollout = naive_policy.policy(), naive_policy.rollout(1)
-    found, expected = (GradientComputer(p, GradientSettings()) for p in (on_gpu(policy), policy))
-    assert found.compute(rollout).status == expected.compute(rollout).status == "ok"
-    on_cpu = {name: gradient.cpu() for name, gradient in found.gradients()}
-    assert naive_policy.relative_error(on_cpu, dict(expected.gradients())) < 1e-4
+    policy, task = naive_policy.policy(), prepare(naive_policy.rollout(1), GradientSettings())
+    assert not isinstance(task, str)
+    found: list[dict[str, torch.Tensor]] = []
+    for place in (on_gpu(policy), policy):
+        gradient: dict[str, torch.Tensor] = {}
+        (fact,) = ReferenceGradients(place, GradientSettings()).compute(
+            [task], lambda name, rows, gradient=gradient: gradient.update({name: rows[0].cpu()})
+        )
+        assert fact.status == "ok"
+        found.append(gradient)
+    assert naive_policy.relative_error(*found) < 1e-4
 
 
 def test_sampled_logprobs_equal_a_forward_pass() -> None:

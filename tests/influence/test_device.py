@@ -1,83 +1,24 @@
-"""What is laid out for a GPU, its kernels replaced by plain loops over the same arguments: the CPU's sketch results."""
+"""The countsketch in torch operations, on tensors of the CPU, against the definition and against numba; where gradients on a GPU go."""
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
+import naive_sketch
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
-from cropi_tools.influence import device, projection
-from cropi_tools.influence.device import RUN, DeviceCountsketch, DeviceProducts
+from cropi_tools.data.errors import InputError
+from cropi_tools.influence import device, kernels, projection, torch_kernels
+from cropi_tools.influence.device import DeviceCountsketch
 from cropi_tools.influence.projection import Layout, ProjectionSpec, Sketcher, sketch_vector
 
-SIZES = {"one": 1, "a": 63, "b": 2047, "c": 2048, "d": 6150, "e": 70_000}
+SIZES = {"one": 1, "a": 63, "b": 2047, "none": 0, "c": 2048, "d": 6150, "e": 30_011}
 LAYOUT = Layout(tuple((name, (size,)) for name, size in SIZES.items()))
-
-
-def at_address(anchor: torch.Tensor, runs: int, count: int) -> NDArray[np.float64]:
-    """`count` runs of RUN coordinates of the anchor's type, `runs` runs behind the anchor."""
-    width = anchor.element_size()
-    place = anchor.data_ptr() + runs * RUN * width
-    raw = ctypes.string_at(place, count * RUN * width)
-    return torch.frombuffer(bytearray(raw), dtype=anchor.dtype).double().numpy()
-
-
-class PlainKernels:
-    """The two launches, cell by cell and segment by segment in float64."""
-
-    PRODUCT_BLOCK = 1024
-
-    @staticmethod
-    def countsketch(
-        anchor: torch.Tensor,
-        addresses: torch.Tensor,
-        lengths: torch.Tensor,
-        shifts: torch.Tensor,
-        words: torch.Tensor,
-        signs: torch.Tensor,
-        bounds: torch.Tensor,
-        sums: torch.Tensor,
-    ) -> None:
-        parts, remainders, tiles, width = sums.shape
-        bits = (signs.numpy().view(np.uint32)[:, None] >> np.arange(RUN, dtype=np.uint32)) & 1
-        for cell in range(remainders * tiles):
-            start = cell % tiles * (width // RUN)
-            low, high = bounds[cell].tolist()
-            for place in range(low, high):
-                length, shift, word = int(lengths[place]), int(shifts[place]), int(words[place])
-                first, last = max(start - shift, 0), min(start - shift + width // RUN, length)
-                if first >= last:
-                    assert length == 0 or shift + length <= start, "a segment was listed for a cell it does not reach"
-                    continue
-                values = at_address(anchor, int(addresses[place]) + first, last - first)
-                signed = np.where(bits[word + first : word + last].reshape(-1) == 1, -values, values)
-                part = (place - low) * parts // (high - low)
-                at = (first + shift - start) * RUN
-                sums[part, cell // tiles, cell % tiles, at : at + len(signed)] += torch.from_numpy(signed)
-
-    @staticmethod
-    def products(
-        anchor: torch.Tensor,
-        offsets: torch.Tensor,
-        sizes: torch.Tensor,
-        mean_anchor: torch.Tensor,
-        mean_offsets: torch.Tensor,
-        tensors: torch.Tensor,
-        starts: torch.Tensor,
-    ) -> torch.Tensor:
-        total = torch.zeros(1 + len(mean_offsets), dtype=torch.float64)
-        for tensor, start in zip(tensors.tolist(), starts.tolist(), strict=True):
-            count = min(PlainKernels.PRODUCT_BLOCK // RUN, int(sizes[tensor]) - start)
-            if count > 0:
-                values = at_address(anchor, int(offsets[tensor]) + start, count)
-                total[0] += np.dot(values, values)
-                for mean, places in enumerate(mean_offsets):
-                    total[mean + 1] += np.dot(values, at_address(mean_anchor, int(places[tensor]) + start, count))
-        return total
+FLOATS = [torch.float32, torch.bfloat16, torch.float16]
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
 def gradients(kind: torch.dtype = torch.float32, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -86,26 +27,73 @@ def gradients(kind: torch.dtype = torch.float32, seed: int = 0) -> dict[str, tor
 
 
 def relative_error(found: NDArray[Any], expected: NDArray[Any]) -> float:
-    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+    return float(np.linalg.norm(found.astype(np.float64) - expected) / np.linalg.norm(expected))
 
 
 @pytest.fixture
-def plain_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The CPU counts as a device with kernels."""
-    monkeypatch.setattr(projection, "triton_kernels", lambda _: PlainKernels)
+def torch_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU counts as a device whose gradients stay where they are."""
+    monkeypatch.setattr(projection, "device_kernels", lambda _: torch_kernels)
 
 
-@pytest.mark.parametrize("dim", [64, 192, 512, 2048, 8192])
-@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_the_layout_gives_the_sketch(dim: int, kind: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = ProjectionSpec.create("countsketch", LAYOUT, dim, seed=5)
-    expected = sketch_vector(spec, LAYOUT, gradients(kind))
-    monkeypatch.setattr(projection, "triton_kernels", lambda _: PlainKernels)
-    assert relative_error(sketch_vector(spec, LAYOUT, gradients(kind)), expected) < 1e-6
+def test_the_hash_equals_the_compiled_one() -> None:
+    states = np.random.default_rng(0).integers(0, 2**64, 1000, np.uint64)
+    expected = [naive_sketch.mix64(int(state)) for state in states]
+    assert torch_kernels.mix64(torch.from_numpy(states.view(np.int64))).numpy().view(np.uint64).tolist() == expected
 
 
-@pytest.mark.usefixtures("plain_device")
-def test_folded_mixed_missing_and_doubled(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("torch_backend")
+@pytest.mark.parametrize("group", [4096, torch_kernels.GROUP])
+@pytest.mark.parametrize("dim", [64, 192, 4096, 65536])
+@pytest.mark.parametrize("kind", FLOATS, ids=str)
+def test_the_sketch_equals_the_definition(
+    kind: torch.dtype, dim: int, group: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch_kernels, "GROUP", group)
+    given = gradients(kind)
+    values = {name: tensor.float().numpy() for name, tensor in given.items()}
+    expected = naive_sketch.countsketch(values, 5, dim, dim, min(2048, dim))
+    found = sketch_vector(ProjectionSpec.create("countsketch", LAYOUT, dim, seed=5), LAYOUT, given)
+    assert relative_error(found, expected) < 1e-6
+
+
+@pytest.mark.parametrize("kind", FLOATS, ids=str)
+def test_the_sketch_of_ten_million_equals_numba_and_repeats(kind: torch.dtype) -> None:
+    size, dim, key = 10_000_019, 32768, np.uint64(2**64 - 12345)
+    gradient = torch.randn(size, generator=torch.Generator().manual_seed(1)).to(kind)
+    expected = np.zeros((kernels.PARTIALS, dim + 2048), np.float32)
+    kernels.countsketch_add(gradient.float().numpy().view(np.uint32), key, dim, 2048, expected)
+    sketch = DeviceCountsketch(torch_kernels, {"g": key}, dim, 2048, CPU)
+    sketch.add("g", gradient)
+    found = sketch.total()
+    assert relative_error(found, expected.sum(0, dtype=np.float64)) < 1e-6
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads % 2 + 1)
+    sketch.begin()
+    sketch.add("g", gradient)
+    torch.set_num_threads(threads)
+    assert np.array_equal(sketch.total(), found)
+
+
+@pytest.mark.parametrize(("size", "dim"), [(1, 64), (300_001, 64), (3_000_001, 8192), (500_000, 2**20)])
+def test_segments_in_a_row_never_overlap_and_rows_are_full(size: int, dim: int) -> None:
+    segment = min(2048, dim)
+    plan = torch_kernels.plan(77, size, dim, segment, CPU)
+    assert len(plan.places) == -(-size // segment)
+    assert len(plan.rows) == 1
+    ordered = plan.places.sort().values
+    row, start = ordered // (dim + segment), ordered % (dim + segment)
+    assert (ordered.diff() >= segment).all()
+    assert (start < dim).all()
+    assert int(row.max()) == plan.rows[0] - 1
+    # no fewer rows would do: so many segments do overlap somewhere
+    reach = torch.zeros(dim + segment + 1, dtype=torch.int64)
+    reach.index_add_(0, start, torch.ones_like(start)).index_add_(0, start + segment, -torch.ones_like(start))
+    assert int(reach.cumsum(0).max()) == plan.rows[0]
+
+
+@pytest.mark.usefixtures("torch_backend")
+def test_folded_mixed_missing_doubled_and_freed(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = ProjectionSpec.create("countsketch", LAYOUT, 4096, seed=5).folded(256)
     found, wide = gradients(), gradients(torch.bfloat16, seed=1)
     calls = [
@@ -114,54 +102,48 @@ def test_folded_mixed_missing_and_doubled(monkeypatch: pytest.MonkeyPatch) -> No
         ("e", wide["e"]),
         ("d", found["d"].reshape(123, 50).T),
         ("b", found["b"].double()),
+        ("c", torch.stack([found["c"], found["c"]], 1)[:, 0].requires_grad_()),
     ]
 
     def sketched(sketcher: Sketcher) -> NDArray[np.float32]:
         sketcher.begin()
         for name, gradient in calls:
-            sketcher.add(name, gradient)
+            freed = gradient.clone()
+            sketcher.add(name, freed)
+            freed.detach().fill_(float("nan"))
         return sketcher.finish()
 
     on_device = Sketcher(spec, LAYOUT)
-    on_device.add("c", found["c"])  # forgotten by the next begin
+    on_device.add("one", found["one"])  # forgotten by the next begin
     result = sketched(on_device)
     assert np.array_equal(sketched(on_device), result)
-    monkeypatch.setattr(projection, "triton_kernels", lambda _: None)
+    monkeypatch.setattr(projection, "device_kernels", lambda _: None)
     assert relative_error(result, sketched(Sketcher(spec, LAYOUT))) < 1e-6
 
 
-def test_sums_are_never_wanting_for_programs() -> None:
-    for dim in (64, 4096, 65536):
-        keys = {"e": np.uint64(3)}
-        sketch = DeviceCountsketch(PlainKernels, keys, {"e": 70_000}, dim, min(2048, dim), torch.device("cpu"))
-        parts, remainders, tiles, _ = sketch._sums.shape
-        assert parts * remainders * tiles >= device.PROGRAMS
+@pytest.mark.usefixtures("torch_backend")
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_values_that_are_not_finite_are_refused(bad: float) -> None:
+    given = gradients()
+    given["e"][-1] = bad
+    with pytest.raises(InputError, match="not finite"):
+        sketch_vector(ProjectionSpec.create("countsketch", LAYOUT, 192), LAYOUT, given)
 
 
-@pytest.mark.parametrize("means", [0, 1, 2])
-@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16], ids=str)
-def test_products(means: int, kind: torch.dtype) -> None:
-    given = gradients(kind)
-    against = [gradients(seed=7 + mean) for mean in range(means)]
-    products = DeviceProducts(PlainKernels, SIZES, against, torch.device("cpu"))
-    assert len(given.pop("b")) == 2047
-    expected = [
-        sum(float(gradient.double() @ other[name].double()) for name, gradient in given.items())
-        for other in [{name: value.float() for name, value in given.items()}, *against]
-    ]
-    assert products.measure(given) == pytest.approx(expected, rel=1e-6)
-    assert products.measure({}) == [0.0] * (1 + means)
+@pytest.mark.usefixtures("torch_backend")
+def test_other_methods_leave_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = ProjectionSpec.create("sparse-jl", LAYOUT, 128, keep=0.5)
+    monkeypatch.setattr(torch_kernels, "countsketch_add", None)
+    expected = naive_sketch.sparse_jl({"a": gradients()["a"].numpy()}, 0, 128, 0.5)
+    assert relative_error(sketch_vector(spec, LAYOUT, {"a": gradients()["a"]}), expected) < 1e-6
 
 
-def test_tensors_that_do_not_start_at_a_run_are_copied() -> None:
-    base = torch.arange(1000.0)
-    moved = device.aligned(base[3:900])
-    assert moved.data_ptr() % 128 == 0
-    assert device.aligned(moved) is moved
-    assert moved.numel() % RUN == 0
-    assert torch.equal(moved[:897], base[3:900])
-    assert not moved[897:].any()
-
-
-def test_no_kernels_on_a_cpu() -> None:
-    assert device.triton_kernels(torch.device("cpu")) is None
+def test_what_sketches_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert device.device_kernels(CPU) is None
+    assert device.device_kernels(GPU) is torch_kernels
+    assert device.device_products(GPU) is None
+    monkeypatch.setattr(device, "ENABLED", True)
+    monkeypatch.setattr(device, "find_spec", lambda _: None)
+    assert device.device_kernels(GPU) is torch_kernels
+    assert device.device_products(GPU) is None
+    assert device.device_kernels(CPU) is None
