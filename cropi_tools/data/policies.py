@@ -16,6 +16,7 @@ from cropi_tools.data.manifest import FOLDER_MANIFEST, Input, file_digest, folde
 
 _SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".jinja")
 _TOKENIZER_STEMS = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens", "chat_template", "spiece")
+OPTIMIZER_STATE = "state/optimizer.safetensors"
 _NOT_POLICY = (FOLDER_MANIFEST, "progress.json")
 
 
@@ -89,3 +90,12 @@ def _remember(cache_path: Path, digests: dict[str, str]) -> None:
         write_json(cache_path, digests)
     except OSError:
         return
+
+
+def optimizer_input(folder: str) -> Input:
+    """The optimizer state that cropi-train left in a policy folder, as an input. InputError: there is none."""
+    path = Path(folder) / OPTIMIZER_STATE
+    if not path.is_file():
+        raise InputError(f"{folder}: has no {OPTIMIZER_STATE}; cropi-train writes it with the policy")
+    (digest,) = _digests(path.parent, [path]).values()
+    return Input(folder, digest)

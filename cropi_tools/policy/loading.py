@@ -72,6 +72,9 @@ def load_policy(folder: str, device: str = "auto", dtype: str = "auto") -> Polic
         raise InputError(f"{folder}: does not open as a causal language model ({_first_line(error)})") from None
     tokenizer = load_tokenizer(folder)
     model.to(where).eval()
+    # Automatic differentiation leaves this token's input embedding out. Where it is among a prompt's or a response's tokens it is a token
+    # as any other; padding has no part in any sum here.
+    model.get_input_embeddings().padding_idx = None
     end_token_ids = _end_tokens(model, tokenizer)
     # A model's generation_config.json may switch top_k, top_p or penalties on; sampling settings come from the command alone.
     model.generation_config = GenerationConfig(

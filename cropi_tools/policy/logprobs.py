@@ -1,8 +1,9 @@
 """Log-probabilities of given responses under a policy, with the graph for their gradient.
 
-Sequences are laid out as rows, padded on the right only, without an attention mask: in a causal model no real token sees a token to
-its right, so lengths alone decide what counts, and the end token can never be confused with padding. Logits are formed for response
-tokens only, in float32, in chunks that are recomputed in the backward pass: never the whole [tokens, vocabulary] matrix.
+Sequences are laid out without padding (`packing.py`) where the model allows it, or as rows, padded on the right only, without an
+attention mask: in a causal model no real token sees a token to its right, so lengths alone decide what counts, and the end token can
+never be confused with padding. Logits are formed for response tokens only, in float32, in chunks that are recomputed in the backward
+pass: never the whole [tokens, vocabulary] matrix.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch.utils.checkpoint import checkpoint
+
+from cropi_tools.policy.packing import PackedBatch, unpacked
 
 CHUNK_ELEMENTS = 1 << 26  # logits held at once: 256 MiB of float32
 _plain_heads: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
@@ -30,6 +33,14 @@ class SequenceBatch(NamedTuple):
     columns: torch.Tensor
     targets: torch.Tensor
     lengths: list[int]
+
+    def forward(self, module: Any) -> Any:
+        """The output of the model, or of its body, on the rows."""
+        return module(input_ids=self.input_ids, use_cache=False)
+
+    def select(self, states: torch.Tensor) -> torch.Tensor:
+        """Of states [rows, longest, width] those that predict response tokens, [tokens, width]."""
+        return states[self.rows, self.columns]
 
 
 def sequence_batch(sequences: Sequence[tuple[list[int], list[int]]], device: torch.device | str) -> SequenceBatch:
@@ -51,18 +62,20 @@ def sequence_batch(sequences: Sequence[tuple[list[int], list[int]]], device: tor
 
 
 def response_logprobs(
-    model: Any, batch: SequenceBatch, temperature: float = 1.0, entropy: Literal["no", "value", "gradient"] = "no"
+    model: Any,
+    batch: SequenceBatch | PackedBatch,
+    temperature: float = 1.0,
+    entropy: Literal["no", "value", "gradient"] = "no",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Float32 log-probabilities [tokens] of the response tokens under softmax(logits / temperature), and the entropies [tokens] there.
 
-    Differentiable in the model's parameters; the entropies are so only for `gradient`, and are zeros for `no`.
+    Differentiable in the model's parameters; the entropies are so only for `gradient`, and are zeros for `no`. A packed batch needs
+    `packing.packed` around this call, and around the backward pass where activations are recomputed.
     """
-    if not _has_plain_head(model):
+    if not has_plain_head(model):
         # take the logits from the model's own forward pass: chunking is not possible from outside
-        selected = model(input_ids=batch.input_ids, use_cache=False).logits[batch.rows, batch.columns]
-        return _from_logits(selected, batch.targets, temperature, entropy)
-    hidden = model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
-    hidden = hidden[batch.rows, batch.columns]
+        return _from_logits(batch.select(batch.forward(model).logits), batch.targets, temperature, entropy)
+    hidden = batch.select(batch.forward(model.base_model).last_hidden_state)
     head = model.get_output_embeddings()
     size = max(1, CHUNK_ELEMENTS // head.weight.shape[0])
     pieces = list(zip(hidden.split(size), batch.targets.split(size), strict=True))
@@ -78,7 +91,7 @@ def response_logprobs(
     return logprobs, torch.cat([result[1] for result in results])
 
 
-def _has_plain_head(model: Any) -> bool:
+def has_plain_head(model: Any) -> bool:
     """Whether the logits are the output embedding applied to the last hidden states and nothing else: no soft cap, scale or projection.
 
     Families do this under many names, so it is tried out on a few tokens, once a model.
@@ -87,7 +100,7 @@ def _has_plain_head(model: Any) -> bool:
         ids = (
             torch.arange(8, device=next(model.parameters()).device)[None] % model.get_input_embeddings().num_embeddings
         )
-        with torch.no_grad():
+        with torch.no_grad(), unpacked(model):
             states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
             head = model.get_output_embeddings()
             plain = head(states) if states.shape[-1] == head.weight.shape[-1] else None

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cropi_tools.data.manifest import write_json
+from cropi_tools.data.policies import OPTIMIZER_STATE
 from cropi_tools.policy.loading import Policy, save_policy
 
 STATE = "state"
@@ -32,7 +33,7 @@ def save_checkpoint(part: Path, step: int, policy: Policy, optimizer: torch.opti
     temporary.mkdir()
     save_policy(policy, temporary)
     (temporary / STATE).mkdir()
-    save_file(_optimizer_tensors(policy, optimizer), temporary / STATE / "optimizer.safetensors")
+    save_file(_optimizer_tensors(policy, optimizer), temporary / OPTIMIZER_STATE)
     write_json(temporary / STATE / "state.json", {"step": step})
     shutil.rmtree(folder, ignore_errors=True)
     os.rename(temporary, folder)
@@ -58,7 +59,7 @@ def keep_only(part: Path, folder: Path) -> None:
 
 def load_optimizer(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> None:
     """Give AdamW the moments of a checkpoint."""
-    tensors = load_file(folder / STATE / "optimizer.safetensors", device=str(policy.device))
+    tensors = load_file(folder / OPTIMIZER_STATE, device=str(policy.device))
     for name, parameter in policy.model.named_parameters():
         if f"exp_avg/{name}" in tensors:
             optimizer.state[parameter] = {
