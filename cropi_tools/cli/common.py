@@ -6,6 +6,7 @@ Exit codes: 0 done (or up to date), 1 a failure of input or environment, 2 usage
 from __future__ import annotations
 
 import functools
+import math
 import os
 import sys
 import warnings
@@ -137,6 +138,19 @@ def parse_named(text: str, option: str) -> tuple[str, str]:
     if not (equals and name and value):
         raise UsageError(f"{option} {text}: expected NAME=FILE")
     return name, value
+
+
+def parse_pair(text: str | None, option: str) -> tuple[float, float] | None:
+    """`LO,HI` as two numbers, both not negative and in order; None for None."""
+    if text is None:
+        return None
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"{option} {text}: expected two numbers, LO,HI") from None
+    if not 0 <= low < math.inf or not 0 <= high < math.inf:
+        raise UsageError(f"{option} {text}: expected two numbers that are not negative, LO,HI")
+    return low, high
 
 
 def numbered(name: str, paths: Sequence[str]) -> dict[str, Input]:

@@ -32,10 +32,46 @@ def grad(
             "--against", help="Take exact inner products with this mean gradient; may be repeated.", metavar="NAME=FILE"
         ),
     ] = None,
+    halves: Annotated[
+        bool,
+        typer.Option(
+            "--halves",
+            help="Also by independent halves of the samples (with --mean: of the prompts), for cropi-score --reliability.",
+        ),
+    ] = False,
+    method: Annotated[
+        Literal["auto", "reference", "fast", "jvp"],
+        typer.Option(
+            "--method",
+            help="How to differentiate: one prompt a pass (reference), several (fast), whichever fits (auto), "
+            "or forward mode (jvp: inner products with --against alone, no norms, no rows).",
+        ),
+    ] = "auto",
     weighting: Annotated[
-        Literal["token", "none"],
-        typer.Option("--weighting", help="Importance weight of a token: its ratio (the paper), or none."),
+        Literal["none", "token", "prefix", "suffix", "trajectory", "sequence"],
+        typer.Option("--weighting", help="Importance weight of a token: its ratio (the paper), or products of ratios."),
     ] = "token",
+    weight_clip: Annotated[
+        str | None,
+        typer.Option("--weight-clip", help="Bounds of the weight; the gradient is kept.", metavar="LO,HI"),
+    ] = None,
+    ppo_clip: Annotated[
+        str | None,
+        typer.Option(
+            "--ppo-clip", help="Drop the gradient beyond weights 1-LO and 1+HI, as PPO does.", metavar="LO,HI"
+        ),
+    ] = None,
+    self_normalize: Annotated[
+        bool, typer.Option("--self-normalize", help="Divide weights by their mean over the prompt's tokens.")
+    ] = False,
+    advantage: Annotated[
+        Literal["group", "centered", "leave-one-out"],
+        typer.Option("--advantage", help="Reward less the group's mean, over its deviation (group); or without it."),
+    ] = "group",
+    aggregation: Annotated[
+        Literal["sequence", "token", "constant"],
+        typer.Option("--aggregation", help="What a token's term is divided by: GRPO, DAPO, Dr.GRPO."),
+    ] = "sequence",
     policy_temperature: Annotated[
         float,
         typer.Option(
@@ -48,20 +84,45 @@ def grad(
             "--behavior", help="Recompute the behavior policy's log-probabilities with this policy.", metavar="FOLDER"
         ),
     ] = None,
-    sketch: Annotated[
-        Literal["countsketch", "sparse-jl", "none"],
+    samples: Annotated[
+        int | None, typer.Option("-n", "--samples", help="Use the first N samples of each prompt.", min=2, metavar="N")
+    ] = None,
+    params: Annotated[
+        list[str] | None,
+        typer.Option("--params", help="Only parameters of these names (*, ?); may be repeated.", metavar="GLOB"),
+    ] = None,
+    lora: Annotated[
+        int | None, typer.Option("--lora", help="Only fresh low-rank adapters of this rank.", min=1, metavar="RANK")
+    ] = None,
+    preconditioner: Annotated[
+        str | None,
         typer.Option(
-            "--sketch", help="How rows are compressed: all coordinates, the paper's kept fraction, or not at all."
+            "--preconditioner",
+            help="Measure in the geometry of Adam: scale coordinates by the optimizer state of this policy.",
+            metavar="FOLDER",
+        ),
+    ] = None,
+    sketch: Annotated[
+        Literal["countsketch", "sparse-jl", "sparse-gaussian", "sjlt", "none"],
+        typer.Option(
+            "--sketch", help="How rows are compressed: all coordinates, a kept fraction (the paper), or not at all."
         ),
     ] = "countsketch",
     dim: Annotated[int, typer.Option("--dim", help="Sketch dimensions, a multiple of 64.")] = 65536,
     keep: Annotated[
-        float, typer.Option("--keep", help="Fraction of coordinates kept by sparse-jl.", min=0.0, max=1.0)
+        float, typer.Option("--keep", help="Fraction of coordinates kept by the sparse ones.", min=0.0, max=1.0)
     ] = 0.1,
     seed: Seed = 0,
     max_store: Annotated[
         float, typer.Option("--max-store", help="Largest raw store (--sketch none), in GB.", min=0.0)
     ] = 20.0,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", help="Tokens of one forward pass, at most.", min=1)
+    ] = 16384,
+    gradient_checkpointing: Annotated[
+        bool,
+        typer.Option("--gradient-checkpointing", help="Compute activations anew in the backward pass: less memory."),
+    ] = False,
     shard: Shard = "1/1",
     limit: Limit = None,
     device: Device = "auto",
@@ -75,19 +136,30 @@ def grad(
     Prompts whose samples all have the same reward have no gradient; they are skipped before the forward pass and recorded.
     """
     from cropi_tools import runtime
-    from cropi_tools.cli.common import numbered, parse_named, parse_shard
+    from cropi_tools.cli.common import numbered, parse_named, parse_pair, parse_shard
     from cropi_tools.data.errors import UsageError
     from cropi_tools.data.manifest import Fingerprint, file_input
     from cropi_tools.data.output import Output
-    from cropi_tools.data.policies import policy_input, tokenizer_digest
+    from cropi_tools.data.policies import optimizer_input, policy_input
 
     runtime.set_quiet(quiet)
     index, shards = parse_shard(shard)
     means = dict(parse_named(text, "--against") for text in against or [])
+    weight_bounds, ppo_bounds = parse_pair(weight_clip, "--weight-clip"), parse_pair(ppo_clip, "--ppo-clip")
     if mean and means:
         raise UsageError("--mean writes a mean gradient; --against belongs to a store")
     if mean and shards > 1:
         raise UsageError("--mean takes all prompts at once; --shard belongs to a store")
+    if method == "jvp" and (mean or not means):
+        raise UsageError("--method jvp gives inner products alone: name means with --against")
+    if halves and not mean and not means:
+        raise UsageError("--halves of a store are inner products: name means made with --halves by --against")
+    if weight_bounds and weight_bounds[0] > weight_bounds[1]:
+        raise UsageError(f"--weight-clip {weight_clip}: the lower bound is above the upper")
+    if weighting == "none" and (weight_clip or ppo_clip or self_normalize):
+        raise UsageError("--weighting none has no weights to clip or normalize")
+    if lora and params:
+        raise UsageError("--lora has gradients for its adapters alone; leave --params out")
     inputs = {
         "policy": policy_input(model),
         **numbered("rollouts", rollouts),
@@ -95,61 +167,72 @@ def grad(
     }
     if behavior:
         inputs["behavior policy"] = policy_input(behavior)
+    if preconditioner:
+        inputs["optimizer state"] = optimizer_input(preconditioner)
+    # what a mean and a store must have in common; the parameters are compared by their layout
     objective = {
         "weighting": weighting,
+        "weight_clip": weight_bounds and list(weight_bounds),
+        "ppo_clip": ppo_bounds and list(ppo_bounds),
+        "self_normalize": self_normalize,
+        "advantage": advantage,
+        "aggregation": aggregation,
         "policy_temperature": policy_temperature,
         "behavior": inputs["behavior policy"].sha256 if behavior else "sampled",
-        "aggregation": "sequence",
+        "preconditioner": inputs["optimizer state"].sha256 if preconditioner else None,
+        "adapter_seed": seed if lora else None,
     }
-    options = {"mean": mean, **objective, "dtype": dtype, "shard": shard, "limit": limit}
-    if not mean:
-        options.update(
-            sketch=sketch,
-            seed=seed,
-            dim=None if sketch == "none" else dim,
-            keep=keep if sketch == "sparse-jl" else None,
-        )
+    options: dict[str, Any] = {"mean": mean, **objective, "dtype": dtype, "shard": shard, "limit": limit}
+    options |= {"halves": halves, "method": method, "samples": samples, "params": params, "lora": lora}
+    options |= {"max_tokens": max_tokens, "gradient_checkpointing": gradient_checkpointing}
+    kept = keep if sketch.startswith("sparse") else None
+    if not mean and method != "jvp":
+        options |= {"sketch": sketch, "seed": seed, "dim": None if sketch == "none" else dim, "keep": kept}
     target = Output(output, Fingerprint.of("cropi-grad", options, inputs), inputs, folder=not mean, force=force)
     if not target.open():
         runtime.notify(f"{output}: up to date")
         return
 
-    from cropi_tools.data.policies import same_tokenizer
-    from cropi_tools.influence import collect
-    from cropi_tools.influence.gradients import GradientComputer, GradientSettings
-    from cropi_tools.influence.projection import Layout, ProjectionSpec
-    from cropi_tools.policy.loading import load_policy
+    from cropi_tools.influence.compute import Request, compute
+    from cropi_tools.influence.prompt_objective import GradientSettings
+    from cropi_tools.objective import Estimator
 
-    for path in rollouts:
-        same_tokenizer(path, model)
-    policy = load_policy(model, device, dtype)
-    work = collect.survey(rollouts, policy.vocabulary, (index, shards), limit)
-    settings = GradientSettings(weighting, policy_temperature)
-    computer = GradientComputer(policy, settings, load_policy(behavior, device, dtype) if behavior else None)
-    layout = Layout.of(computer.parameters)
-    facts: dict[str, Any] = {
-        "policy": inputs["policy"].sha256,
-        "tokenizer": tokenizer_digest(model),
-        "objective": objective,
-    }
-    if mean:
-        counts = collect.collect_mean(computer, work, target, layout, facts)
-    else:
-        if not work.live:
-            runtime.warn(
-                f"none of the {work.prompts} prompts has samples of different rewards: there is nothing to rank"
-            )
-        spec = ProjectionSpec.create(
-            sketch, layout, None if sketch == "none" else dim, seed, keep if sketch == "sparse-jl" else None
-        )
-        if sketch == "none":
-            collect.fits(target.path, work.live, layout.size, int(max_store * 1e9))
-        known = collect.Against(means, layout, facts["policy"], objective, policy.device)
-        attributes = {**facts, "projection": spec.to_json(), "layout": layout.to_json(), "device": str(policy.device)}
-        counts = collect.collect_store(computer, work, target, spec, layout, known, attributes)
-    skipped = ", ".join(f"{count} {status}" for status, count in collect.without_gradient(counts).items())
+    estimator = Estimator(weighting, weight_bounds, ppo_bounds, self_normalize)
+    settings = GradientSettings(estimator, policy_temperature, aggregation, advantage)
+    counts, prompts = compute(
+        Request(
+            rollouts=rollouts,
+            model=model,
+            behavior=behavior,
+            preconditioner=preconditioner,
+            settings=settings,
+            facts={"policy": inputs["policy"].sha256, "objective": objective},
+            against=means,
+            mean=mean,
+            halves=halves,
+            method=method,
+            samples=samples,
+            params=params or [],
+            lora=lora,
+            sketch=sketch,
+            dim=dim,
+            keep=kept,
+            seed=seed,
+            max_store=int(max_store * 1e9),
+            max_tokens=max_tokens,
+            recompute=gradient_checkpointing,
+            shard=(index, shards),
+            limit=limit,
+            device=device,
+            dtype=dtype,
+        ),
+        target,
+    )
+    skipped = ", ".join(
+        f"{count} {status}" for status, count in sorted(counts.items()) if status not in ("ok", "tokens")
+    )
     runtime.notify(
-        f"{output}: {counts.get('ok', 0)} of {work.prompts} prompts have a gradient{f' ({skipped})' if skipped else ''}"
+        f"{output}: {counts.get('ok', 0)} of {prompts} prompts have a gradient{f' ({skipped})' if skipped else ''}"
     )
 
 

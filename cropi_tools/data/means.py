@@ -1,8 +1,12 @@
-"""Mean gradients on disk: safetensors, one float32 tensor a parameter, with what they belong to in the header."""
+"""Mean gradients on disk: safetensors, one float32 tensor a parameter, with what they belong to in the header.
+
+Made with --halves, it holds the mean over the first half of the prompts as well; that over the second follows from the two.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +17,18 @@ from safetensors.torch import save_file
 from cropi_tools.data.errors import InputError
 
 _KEY = "cropi"
+_FIRST_HALF = "first-half/"  # before a parameter's name: its mean over the first half of the prompts
 
 
-def write_mean(path: Path, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> None:
-    """Write tensors and facts (JSON values) to `path`."""
-    save_file(tensors, path, metadata={_KEY: json.dumps(facts, sort_keys=True)})
+def write_mean(
+    path: Path,
+    tensors: Mapping[str, torch.Tensor],
+    facts: Mapping[str, Any],
+    half: Mapping[str, torch.Tensor] | None = None,
+) -> None:
+    """Write tensors by parameter and facts (JSON values) to `path`; half: the mean over the first half of the prompts."""
+    every = {**tensors, **{_FIRST_HALF + name: tensor for name, tensor in (half or {}).items()}}
+    save_file(every, path, metadata={_KEY: json.dumps(facts, sort_keys=True)})
 
 
 def read_facts(path: str | Path) -> dict[str, Any]:
@@ -34,7 +45,11 @@ def read_facts(path: str | Path) -> dict[str, Any]:
     return json.loads(metadata[_KEY])
 
 
-def read_tensors(path: str | Path, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
-    """All tensors of a mean, mapped from the file where the device is the CPU."""
-    with safe_open(path, "pt", device=str(device)) as opened:
-        return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dictionary
+def read_tensors(path: str | Path, half: bool = False) -> dict[str, torch.Tensor]:
+    """All tensors of a mean by parameter, mapped from the file: pages are read when touched and take no memory of the process.
+
+    half: the mean over the first half of the prompts, empty where the file has none.
+    """
+    with safe_open(path, "pt") as opened:
+        names = [name for name in opened.keys() if name.startswith(_FIRST_HALF) == half]  # noqa: SIM118 - not a dictionary
+        return {name.removeprefix(_FIRST_HALF): opened.get_tensor(name) for name in names}

@@ -1,169 +1,157 @@
-"""The gradient of one prompt from its stored rollouts (method.md section 2).
+"""The gradient of one prompt from its stored rollouts, the reference path: one prompt a backward pass.
 
-One prompt at a time: forward and backward over its K responses, in micro-batches when they are long; the gradient is then in the
-parameters' `.grad`, is used where it lies (norm, inner products, sketch) and is freed before the next prompt.
+Each parameter's gradient is handed on as soon as the backward pass has it (norm, inner products, sketch) and is freed, so that memory
+stays at weights, activations and one parameter. A prompt of more tokens than `max_tokens` takes several passes; then, and only then, its
+gradient is summed up, in float32, before it is handed on.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 
-from cropi_tools.data.errors import InputError
-from cropi_tools.data.records import Rollout, pass_rate
-from cropi_tools.influence.device import DeviceProducts, triton_kernels
-from cropi_tools.influence.projection import Layout
-from cropi_tools.objective import Aggregation, Weighting, drift, group_advantages, policy_terms, token_coefficients
+from cropi_tools.data.errors import UsageError
+from cropi_tools.influence.prompt_objective import (
+    GradientSettings,
+    PromptGradient,
+    Task,
+    batch_of,
+    batch_tokens,
+    behavior_logprobs,
+    facts,
+    passes,
+    token_gradients,
+)
 from cropi_tools.policy.loading import Policy
-from cropi_tools.policy.logprobs import response_logprobs, sequence_batch, token_limited
+from cropi_tools.policy.logprobs import response_logprobs
+from cropi_tools.policy.packing import PackedBatch, packed
 
-TOKENS_PER_PASS = 16384  # padded tokens in one forward pass; bounds activations, changes nothing beyond float rounding
-_BLOCK = 1 << 18  # coordinates multiplied at once in an inner product: its temporary stays in the second-level cache
-
-
-class GradientSettings(NamedTuple):
-    """What decides a prompt's gradient, apart from policy and rollouts."""
-
-    weighting: Weighting = "token"
-    policy_temperature: float = 1.0
-    aggregation: Aggregation = "sequence"
+TOKENS_PER_PASS = 16384
+Consume = Callable[[str, torch.Tensor], None]
 
 
-class PromptGradient(NamedTuple):
-    """What one prompt gave. status: `ok` (the gradient is in the parameters), or why there is none. entry: facts for the index."""
+class ReferenceGradients:
+    """Gradients of one policy's prompts; `behavior` recomputes beta by the same forward pass, at the policy temperature.
 
-    status: str
-    entry: dict[str, object]
-    tokens: int
-
-
-class GradientComputer:
-    """Computes prompt gradients of one policy; `behavior` recomputes beta by the same forward pass, at the policy temperature."""
-
-    def __init__(self, policy: Policy, settings: GradientSettings, behavior: Policy | None = None) -> None:
-        self._policy, self._settings, self._behavior = policy, settings, behavior
-        self.parameters = [(name, p) for name, p in policy.model.named_parameters() if p.requires_grad]
-
-    def compute(self, rollout: Rollout) -> PromptGradient:
-        """Leave the gradient of the prompt's objective in the parameters. InputError: no behavior log-probabilities, or a gradient
-        that is not finite.
-        """
-        self.clear()
-        advantages = group_advantages(rollout.rewards)
-        entry: dict[str, object] = {"id": rollout.id, "source": rollout.source, "pass_rate": pass_rate(rollout.rewards)}
-        if advantages is None:
-            return PromptGradient("zero-advantage", {**entry, "status": "zero-advantage"}, 0)
-        sequences = [(rollout.prompt_token_ids, sample.token_ids) for sample in rollout.samples]
-        lengths = [len(response) for _, response in sequences]
-        if not any(lengths):
-            return PromptGradient("empty", {**entry, "status": "empty"}, 0)
-        coefficients = token_coefficients(lengths, self._settings.aggregation, self._denominator(lengths))
-        log_ratios, clipped = [], 0
-        for rows in token_limited(sequences, TOKENS_PER_PASS):
-            batch = sequence_batch([sequences[row] for row in rows], self._policy.device)
-            if not len(batch.targets):
-                continue
-            logprobs, _ = response_logprobs(self._policy.model, batch, self._settings.policy_temperature)
-            behavior = self._behavior_logprobs(rollout, rows, batch, logprobs)
-            per_token = _spread([advantages[row] for row in rows], batch.lengths, logprobs)
-            terms = policy_terms(logprobs, behavior, per_token, self._settings.weighting)
-            weights = _spread([coefficients[row] for row in rows], batch.lengths, logprobs)
-            (weights * terms.surrogate).sum().backward()
-            log_ratios.append(terms.log_ratio)
-            clipped += int(terms.clipped.sum())
-        moved = drift(torch.cat(log_ratios))
-        facts = {
-            "status": "ok",
-            "tokens": sum(lengths),
-            "kl": moved.kl,
-            "effective_sample_size": moved.effective_sample_size,
-            "clipped_fraction": clipped / sum(lengths),
-            "mean_ratio": moved.mean_ratio,
-            "max_ratio": moved.max_ratio,
-        }
-        if not all(math.isfinite(value) for value in facts.values() if isinstance(value, float)):
-            raise InputError(
-                f"prompt '{rollout.id}': the importance ratios are not finite; do these rollouts belong to this policy?"
-            )
-        return PromptGradient(
-            "ok", {**entry, **facts}, sum(len(prompt) + len(response) for prompt, response in sequences)
-        )
-
-    def gradients(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """The gradient in the parameters, name by name; parameters the prompt does not reach have none."""
-        for name, parameter in self.parameters:
-            if parameter.grad is not None:
-                yield name, parameter.grad
-
-    def clear(self) -> None:
-        """Free the gradient."""
-        for _, parameter in self.parameters:
-            parameter.grad = None
-
-    def _denominator(self, lengths: list[int]) -> float:
-        return float(len(lengths) if self._settings.aggregation == "sequence" else sum(lengths))
-
-    def _behavior_logprobs(self, rollout: Rollout, rows: range, batch: object, logprobs: torch.Tensor) -> torch.Tensor:
-        if self._behavior is not None:
-            with torch.no_grad():
-                recomputed, _ = response_logprobs(self._behavior.model, batch, self._settings.policy_temperature)  # type: ignore[arg-type]
-            return recomputed
-        stored: list[float] = []
-        for row in rows:
-            sample = rollout.samples[row]
-            if sample.logprobs is None:
-                raise InputError(
-                    f"prompt '{rollout.id}': sample {row} has no log-probabilities (greedy or text-only rollouts); "
-                    "give the policy that sampled it with --behavior"
-                )
-            stored += sample.logprobs
-        return torch.tensor(stored, dtype=logprobs.dtype, device=logprobs.device)
-
-
-def _spread(values: list[float], lengths: list[int], like: torch.Tensor) -> torch.Tensor:
-    """One value a response -> one a token."""
-    per_response = torch.tensor(values, dtype=like.dtype, device=like.device)
-    return per_response.repeat_interleave(torch.tensor(lengths, device=like.device))
-
-
-def inner_product(first: torch.Tensor, second: torch.Tensor) -> float:
-    """The inner product of two tensors of the same size, to about float32's own precision whatever their size.
-
-    `torch.dot` adds one after another in float32: on an embedding of 230 million coordinates that loses 3 % of a squared norm.
-    Products are summed as a tree here, block by block, and blocks in double.
+    max_tokens: of one forward pass, bounds activations. recompute: activations of each layer are computed anew in the backward pass
+    instead of kept (gradient checkpointing).
     """
-    blocks = zip(first.reshape(-1).split(_BLOCK), second.reshape(-1).split(_BLOCK), strict=True)
-    return math.fsum(
-        float(((one if one.dtype == torch.float64 else one.float()) * other).sum()) for one, other in blocks
-    )
+
+    def __init__(
+        self,
+        policy: Policy,
+        settings: GradientSettings,
+        behavior: Policy | None = None,
+        max_tokens: int = TOKENS_PER_PASS,
+        recompute: bool = False,
+    ) -> None:
+        self._policy, self._settings, self._behavior, self._max_tokens = policy, settings, behavior, max_tokens
+        self.parameters = [(name, p) for name, p in policy.model.named_parameters() if p.requires_grad]
+        if recompute:
+            recompute_activations(policy.model)
+
+    def room_for(self, tasks: Sequence[Task], task: Task) -> bool:
+        """Whether `task` can be computed together with `tasks`: never, it is one prompt a backward pass."""
+        return not tasks
+
+    def compute(self, tasks: Sequence[Task], consume: Consume) -> list[PromptGradient]:
+        """Hand the gradient of a prompt's objective to `consume`, parameter by parameter in no particular order.
+
+        tasks: one. consume(name, gradients): [1, ...] in the number format of the parameter; freed afterwards. Parameters the prompt
+        does not reach are left out. InputError: no behavior log-probabilities, or importance ratios that are not finite.
+        """
+        (task,) = tasks
+        parts = passes(self._policy.model, task, self._max_tokens)
+        mean_weight = None
+        if self._settings.estimator.self_normalize and len(parts) > 1:
+            mean_weight = self._mean_weight(task, parts)
+        sums: dict[str, torch.Tensor] = {}
+
+        def arrived(name: str, gradient: torch.Tensor) -> None:
+            if len(parts) == 1:
+                consume(name, gradient[None])
+            elif name in sums:
+                sums[name] += gradient
+            else:
+                sums[name] = gradient if gradient.dtype == torch.float64 else gradient.float()
+
+        terms, tokens, measured = [], 0, True
+        for rows in parts:
+            batch = batch_of(self._policy, task, rows)
+            with attending(self._policy.model, batch):
+                logprobs, _ = response_logprobs(self._policy.model, batch, self._settings.policy_temperature)
+                behavior = behavior_logprobs(task, rows, batch, self._behavior, self._settings)
+                derivative, found = token_gradients(
+                    task, rows, logprobs.detach(), behavior, self._settings, mean_weight
+                )
+                with self._handing_on(arrived):
+                    logprobs.backward(derivative)
+            terms.append(found)
+            measured = measured and behavior is not None
+            tokens += batch_tokens(batch)
+        for name in list(sums):
+            consume(name, sums.pop(name)[None])
+        return [PromptGradient("ok", facts(task, terms, measured, self._settings.estimator.weighting), tokens)]
+
+    def _mean_weight(self, task: Task, parts: list[range]) -> float:
+        """The mean of the weights that self-normalization divides by, over all passes."""
+        total = 0.0
+        one = self._settings._replace(estimator=self._settings.estimator._replace(self_normalize=False))
+        for rows in parts:
+            batch = batch_of(self._policy, task, rows)
+            with torch.no_grad(), attending(self._policy.model, batch):
+                logprobs, _ = response_logprobs(self._policy.model, batch, one.policy_temperature)
+                behavior = behavior_logprobs(task, rows, batch, self._behavior, one)
+                weights = token_gradients(task, rows, logprobs, behavior, one)[1].weights
+            clip = one.estimator.weight_clip
+            total += float((weights if clip is None else weights.clamp(*clip)).double().sum())
+        return total / task.tokens
+
+    @contextlib.contextmanager
+    def _handing_on(self, arrived: Consume) -> Iterator[None]:
+        """During a backward pass: every parameter's gradient goes to `arrived` when it is complete, and is freed."""
+
+        def hook(name: str) -> Callable[[torch.Tensor], None]:
+            def hand_on(parameter: torch.Tensor) -> None:
+                gradient, parameter.grad = parameter.grad, None
+                assert gradient is not None  # the hook is called when it has been accumulated
+                arrived(name, gradient)
+
+            return hand_on
+
+        for _, parameter in self.parameters:
+            parameter.grad = None  # of whatever came before: it would be added to
+        hooks = [parameter.register_post_accumulate_grad_hook(hook(name)) for name, parameter in self.parameters]
+        try:
+            yield
+        finally:
+            for registered in hooks:
+                registered.remove()
+            for _, parameter in self.parameters:
+                parameter.grad = None
 
 
-def squared_norm(gradient: torch.Tensor) -> float:
-    """Sum of squares, precise for tensors of any size."""
-    return inner_product(gradient, gradient)
+def attending(model: Any, batch: Any) -> contextlib.AbstractContextManager[None]:
+    """The context in which the model's forward and backward pass on a batch run."""
+    return packed(model, batch) if isinstance(batch, PackedBatch) else contextlib.nullcontext()
 
 
-class Products:
-    """Squared norms of gradients and their exact inner products with given means, float32 tensors by name on `device`."""
+def recompute_activations(model: Any) -> None:
+    """Switch gradient checkpointing on, layer by layer.
 
-    def __init__(self, means: Mapping[str, Mapping[str, torch.Tensor]], layout: Layout, device: torch.device) -> None:
-        self._means = means
-        kernels = triton_kernels(device)
-        sizes = {name: place.stop - place.start for name, place in layout.places.items()}
-        self._device = None if kernels is None else DeviceProducts(kernels, sizes, list(means.values()), device)
-
-    def measure(self, gradients: Mapping[str, torch.Tensor]) -> tuple[float, dict[str, float]]:
-        """The squared norm of a gradient given as tensors by name, and its inner product with each mean."""
-        if self._device is not None:
-            square, *inner = self._device.measure(gradients)
-            return square, dict(zip(self._means, inner, strict=True))
-        square, found = 0.0, dict.fromkeys(self._means, 0.0)
-        for name, gradient in gradients.items():
-            square += squared_norm(gradient)
-            for mean, tensors in self._means.items():
-                if name in tensors:
-                    found[mean] += inner_product(gradient, tensors[name])
-        return square, found
+    transformers honors it only for layers that are in training mode; that mode is set on the layers themselves, not on what is in them,
+    so that dropout stays off. UsageError: the model has no layers that can do it.
+    """
+    try:
+        if hasattr(model, "activation_checkpointing_enable"):  # its name from transformers 5.2 on
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        else:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+    except ValueError as error:
+        raise UsageError(f"--gradient-checkpointing: {error}") from None
+    for module in model.modules():
+        if getattr(module, "gradient_checkpointing", False):
+            module.training = True

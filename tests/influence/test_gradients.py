@@ -18,9 +18,18 @@ from cropi_tools.data.records import Rollout, Sample
 from cropi_tools.data.store import Store
 from cropi_tools.engines.protocol import Request, Sampling
 from cropi_tools.engines.transformers_engine import TransformersEngine
-from cropi_tools.influence import collect, gradients
-from cropi_tools.influence.gradients import GradientComputer, GradientSettings, squared_norm
+from cropi_tools.influence import collect_mean as mean_work
+from cropi_tools.influence import gradients, prompt_objective
+from cropi_tools.influence.against import Against
+from cropi_tools.influence.collect import collect_store
+from cropi_tools.influence.collect_mean import collect_mean
+from cropi_tools.influence.estimates import BackwardEstimates
+from cropi_tools.influence.gradients import ReferenceGradients
+from cropi_tools.influence.measure import Measure, squared_norm
 from cropi_tools.influence.projection import Layout, ProjectionSpec
+from cropi_tools.influence.prompt_objective import GradientSettings, PromptGradient, prepare, without_gradient
+from cropi_tools.influence.work import survey
+from cropi_tools.objective import Estimator
 from cropi_tools.policy.loading import Policy
 
 SHAPES = {
@@ -31,9 +40,33 @@ SHAPES = {
 }
 
 
-def computed(computer: GradientComputer, rollout: Rollout) -> dict[str, torch.Tensor]:
+class One:
+    """The reference path, a prompt at a time; the gradient stays in `gradient`."""
+
+    def __init__(
+        self, policy: Policy, settings: GradientSettings, behavior: Policy | None = None, **options: Any
+    ) -> None:
+        self.path, self.settings = ReferenceGradients(policy, settings, behavior, **options), settings
+        self.gradient: dict[str, torch.Tensor] = {}
+
+    def compute(self, rollout: Rollout) -> PromptGradient:
+        self.gradient = {}
+        task = prepare(rollout, self.settings)
+        if isinstance(task, str):
+            return without_gradient(rollout, task)
+
+        def consume(name: str, gradients: torch.Tensor) -> None:
+            assert name not in self.gradient  # once a parameter, tied weights included
+            self.gradient[name] = gradients[0].clone()
+
+        (found,) = self.path.compute([task], consume)
+        assert all(parameter.grad is None for _, parameter in self.path.parameters)
+        return found
+
+
+def computed(computer: One, rollout: Rollout) -> dict[str, torch.Tensor]:
     assert computer.compute(rollout).status == "ok"
-    return {name: gradient.clone() for name, gradient in computer.gradients()}
+    return computer.gradient
 
 
 @pytest.mark.parametrize("tie", [True, False], ids=["tied", "untied"])
@@ -41,7 +74,7 @@ def computed(computer: GradientComputer, rollout: Rollout) -> dict[str, torch.Te
 def test_equals_float64_autograd(tie: bool, shape: str) -> None:
     policy = naive_policy.policy(tie=tie)
     rollout = naive_policy.rollout(1, SHAPES[shape])
-    found = computed(GradientComputer(policy, GradientSettings()), rollout)
+    found = computed(One(policy, GradientSettings()), rollout)
     assert ("lm_head.weight" in found) is not tie
     assert (
         naive_policy.relative_error(found, naive_policy.gradient(naive_policy.double_copy(policy.model), rollout))
@@ -55,7 +88,7 @@ def test_equals_float64_autograd(tie: bool, shape: str) -> None:
 def test_every_setting_equals_float64_autograd(weighting: Any, aggregation: Any, temperature: float) -> None:
     policy = naive_policy.policy()
     rollout = naive_policy.rollout(2)
-    computer = GradientComputer(policy, GradientSettings(weighting, temperature, aggregation))
+    computer = One(policy, GradientSettings(Estimator(weighting), temperature, aggregation))
     expected = naive_policy.gradient(
         naive_policy.double_copy(policy.model), rollout, temperature, weighting, aggregation
     )
@@ -66,7 +99,7 @@ def test_every_setting_equals_float64_autograd(weighting: Any, aggregation: Any,
 def test_recomputed_behavior_equals_float64_autograd(temperature: float) -> None:
     policy, behavior = naive_policy.policy(seed=0), naive_policy.policy(seed=3)
     rollout = naive_policy.rollout(3)
-    computer = GradientComputer(policy, GradientSettings(policy_temperature=temperature), behavior)
+    computer = One(policy, GradientSettings(policy_temperature=temperature), behavior)
     expected = naive_policy.gradient(
         naive_policy.double_copy(policy.model), rollout, temperature, behavior=naive_policy.double_copy(behavior.model)
     )
@@ -83,25 +116,40 @@ def test_a_final_end_token_counts_only_if_it_was_sampled() -> None:
         ]
     )
     model = naive_policy.double_copy(policy.model)
-    computer = GradientComputer(policy, GradientSettings())
+    computer = One(policy, GradientSettings())
     for rollout, tokens in ((ended, 11), (cut, 10)):
         assert naive_policy.relative_error(computed(computer, rollout), naive_policy.gradient(model, rollout)) < 1e-5
         assert computer.compute(rollout).entry["tokens"] == tokens
     assert naive_policy.relative_error(computed(computer, ended), naive_policy.gradient(model, cut)) > 1e-2
 
 
-def test_micro_batches_change_rounding_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    computer = GradientComputer(naive_policy.policy(), GradientSettings())
+@pytest.mark.parametrize("layout", ["packed", "rows"])
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_passes_and_recomputed_activations_change_rounding_only(
+    layout: str, recompute: bool, normalize: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if layout == "rows":
+        monkeypatch.setattr(prompt_objective, "can_pack", lambda model: False)
+    estimator = GradientSettings(Estimator(self_normalize=normalize))
     rollout = naive_policy.rollout(5, ((7, True), (12, False), (1, False), (0, False), (3, True), (9, True)))
-    expected, facts = computed(computer, rollout), computer.compute(rollout).entry
+    whole = One(naive_policy.policy(), estimator)
+    expected, facts = computed(whole, rollout), whole.compute(rollout).entry
     passes: list[int] = []
     forward = gradients.response_logprobs
-    monkeypatch.setattr(gradients, "response_logprobs", lambda *given: passes.append(1) or forward(*given))
-    for limit, number in ((1, 5), (40, 3), (10**9, 1)):
-        monkeypatch.setattr(gradients, "TOKENS_PER_PASS", limit)
+
+    def counted(*given: Any) -> Any:
+        passes.append(1)
+        return forward(*given)
+
+    monkeypatch.setattr(gradients, "response_logprobs", counted)
+    # tokens of a pass, and how many passes that makes; a prompt of 5; an empty response alone needs none
+    for limit, number in {"packed": ((1, 5), (18, 3), (10**9, 1)), "rows": ((1, 5), (40, 3), (10**9, 1))}[layout]:
+        computer = One(naive_policy.policy(), estimator, max_tokens=limit, recompute=recompute)
         passes.clear()
         assert naive_policy.relative_error(computed(computer, rollout), expected) < 2e-6
-        assert len(passes) == number
+        # self-normalization needs all weights before the first gradient
+        assert len(passes) == (2 * number if normalize and number > 1 else number)
         again = computer.compute(rollout).entry
         assert again.keys() == facts.keys()
         assert all(
@@ -110,8 +158,16 @@ def test_micro_batches_change_rounding_only(monkeypatch: pytest.MonkeyPatch) -> 
         )
 
 
+def test_recomputed_activations_leave_dropout_off() -> None:
+    policy = naive_policy.policy()
+    One(policy, GradientSettings(), recompute=True)
+    training = {type(module).__name__ for module in policy.model.modules() if module.training}
+    assert training <= {"Qwen2DecoderLayer", "Qwen2Model"}
+    assert "Qwen2DecoderLayer" in training
+
+
 def test_order_of_samples_and_earlier_prompts_do_not_matter() -> None:
-    computer = GradientComputer(naive_policy.policy(), GradientSettings())
+    computer = One(naive_policy.policy(), GradientSettings())
     rollout = naive_policy.rollout(6)
     expected = computed(computer, rollout)
     computed(computer, naive_policy.rollout(7))
@@ -131,11 +187,7 @@ def sampled(policy: Policy, temperature: float, count: int = 6) -> Rollout:
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_ratio_is_one_at_stage_0_when_temperatures_agree(temperature: float) -> None:
     policy = naive_policy.policy()
-    entry = (
-        GradientComputer(policy, GradientSettings(policy_temperature=temperature))
-        .compute(sampled(policy, temperature))
-        .entry
-    )
+    entry = One(policy, GradientSettings(policy_temperature=temperature)).compute(sampled(policy, temperature)).entry
     assert entry["max_ratio"] == pytest.approx(1.0, abs=1e-5)
     assert entry["mean_ratio"] == pytest.approx(1.0, abs=1e-5)
     assert entry["effective_sample_size"] == pytest.approx(1.0, abs=1e-9)
@@ -145,7 +197,7 @@ def test_ratio_is_one_at_stage_0_when_temperatures_agree(temperature: float) -> 
 def test_ratio_against_the_tempered_distribution() -> None:
     policy = naive_policy.policy()
     rollout = sampled(policy, 0.5)
-    entry = GradientComputer(policy, GradientSettings(policy_temperature=1.0)).compute(rollout).entry
+    entry = One(policy, GradientSettings(policy_temperature=1.0)).compute(rollout).entry
     model = naive_policy.double_copy(policy.model)
     with torch.no_grad():
         logratio = torch.cat(
@@ -167,13 +219,12 @@ def test_ratio_against_the_tempered_distribution() -> None:
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_ratio_is_exactly_one_with_the_same_behavior_policy(
-    temperature: float, monkeypatch: pytest.MonkeyPatch
+    temperature: float,
 ) -> None:
-    monkeypatch.setattr(gradients, "TOKENS_PER_PASS", 30)
     rollout = naive_policy.rollout(8)
     bare = rollout._replace(samples=[sample._replace(logprobs=None) for sample in rollout.samples])
-    computer = GradientComputer(
-        naive_policy.policy(), GradientSettings(policy_temperature=temperature), naive_policy.policy()
+    computer = One(
+        naive_policy.policy(), GradientSettings(policy_temperature=temperature), naive_policy.policy(), max_tokens=14
     )
     entry = computer.compute(bare).entry
     assert (entry["mean_ratio"], entry["max_ratio"], entry["kl"], entry["effective_sample_size"]) == (
@@ -188,18 +239,18 @@ def test_prompts_without_gradient_have_no_forward_pass() -> None:
     policy = naive_policy.policy()
     policy.model.forward = None  # calling the model would fail
     policy.model.model.forward = None
-    computer = GradientComputer(policy, GradientSettings())
+    computer = One(policy, GradientSettings())
     rollout = naive_policy.rollout(9)
     same = rollout._replace(samples=[sample._replace(reward=0.1) for sample in rollout.samples])
     assert computer.compute(same).status == "zero-advantage"
     assert computer.compute(rollout._replace(samples=rollout.samples[:1])).status == "zero-advantage"
     empty = rollout._replace(samples=[Sample([], [], 0.0), Sample([], [], 1.0)])
     assert computer.compute(empty).status == "empty"
-    assert list(computer.gradients()) == []
+    assert computer.gradient == {}
 
 
 def test_refusals_name_the_prompt() -> None:
-    computer = GradientComputer(naive_policy.policy(), GradientSettings())
+    computer = One(naive_policy.policy(), GradientSettings())
     rollout = naive_policy.rollout(10)
     greedy = rollout._replace(samples=[sample._replace(logprobs=None) for sample in rollout.samples])
     with pytest.raises(InputError, match=r"'r10'.*no log-probabilities.*--behavior"):
@@ -217,14 +268,16 @@ def test_norm_of_a_large_tensor_does_not_lose_small_terms() -> None:
     assert squared_norm(gradient) == pytest.approx(float(np.sum(gradient.numpy().astype(np.float64) ** 2)), rel=1e-6)
 
 
-def make_store(path: Path, rollouts: list[Path], shard: tuple[int, int], mean: Path) -> Store:
-    policy = naive_policy.policy()
-    computer = GradientComputer(policy, GradientSettings())
+SETTINGS = GradientSettings()
+
+
+def make_store(path: Path, rollouts: list[Path], shard: tuple[int, int], mean: Path, max_tokens: int = 10**9) -> Store:
+    computer = ReferenceGradients(naive_policy.policy(), SETTINGS, max_tokens=max_tokens)
     layout = Layout.of(computer.parameters)
     output = Output(path, Fingerprint("cropi-grad", {}, {}), {}, folder=True)
     assert output.open()
     spec = ProjectionSpec.create("countsketch", layout, 1024, 0)
-    against = collect.Against({"target": str(mean)}, layout, "P", {}, torch.device("cpu"))
+    against = Against({"target": str(mean)}, layout, "P", {})
     facts = {
         "policy": "P",
         "objective": {},
@@ -232,28 +285,27 @@ def make_store(path: Path, rollouts: list[Path], shard: tuple[int, int], mean: P
         "projection": spec.to_json(),
         "layout": layout.to_json(),
         "device": "cpu",
+        "against": against.attributes,
     }
-    collect.collect_store(
-        computer, collect.survey([str(r) for r in rollouts], 70, shard), output, spec, layout, against, facts
-    )
+    measure = Measure(layout, spec, against.directions, torch.device("cpu"))
+    estimates = BackwardEstimates(computer, SETTINGS, measure, against)
+    collect_store(estimates, SETTINGS, survey([str(r) for r in rollouts], 70, SETTINGS, shard), output, facts)
     return Store(path)
 
 
-def test_sketches_do_not_depend_on_order_shards_or_micro_batches(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sketches_do_not_depend_on_order_shards_or_passes(tmp_path: Path) -> None:
     made = [naive_policy.rollout(n) for n in range(20, 27)]
     made[3] = made[3]._replace(samples=[sample._replace(reward=1.0) for sample in made[3].samples])
     forward = naive_policy.write(tmp_path / "a.jsonl", made)
     backward = naive_policy.write(tmp_path / "b.jsonl", made[::-1])
     policy = naive_policy.policy()
-    computer = GradientComputer(policy, GradientSettings())
+    computer = ReferenceGradients(policy, SETTINGS)
     layout = Layout.of(computer.parameters)
     mean = tmp_path / "mean.safetensors"
     output = Output(mean, Fingerprint("cropi-grad", {}, {}), {})
     output.open()
     facts = {"policy": "P", "tokenizer": "T", "objective": {}}
-    collect.collect_mean(computer, collect.survey([str(forward)], 70), output, layout, facts)
+    collect_mean(computer, SETTINGS, survey([str(forward)], 70, SETTINGS), output, layout, facts)
 
     def rows(stores: list[Store]) -> dict[str, list[Any]]:
         found = {}
@@ -272,8 +324,7 @@ def test_sketches_do_not_depend_on_order_shards_or_micro_batches(
     shards = [make_store(tmp_path / f"shard{i}.zarr", [forward], (i, 3), mean) for i in (1, 2, 3)]
     assert [len(store.index) for store in shards] == [2, 2, 3]
     assert rows(shards) == expected
-    monkeypatch.setattr(gradients, "TOKENS_PER_PASS", 20)
-    batched = rows([make_store(tmp_path / "batched.zarr", [forward], (1, 1), mean)])
+    batched = rows([make_store(tmp_path / "batched.zarr", [forward], (1, 1), mean, max_tokens=20)])
     for identity, row in expected.items():
         if row is not None:
             np.testing.assert_allclose(batched[identity][:-2], row[:-2], atol=2e-4)  # rows are float16
@@ -292,22 +343,24 @@ def test_sketches_do_not_depend_on_order_shards_or_micro_batches(
 
 def test_a_mean_goes_on_after_a_kill_at_any_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rollouts = naive_policy.write(tmp_path / "a.jsonl", map(naive_policy.rollout, range(30, 34)))
-    computer = GradientComputer(naive_policy.policy(), GradientSettings())
+    computer = ReferenceGradients(naive_policy.policy(), SETTINGS)
     layout = Layout.of(computer.parameters)
-    monkeypatch.setattr(collect, "SECONDS_BETWEEN_COMMITS", -1.0)
+    monkeypatch.setattr(mean_work, "SHARE_OF_SAVING", 1e9)
+    monkeypatch.setattr(mean_work, "SECONDS_BETWEEN_COMMITS", -1.0)
     facts = {"policy": "P", "tokenizer": "T", "objective": {}}
 
     def run(path: Path) -> None:
         output = Output(path, Fingerprint("cropi-grad", {}, {}), {})
         assert output.open()
         try:
-            collect.collect_mean(computer, collect.survey([str(rollouts)], 70), output, layout, facts)
+            work = survey([str(rollouts)], 70, SETTINGS)
+            collect_mean(computer, SETTINGS, work, output, layout, facts)
         finally:
             output._release_lock()
 
     run(tmp_path / "whole.safetensors")
     whole = (tmp_path / "whole.safetensors").read_bytes()
-    replace, saves = collect.os.replace, 0
+    replace, saves = mean_work.os.replace, 0
 
     class Killed(BaseException):
         pass
@@ -325,7 +378,7 @@ def test_a_mean_goes_on_after_a_kill_at_any_save(tmp_path: Path, monkeypatch: py
                     raise Killed
 
         with monkeypatch.context() as patch:
-            patch.setattr(collect.os, "replace", dying)
+            patch.setattr(mean_work.os, "replace", dying)
             with pytest.raises(Killed):
                 run(path)
         run(path)

@@ -1,0 +1,211 @@
+"""What cheaper influence costs and what it still knows: one table, against the full exact influence of the same run.
+
+Scoring is what the method really costs. Every row ranks the same pool by the same validation sets; `time` is seconds a prompt for gradient
+(or forward mode) and exact products, the policy loaded and everything warm; `precision` is the share of the exact top tenth (reference path, all
+parameters, all samples, cosine) that the row's top tenth holds, `rank` Spearman's correlation with it. Each row takes a mean gradient of
+its own validation rollouts (same parameters, all their samples); making it is not counted, it is done once for a whole pool.
+
+    python benchmarks/cheaper.py                      # the demo's starting policy and pool, made in --work (minutes, once)
+    python benchmarks/cheaper.py --limit 200 --json   # one object a goal
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from fidelity import ROOT, demo
+from gradient import name_of
+
+from cropi_tools import runtime
+from cropi_tools.data.manifest import Fingerprint
+from cropi_tools.data.means import read_facts
+from cropi_tools.data.output import Output
+from cropi_tools.data.records import read_rollouts
+from cropi_tools.influence.agreement import precision_at, spearman
+from cropi_tools.influence.collect_mean import collect_mean
+from cropi_tools.influence.estimates import GradientPath
+from cropi_tools.influence.fast_gradients import FastGradients
+from cropi_tools.influence.forward_mode import ForwardMode
+from cropi_tools.influence.gradients import ReferenceGradients
+from cropi_tools.influence.measure import Direction, Measure
+from cropi_tools.influence.projection import Layout
+from cropi_tools.influence.prompt_objective import GradientSettings, Task, prepare
+from cropi_tools.influence.work import batches, survey
+from cropi_tools.policy.loading import Policy, load_policy
+from cropi_tools.policy.subset import add_adapters, train_only
+
+SETTINGS = GradientSettings()
+GOAL_FORWARD, GOAL_FAST, GOAL_EQUAL = 0.6, 3.0, 1e-4
+
+
+class Row(NamedTuple):
+    """A way to score: seconds a prompt, and for every set the scores of all prompts (NaN where the prompt has none)."""
+
+    name: str
+    seconds: float
+    scores: dict[str, np.ndarray]
+
+
+class Pool(NamedTuple):
+    """Rollouts of the pool and of the validation sets, all prompts of the pool live."""
+
+    rollouts: list
+    valid: dict[str, str]
+
+    def tasks(self, samples: int | None = None) -> list[Task | str]:
+        return [prepare(r._replace(samples=r.samples[:samples]), SETTINGS) for r in self.rollouts]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Cheaper influence: time and precision@10 % against the exact one.")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "fidelity", help="folder for what is made, kept")
+    parser.add_argument("--policy", help="a policy folder (default: the demo's starting policy, made in --work)")
+    parser.add_argument("--rollouts", help="rollouts of the pool")
+    parser.add_argument("--valid", action="append", metavar="FILE", help="rollouts of a validation set")
+    parser.add_argument("--limit", type=int, help="live prompts of the pool, at most")
+    parser.add_argument("--json", action="store_true", help="one JSON object a goal")
+    options = parser.parse_args()
+    runtime.set_quiet(True)
+    given = (options.policy, options.rollouts, options.valid)
+    if any(given) and not all(given):
+        parser.error("--policy, --rollouts and --valid go together")
+    options.work.mkdir(parents=True, exist_ok=True)
+    folder, rollouts, valid = given if all(given) else demo(options.work)
+    live = [r for r in read_rollouts([rollouts]) if isinstance(prepare(r, SETTINGS), Task)][: options.limit]
+    pool = Pool(live, {Path(path).name.split(".")[0]: path for path in valid})
+    policy = load_policy(folder, "cpu", "float32")
+
+    def fresh(change: Callable[[Policy], None]) -> Policy:
+        other = policy._replace(model=copy.deepcopy(policy.model))
+        change(other)
+        return other
+
+    exact = backward("reference path, all parameters", ReferenceGradients(policy, SETTINGS), policy, pool)
+    rows = [exact, backward("fast path", FastGradients(policy, SETTINGS), policy, pool)]
+    rows += forward(policy, pool)
+    for share in (4, 2):
+        rows.append(backward(f"fast path, {share} samples", FastGradients(policy, SETTINGS), policy, pool, share))
+    last = policy.model.config.num_hidden_layers - 1
+    for words in ([f"model.layers.{last}.*"], ["*.mlp.*"], ["*norm*"], ["*embed*"]):
+        some = fresh(lambda other, words=words: train_only(other, words))
+        rows.append(backward(f"--params '{words[0]}'", FastGradients(some, SETTINGS), some, pool))
+    adapted = fresh(lambda other: add_adapters(other, 8, 0))
+    rows.append(backward("--lora 8", FastGradients(adapted, SETTINGS), adapted, pool))
+    report(options, rows, exact, len(live))
+
+
+def mean_files(path: GradientPath, policy: Policy, pool: Pool, folder: Path) -> dict[str, Path]:
+    """The mean gradient of every validation set over the path's parameters."""
+    made = {}
+    for name, rollouts in pool.valid.items():
+        made[name] = folder / f"{name}.safetensors"
+        output = Output(made[name], Fingerprint("cropi-grad", {}, {}), {})
+        output.open()
+        work = survey([rollouts], policy.vocabulary, SETTINGS)
+        facts = {"policy": "", "tokenizer": "", "objective": {}}
+        collect_mean(path, SETTINGS, work, output, Layout.of(path.parameters), facts)
+    return made
+
+
+def backward(name: str, path: GradientPath, policy: Policy, pool: Pool, samples: int | None = None) -> Row:
+    """Score by gradients: norm and exact products, no sketch."""
+    with tempfile.TemporaryDirectory() as folder:
+        means = mean_files(path, policy, pool, Path(folder))
+        norms = {name: read_facts(file)["norm"] for name, file in means.items()}
+        directions = {name: Direction(file) for name, file in means.items()}
+        measure = Measure(Layout.of(path.parameters), None, directions, policy.device)
+        tasks = [(place, task) for place, task in enumerate(pool.tasks(samples)) if isinstance(task, Task)]
+        scores = {name: np.full(len(pool.rollouts), np.nan) for name in means}
+
+        def run(some: Sequence[tuple[int, Task]]) -> None:
+            places = iter([place for place, _ in some])
+            for batch in batches(iter([task.rollout for _, task in some]), SETTINGS, path.room_for):
+                measure.begin(len(batch.tasks))
+                path.compute(batch.tasks, measure.add)
+                for found in measure.finish():
+                    place = next(places)
+                    for mean, value in found.inner.items():
+                        scores[mean][place] = value / (found.square**0.5 * norms[mean]) if found.square else np.nan
+
+        return Row(name, timed(run, tasks) / len(pool.rollouts), scores)
+
+
+def forward(policy: Policy, pool: Pool) -> list[Row]:
+    """Score by forward mode: inner products, ranked as they are and, where the exact norms are at hand, as cosines."""
+    reference = ReferenceGradients(policy, SETTINGS)
+    with tempfile.TemporaryDirectory() as folder:
+        means = mean_files(reference, policy, pool, Path(folder))
+        directions = {name: Direction(file) for name, file in means.items()}
+        tasks = [task for task in pool.tasks() if isinstance(task, Task)]
+        rows = []
+        for names in ([next(iter(means))], list(means)):
+            path = ForwardMode(policy, SETTINGS, {name: directions[name] for name in names})
+            scores = {name: np.full(len(tasks), np.nan) for name in names}
+
+            def run(some: Sequence[Task], path: ForwardMode = path, scores: dict[str, np.ndarray] = scores) -> None:
+                place = 0
+                for batch in batches(iter([task.rollout for task in some]), SETTINGS, path.room_for):
+                    for found in path.compute(batch.tasks):
+                        for mean, value in found.inner.items():
+                            scores[mean][place] = value
+                        place += 1
+
+            label = f"forward mode, {len(names)} mean{'s' if len(names) > 1 else ''}, by inner product"
+            rows.append(Row(label, timed(run, tasks) / len(tasks), scores))
+        return rows
+
+
+def timed(run: Callable[[Sequence], None], tasks: Sequence) -> float:
+    """Seconds of a run over all tasks, after one over some that is not counted; the better of two."""
+    run(tasks[:32])
+    best = float("inf")
+    for _ in range(2):
+        start = time.perf_counter()
+        run(tasks)
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def report(options: argparse.Namespace, rows: list[Row], exact: Row, prompts: int) -> None:
+    """Print the table, or the goals."""
+    device = name_of(torch.device("cpu"))
+    found = {row.name: row for row in rows}
+    fast, one = found["fast path"], found["forward mode, 1 mean, by inner product"]
+    goals = [
+        ("fast-to-reference", exact.seconds / fast.seconds, GOAL_FAST, ">=", "the reference path, seconds a prompt"),
+        ("forward-to-fast", one.seconds / fast.seconds, GOAL_FORWARD, "<=", "the fast path, seconds a prompt"),
+    ]
+    if options.json:
+        for name, value, goal, side, peer in goals:
+            met = value >= goal if side == ">=" else value <= goal
+            record = {"name": name, "value": round(value, 3), "goal": goal, "met": met, "peer": peer}
+            print(json.dumps({**record, "device": f"{device}; {prompts} prompts"}))
+        return
+    print(f"{prompts} live prompts, sets {', '.join(exact.scores)}, {device}")
+    print(f"{'':44} {'ms a prompt':>11} {'of exact':>9}  precision@10 %   rank")
+    for row in rows:
+        kept, rank = agreement(row, exact)
+        print(f"{row.name:44} {1000 * row.seconds:11.2f} {row.seconds / exact.seconds:9.3f}  {kept:14.3f} {rank:6.3f}")
+    for name, value, goal, side, peer in goals:
+        met = value >= goal if side == ">=" else value <= goal
+        print(f"{name:20} {value:7.2f}   goal {side} {goal:.1f} {'met' if met else 'MISSED':6}  against {peer}")
+
+
+def agreement(row: Row, exact: Row) -> tuple[float, float]:
+    """precision@10 % and rank correlation against the exact cosines, the mean over the row's sets; no score is the last rank."""
+    pairs = [(np.nan_to_num(scores, nan=-np.inf), exact.scores[name]) for name, scores in row.scores.items()]
+    kept = [precision_at(mine, theirs) for mine, theirs in pairs]
+    return float(np.mean(kept)), float(np.mean([spearman(mine, theirs) for mine, theirs in pairs]))
+
+
+if __name__ == "__main__":
+    main()

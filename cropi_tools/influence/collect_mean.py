@@ -1,0 +1,156 @@
+"""The work of cropi-grad --mean: the mean gradient over all prompts, and with --halves the mean over the first half of them.
+
+The first half are prompts 1, 3, 5, ... of the input. The running sum carries its own progress in its header, so that sum and count can
+never disagree; it is saved now and then, so rarely that saving a large one does not take over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from cropi_tools import runtime
+from cropi_tools.data.errors import InputError
+from cropi_tools.data.means import read_facts, read_tensors, write_mean
+from cropi_tools.data.output import Output
+from cropi_tools.influence.collect import without_any
+from cropi_tools.influence.estimates import GradientPath
+from cropi_tools.influence.measure import squared_norm
+from cropi_tools.influence.precondition import Preconditioner
+from cropi_tools.influence.projection import Layout
+from cropi_tools.influence.prompt_objective import GradientSettings, Task
+from cropi_tools.influence.work import Work, batches
+
+SECONDS_BETWEEN_COMMITS = 60.0
+SHARE_OF_SAVING = 0.05  # of the time, at most
+
+Tensors = dict[str, torch.Tensor]
+
+
+def collect_mean(
+    path: GradientPath,
+    settings: GradientSettings,
+    work: Work,
+    output: Output,
+    layout: Layout,
+    facts: Mapping[str, Any],
+    halves: bool = False,
+    scaling: Preconditioner | None = None,
+) -> dict[str, int]:
+    """The mean over all prompts of the gradient, in float32; a prompt without advantage counts with gradient zero.
+
+    Returns counters as `collect_store`. InputError: no prompt has a gradient, or one is not finite.
+    """
+    if halves and work.prompts < 2:
+        raise InputError("a mean in halves needs at least two prompts")
+    device = path.parameters[0][1].device
+    total = {name: torch.zeros(p.shape, dtype=torch.float32, device=device) for name, p in path.parameters}
+    first = {name: torch.zeros_like(tensor) for name, tensor in total.items()} if halves else {}
+    done, counters = 0, {"tokens": 0}
+
+    def finish() -> dict[str, int]:
+        ledger = {"tokens_scored": counters["tokens"], "device": str(device)}
+        described = {**facts, "live": counters.get("ok", 0)}
+        output.finish(rows=work.prompts, skipped=without_any(counters), ledger=ledger, facts=described)
+        return counters
+
+    if output.part.exists():
+        saved = read_facts(output.part)
+        counters = saved["counters"]
+        if "norm" in saved:  # it is the mean already, only its name is missing
+            return finish()
+        done = saved["done"]
+        for sums, half in ((total, False), (first, True)):
+            for name, tensor in read_tensors(output.part, half).items():
+                sums[name].copy_(tensor)
+
+    committed, saving = time.monotonic(), 0.0
+    with runtime.progress("mean gradient", work.prompts, done) as shown:
+        for batch in batches(work.rollouts(done), settings, path.room_for):
+            in_first = [
+                (done + place) % 2 == 0 for place, (_, task) in enumerate(batch.prompts) if isinstance(task, Task)
+            ]
+
+            def consume(name: str, gradients: torch.Tensor, in_first: list[bool] = in_first) -> None:
+                rows = gradients.reshape(len(in_first), -1)
+                if scaling is not None:
+                    rows = rows * scaling.scale(name)
+                # one after another: the sum does not depend on which prompts were computed together
+                for row, half in zip(rows, in_first, strict=True):
+                    total[name].view(-1).add_(row)
+                    if halves and half:
+                        first[name].view(-1).add_(row)
+
+            found = path.compute(batch.tasks, consume) if in_first else []
+            for status in (task if isinstance(task, str) else "ok" for _, task in batch.prompts):
+                counters[status] = counters.get(status, 0) + 1
+            counters["tokens"] += sum(gradient.tokens for gradient in found)
+            done += len(batch.prompts)
+            shown.advance(len(batch.prompts))
+            wait = max(SECONDS_BETWEEN_COMMITS, saving / SHARE_OF_SAVING)
+            if done < work.prompts and (time.monotonic() - committed > wait or runtime.stop_requested()):
+                start = time.monotonic()
+                _save(output, total, first, {"done": done, "counters": counters})
+                output.commit({"done": done})
+                committed = time.monotonic()
+                saving = committed - start
+                runtime.stop_if_requested()
+
+    norm = _to_means(total, work.prompts)
+    if not math.isfinite(norm):
+        raise InputError(f"{output.path}: the mean gradient is not finite; try --dtype float32")
+    if norm == 0.0:
+        raise InputError(
+            f"none of the {work.prompts} prompts gives a gradient (all their samples have equal rewards), so there is no direction to follow; "
+            "take harder or easier validation prompts, or more samples"
+        )
+    described: dict[str, Any] = {
+        **facts,
+        "layout": layout.sha256,
+        "parameters": layout.to_json(),
+        "norm": norm,
+        "prompts": work.prompts,
+    }
+    if halves:
+        described["halves"] = _halves(total, first, work.prompts)
+    described |= {"counters": counters, "content": _content(total, first)}
+    _save(output, total, first, described)
+    return finish()
+
+
+def _to_means(sums: Tensors, count: int) -> float:
+    """Divide the sums in place; the norm of the result."""
+    for tensor in sums.values():
+        tensor /= count
+    return math.sqrt(math.fsum(squared_norm(tensor) for tensor in sums.values()))
+
+
+def _halves(mean: Tensors, first: Tensors, prompts: int) -> dict[str, list[float]]:
+    """How many prompts each half has, and the norms of their means; `first` becomes the mean of the first."""
+    ones = (prompts + 1) // 2
+    others = prompts - ones
+    norm = _to_means(first, ones)
+    second = (squared_norm((prompts * mean[name] - ones * first[name]) / others) for name in mean)
+    return {"prompts": [ones, others], "norms": [norm, math.sqrt(math.fsum(second))]}
+
+
+def _save(output: Output, total: Tensors, first: Tensors, described: Mapping[str, Any]) -> None:
+    temporary = output.part.with_name(output.part.name + ".tmp")
+    write_mean(temporary, total, described, half=first)
+    os.replace(temporary, output.part)
+
+
+def _content(*every: Tensors) -> str:
+    """A hash of the mean itself, kept by the stores that used it."""
+    digest = hashlib.sha256()
+    for tensors in every:
+        for name in sorted(tensors):
+            digest.update(name.encode())
+            digest.update(tensors[name].detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

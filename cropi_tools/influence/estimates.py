@@ -1,0 +1,123 @@
+"""The figures of a batch of prompts: what collect.py writes into the store.
+
+By backward passes: gradients, whose norm, inner products and sketch are measured while they are in memory. `forward_estimates.py` has the
+other way. Both give the same for the two halves of a prompt's samples, if asked: samples 0, 2, 4, ... and 1, 3, 5, ..., each half with
+advantages of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+from cropi_tools.data.errors import InputError
+from cropi_tools.influence.against import Against
+from cropi_tools.influence.gradients import Consume
+from cropi_tools.influence.measure import Measure, Measured
+from cropi_tools.influence.prompt_objective import GradientSettings, PromptGradient, Task, prepare
+
+
+class Estimate(NamedTuple):
+    """Of one prompt: its index entry with everything measured, its sketch if one is made, tokens that went through the policy."""
+
+    entry: dict[str, Any]
+    sketch: Any
+    tokens: int
+
+
+class GradientPath(Protocol):
+    """A way to compute gradients: one prompt at a time (gradients.py), or several (fast_gradients.py)."""
+
+    parameters: list[tuple[str, torch.nn.Parameter]]
+
+    def room_for(self, tasks: Sequence[Task], task: Task) -> bool: ...
+
+    def compute(self, tasks: Sequence[Task], consume: Consume) -> list[PromptGradient]: ...
+
+
+class Estimates(Protocol):
+    """What collect.py needs."""
+
+    def room_for(self, tasks: Sequence[Task], task: Task) -> bool: ...
+
+    def of(self, tasks: Sequence[Task]) -> list[Estimate]: ...
+
+
+class BackwardEstimates:
+    """Estimates from gradients. halves: measures the inner products of half-gradients, or None."""
+
+    def __init__(
+        self,
+        path: GradientPath,
+        settings: GradientSettings,
+        measure: Measure,
+        against: Against,
+        halves: Measure | None = None,
+    ) -> None:
+        self._path, self._settings, self._measure, self._against, self._halves = (
+            path,
+            settings,
+            measure,
+            against,
+            halves,
+        )
+        self.room_for = path.room_for
+
+    def of(self, tasks: Sequence[Task]) -> list[Estimate]:
+        """The estimates of a batch of tasks. InputError: a gradient that is not finite."""
+        if not tasks:
+            return []
+        gradients, measured = self._run(tasks, self._measure)
+        found = []
+        for task, gradient, figures in zip(tasks, gradients, measured, strict=True):
+            entry = {**gradient.entry, "gradient_norm": math.sqrt(figures.square), "inner": figures.inner}
+            if figures.square == 0.0:
+                entry = {**gradient.entry, "status": "zero-gradient"}
+            check_finite(task, [figures.square, *figures.inner.values()])
+            found.append(Estimate(entry, figures.sketch if figures.square else None, gradient.tokens))
+        if self._halves is not None:
+            self._add_halves(tasks, found)
+        return found
+
+    def _run(self, tasks: Sequence[Task], measure: Measure) -> tuple[list[PromptGradient], list[Measured]]:
+        measure.begin(len(tasks))
+        gradients = self._path.compute(tasks, measure.add)
+        try:
+            return gradients, measure.finish()
+        except InputError as error:
+            ids = ", ".join(f"'{task.rollout.id}'" for task in tasks)
+            raise InputError(f"prompt {ids}: {error}") from None
+
+    def _add_halves(self, tasks: Sequence[Task], found: list[Estimate]) -> None:
+        results: list[list[Any]] = [[None, None] for _ in tasks]
+        for half in (0, 1):
+            some = [(place, part) for place, task in enumerate(tasks) if (part := half_of(task, half, self._settings))]
+            # half the samples are fewer tokens, so they fit where the whole did
+            if some:
+                assert self._halves is not None
+                for (place, task), figures in zip(
+                    some, self._run([part for _, part in some], self._halves)[1], strict=True
+                ):
+                    check_finite(task, [figures.square, *figures.inner.values()])
+                    if figures.square:
+                        inner = self._against.half_products(figures.inner, half)
+                        results[place][half] = {"gradient_norm": math.sqrt(figures.square), "inner": inner}
+        for place, estimate in enumerate(found):
+            estimate.entry["halves"] = results[place]
+            # a half is computed from the same tokens once more
+            found[place] = estimate._replace(tokens=2 * estimate.tokens)
+
+
+def half_of(task: Task, half: int, settings: GradientSettings) -> Task | None:
+    """The task of half the samples, 0 or 1; None when these give no gradient."""
+    part = prepare(task.rollout._replace(samples=task.rollout.samples[half::2]), settings)
+    return part if isinstance(part, Task) else None
+
+
+def check_finite(task: Task, values: Iterable[float]) -> None:
+    """InputError naming the prompt when a figure is not finite."""
+    if not all(map(math.isfinite, values)):
+        raise InputError(f"prompt '{task.rollout.id}': its gradient is not finite; try --dtype float32")

@@ -1,0 +1,39 @@
+"""The figures of a batch of prompts by forward mode: inner products, of the halves too, but no norms and no sketches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from cropi_tools.influence.against import Against
+from cropi_tools.influence.estimates import Estimate, check_finite, half_of
+from cropi_tools.influence.forward_mode import Forward, ForwardMode, inner_of
+from cropi_tools.influence.prompt_objective import GradientSettings, Task
+
+
+class ForwardEstimates:
+    """Estimates by forward mode: inner products, no norm and no sketch."""
+
+    def __init__(self, forward: ForwardMode, settings: GradientSettings, against: Against, halves: bool) -> None:
+        self._forward, self._settings, self._against, self._halves = forward, settings, against, halves
+        self.room_for = forward.room_for
+
+    def of(self, tasks: Sequence[Task]) -> list[Estimate]:
+        """The estimates of a batch of tasks. InputError: a derivative that is not finite."""
+        found = []
+        for task, forward in zip(tasks, self._forward.compute(tasks) if tasks else [], strict=True):
+            check_finite(task, forward.inner.values())
+            inner = {name: forward.inner[name] for name in self._against.directions}
+            entry = {**forward.gradient.entry, "gradient_norm": None, "inner": inner}
+            if self._halves:
+                entry["halves"] = [self._half(forward, task, half) for half in (0, 1)]
+            found.append(Estimate(entry, None, forward.gradient.tokens))
+        return found
+
+    def _half(self, forward: Forward, task: Task, half: int) -> dict[str, Any] | None:
+        part = half_of(task, half, self._settings)
+        if part is None:
+            return None
+        rows = range(half, len(task.responses), 2)
+        inner = {name: inner_of(forward, part, rows, self._settings, name) for name in self._against.half_directions}
+        return {"gradient_norm": None, "inner": self._against.half_products(inner, half)}

@@ -1,0 +1,83 @@
+"""What cropi-grad has to do: which prompts, and in which batches.
+
+A batch is decided by the prompts alone, from the start of the work or from a place where the work before was committed, so that an
+interrupted command goes on with the same batches and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import NamedTuple
+
+from cropi_tools.data.records import Rollout, read_rollouts, shard_range
+from cropi_tools.influence.prompt_objective import GradientSettings, Task, prepare
+
+PROMPTS_TOGETHER = 1024  # those without a gradient cost nothing, but what is found must be committed now and then
+
+Room = Callable[[Sequence[Task], Task], bool]
+
+
+class Work(NamedTuple):
+    """The prompts [start, stop) of the rollouts files with the first `samples` of each, and how many of them have a gradient."""
+
+    paths: Sequence[str]
+    vocabulary: int
+    start: int
+    stop: int
+    live: int
+    samples: int | None
+
+    def rollouts(self, done: int = 0) -> Iterator[Rollout]:
+        """The prompts of this shard in file order, without the first `done`."""
+        for rollout in islice(read_rollouts(self.paths, self.vocabulary), self.start + done, self.stop):
+            yield rollout._replace(samples=rollout.samples[: self.samples])
+
+    @property
+    def prompts(self) -> int:
+        return self.stop - self.start
+
+
+class Batch(NamedTuple):
+    """Prompts in file order, each with its task or the reason why it has none."""
+
+    prompts: list[tuple[Rollout, Task | str]]
+
+    @property
+    def tasks(self) -> list[Task]:
+        return [task for _, task in self.prompts if isinstance(task, Task)]
+
+
+def survey(
+    paths: Sequence[str],
+    vocabulary: int,
+    settings: GradientSettings,
+    shard: tuple[int, int] = (1, 1),
+    limit: int | None = None,
+    samples: int | None = None,
+) -> Work:
+    """Read and check all rollouts once, before any model work: a bad line at the end of a long job's input is found at once.
+
+    shard: (i, n), 1-based; limit: use the first prompts only, before they are divided into shards; samples: use the first of each prompt.
+    """
+    everything = Work(paths, vocabulary, 0, sys.maxsize, 0, samples)
+    live = [isinstance(prepare(rollout, settings), Task) for rollout in everything.rollouts()][:limit]
+    start, stop = shard_range(len(live), *shard)
+    return everything._replace(start=start, stop=stop, live=sum(live[start:stop]))
+
+
+def batches(rollouts: Iterator[Rollout], settings: GradientSettings, room: Room) -> Iterator[Batch]:
+    """The prompts in batches; room(tasks, task): whether one more task fits."""
+    found: list[tuple[Rollout, Task | str]] = []
+    tasks: list[Task] = []
+    for rollout in rollouts:
+        task = prepare(rollout, settings)
+        if found and ((isinstance(task, Task) and not room(tasks, task)) or len(found) == PROMPTS_TOGETHER):
+            yield Batch(found)
+            found, tasks = [], []
+        found.append((rollout, task))
+        if isinstance(task, Task):
+            tasks.append(task)
+    if found:
+        yield Batch(found)

@@ -1,0 +1,232 @@
+"""Figures of prompts: exact influence against brute force, halves, subsets of parameters, the geometry of Adam."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import naive_policy
+import numpy as np
+import pytest
+import torch
+from gradient_stores import open_output
+from safetensors.torch import save_file
+from scipy.stats import spearmanr
+
+from cropi_tools.data.errors import InputError, UsageError
+from cropi_tools.data.means import read_facts, read_tensors
+from cropi_tools.data.policies import OPTIMIZER_STATE
+from cropi_tools.data.records import Rollout
+from cropi_tools.influence.against import Against
+from cropi_tools.influence.collect_mean import collect_mean
+from cropi_tools.influence.estimates import BackwardEstimates, Estimate
+from cropi_tools.influence.gradients import ReferenceGradients
+from cropi_tools.influence.measure import Measure
+from cropi_tools.influence.precondition import EPSILON, Preconditioner
+from cropi_tools.influence.projection import Layout, ProjectionSpec
+from cropi_tools.influence.prompt_objective import GradientSettings, Task, prepare
+from cropi_tools.influence.work import batches, survey
+from cropi_tools.policy.loading import Policy
+from cropi_tools.policy.subset import add_adapters, train_only
+
+SETTINGS = GradientSettings()
+CPU = torch.device("cpu")
+EIGHT = ((7, True), (5, False), (3, True), (6, False), (4, True), (9, False), (2, True), (5, False))
+
+
+def eight(number: int) -> Rollout:
+    """A prompt of eight samples, some right and some wrong in each half."""
+    made = naive_policy.rollout(number, EIGHT)
+    rewards = [1.0, 0.0, 0.0, 1.0, 1.0, float(number % 2), 0.0, 1.0]
+    return made._replace(samples=[s._replace(reward=r) for s, r in zip(made.samples, rewards, strict=True)])
+
+
+def layout_of(policy: Policy) -> Layout:
+    return Layout.of((name, p) for name, p in policy.model.named_parameters() if p.requires_grad)
+
+
+def make_mean(
+    path: Path, policy: Policy, rollouts: list[Rollout], halves: bool = False, scaling: Preconditioner | None = None
+) -> Path:
+    source = naive_policy.write(path.with_suffix(".jsonl"), rollouts)
+    collect_mean(
+        ReferenceGradients(policy, SETTINGS),
+        SETTINGS,
+        survey([str(source)], 70, SETTINGS),
+        open_output(path, folder=False),
+        layout_of(policy),
+        {"policy": "P", "tokenizer": "T", "objective": {}},
+        halves,
+        scaling,
+    )
+    return path
+
+
+def estimates(
+    policy: Policy,
+    rollouts: list[Rollout],
+    means: dict[str, Path],
+    halves: bool = False,
+    scaling: Preconditioner | None = None,
+) -> list[Estimate]:
+    layout = layout_of(policy)
+    against = Against({name: str(path) for name, path in means.items()}, layout, "P", {}, halves)
+    spec = ProjectionSpec.create("none", layout)
+    measure = Measure(layout, spec, against.directions, CPU, scaling)
+    other = Measure(layout, None, against.half_directions, CPU, scaling) if halves else None
+    made = BackwardEstimates(ReferenceGradients(policy, SETTINGS), SETTINGS, measure, against, other)
+    tasks = [prepare(rollout, SETTINGS) for rollout in rollouts]
+    return [estimate for task in tasks if isinstance(task, Task) for estimate in made.of([task])]
+
+
+def flat(gradient: dict[str, torch.Tensor], names: list[str] | None = None) -> torch.Tensor:
+    return torch.cat([gradient[name].double().reshape(-1) for name in names or sorted(gradient)])
+
+
+def mean_of(gradients: list[torch.Tensor], count: int) -> torch.Tensor:
+    return torch.stack(gradients).sum(0) / count
+
+
+def test_exact_influence_ranks_as_float64_brute_force(tmp_path: Path) -> None:
+    policy = naive_policy.policy()
+    train, sets = [eight(n) for n in range(60)], {"a": [eight(n) for n in range(100, 106)], "b": [eight(200)]}
+    means = {name: make_mean(tmp_path / f"{name}.safetensors", policy, made) for name, made in sets.items()}
+    found = estimates(policy, train, means)
+    wide = naive_policy.double_copy(policy.model)
+    gradients = [flat(naive_policy.gradient(wide, rollout)) for rollout in train]
+    for name, made in sets.items():
+        direction = mean_of([flat(naive_policy.gradient(wide, rollout)) for rollout in made], len(made))
+        truth = [float(g @ direction / (g.norm() * direction.norm())) for g in gradients]
+        norm = read_facts(means[name])["norm"]
+        mine = [e.entry["inner"][name] / (e.entry["gradient_norm"] * norm) for e in found]
+        assert spearmanr(mine, truth)[0] >= 0.9999
+        np.testing.assert_allclose(mine, truth, atol=1e-5)
+
+
+def test_halves_are_the_gradients_of_half_the_samples_and_half_the_prompts(tmp_path: Path) -> None:
+    policy = naive_policy.policy()
+    train, valid = [eight(n) for n in range(4)], [eight(n) for n in range(100, 105)]
+    # one prompt whose first half has no advantage, and a validation prompt that has none at all
+    train[2] = train[2]._replace(
+        samples=[s._replace(reward=float(k % 2 == 0 or k == 3)) for k, s in enumerate(train[2].samples)]
+    )
+    valid[1] = valid[1]._replace(samples=[sample._replace(reward=1.0) for sample in valid[1].samples])
+    mean = make_mean(tmp_path / "v.safetensors", policy, valid, halves=True)
+    found = estimates(policy, train, {"v": mean}, halves=True)
+    wide = naive_policy.double_copy(policy.model)
+    single = [
+        torch.zeros(layout_of(policy).size, dtype=torch.float64) if n == 1 else flat(naive_policy.gradient(wide, r))
+        for n, r in enumerate(valid)
+    ]
+    directions = [mean_of(single[0::2], 3), mean_of(single[1::2], 2)]
+    norms = read_facts(mean)["halves"]["norms"]
+    assert norms == pytest.approx([float(direction.norm()) for direction in directions], rel=1e-5)
+    for rollout, estimate in zip(train, found, strict=True):
+        for half, direction in enumerate(directions):
+            given = estimate.entry["halves"][half]
+            if rollout.id == train[2].id and half == 0:
+                assert given is None
+                continue
+            gradient = flat(naive_policy.gradient(wide, rollout._replace(samples=rollout.samples[half::2])))
+            assert given["gradient_norm"] == pytest.approx(float(gradient.norm()), rel=1e-5)
+            scale = float(gradient.norm() * direction.norm())
+            assert given["inner"]["v"] == pytest.approx(float(gradient @ direction), abs=1e-5 * scale)
+
+
+def test_a_mean_without_halves_is_refused_where_halves_are_wanted(tmp_path: Path) -> None:
+    policy = naive_policy.policy()
+    mean = make_mean(tmp_path / "v.safetensors", policy, [eight(1)])
+    assert read_tensors(mean, half=True) == {}
+    with pytest.raises(InputError, match="--mean --halves"):
+        estimates(policy, [eight(2)], {"v": mean}, halves=True)
+    with pytest.raises(InputError, match="two prompts"):
+        make_mean(tmp_path / "w.safetensors", policy, [eight(1)], halves=True)
+
+
+def test_chosen_parameters_have_the_gradients_they_have_among_all(tmp_path: Path) -> None:
+    policy = naive_policy.policy()
+    whole = naive_policy.gradient(naive_policy.double_copy(policy.model), eight(3))
+    train_only(policy, ["model.layers.1.*", "*.norm.weight"])
+    names = [name for name, _ in layout_of(policy).entries]
+    assert names
+    assert all(name.startswith("model.layers.1.") or name == "model.norm.weight" for name in names)
+    (found,) = estimates(policy, [eight(3)], {})
+    expected = flat(whole, names)
+    assert found.entry["gradient_norm"] == pytest.approx(float(expected.norm()), rel=1e-5)
+    np.testing.assert_allclose(found.sketch, expected.numpy(), atol=1e-5 * float(expected.norm()))
+    with pytest.raises(UsageError, match=r"--params nothing: no parameter"):
+        train_only(policy, ["nothing"])
+
+
+def test_adapters_see_the_gradient_of_their_layer_through_the_random_factor() -> None:
+    policy = naive_policy.policy()
+    whole = naive_policy.gradient(naive_policy.double_copy(policy.model), eight(4))
+    ids = torch.tensor([[5, 6, 7]])
+    before = policy.model(input_ids=ids).logits
+    add_adapters(policy, 4, seed=3)
+    torch.testing.assert_close(policy.model(input_ids=ids).logits, before)
+    random_factors = {name: p.detach().double() for name, p in policy.model.named_parameters() if "lora_A" in name}
+    names = [name for name, _ in layout_of(policy).entries]
+    assert len(names) == len(random_factors) == 14
+    (found,) = estimates(policy, [eight(4)], {})
+    expected = torch.cat(
+        [
+            (whole[name.replace(".lora_B.default", "")] @ random_factors[name.replace("lora_B", "lora_A")].T).reshape(
+                -1
+            )
+            for name in names
+        ]
+    )
+    np.testing.assert_allclose(found.sketch, expected.numpy(), atol=1e-5 * float(expected.norm()))
+    again = naive_policy.policy()
+    add_adapters(again, 4, seed=3)
+    assert all(
+        torch.equal(p.double(), random_factors[name]) for name, p in again.model.named_parameters() if "lora_A" in name
+    )
+
+
+def test_the_geometry_of_adam(tmp_path: Path) -> None:
+    policy = naive_policy.policy()
+    layout = layout_of(policy)
+    draw = torch.Generator().manual_seed(0)
+    squares = {name: torch.rand(shape, generator=draw) * 1e-6 for name, shape in layout.entries}
+    squares["model.norm.weight"][:5] = 0.0  # never had a gradient
+    state = tmp_path / "P1" / OPTIMIZER_STATE
+    state.parent.mkdir(parents=True)
+    save_file({f"exp_avg_sq/{name}": value for name, value in squares.items()}, state)
+    scaling = Preconditioner(str(tmp_path / "P1"), layout, CPU)
+    valid = [eight(n) for n in range(100, 103)]
+    mean = make_mean(tmp_path / "v.safetensors", policy, valid, scaling=scaling)
+    found = estimates(policy, [eight(5), eight(6)], {"v": mean}, scaling=scaling)
+    wide = naive_policy.double_copy(policy.model)
+    names = [name for name, _ in layout.entries]
+    metric = torch.cat(
+        [torch.where(squares[n] > 0, 1 / (squares[n].double().sqrt() + EPSILON), 0.0).reshape(-1) for n in names]
+    )
+    direction = mean_of([flat(naive_policy.gradient(wide, r), names) for r in valid], 3)
+    for number, estimate in zip((5, 6), found, strict=True):
+        gradient = flat(naive_policy.gradient(wide, eight(number)), names)
+        norms = [math.sqrt(float(vector @ (metric * vector))) for vector in (gradient, direction)]
+        assert estimate.entry["gradient_norm"] == pytest.approx(norms[0], rel=1e-5)
+        assert read_facts(mean)["norm"] == pytest.approx(norms[1], rel=1e-5)
+        inner = float(gradient @ (metric * direction))
+        assert estimate.entry["inner"]["v"] == pytest.approx(inner, abs=1e-5 * norms[0] * norms[1])
+        np.testing.assert_allclose(estimate.sketch, (metric.sqrt() * gradient).numpy(), atol=1e-5 * norms[0])
+    other = Layout((*layout.entries, ("extra", (3,))))
+    with pytest.raises(InputError, match="no state of parameter extra"):
+        Preconditioner(str(tmp_path / "P1"), other, CPU)
+
+
+def test_batches_follow_from_the_prompts_alone() -> None:
+    made = [eight(n) if n % 3 else eight(n)._replace(samples=eight(n).samples[:1]) for n in range(20)]
+
+    def room(tasks: Any, task: Task) -> bool:
+        return len(tasks) < 4
+
+    whole = list(batches(iter(made), SETTINGS, room))
+    assert [rollout.id for batch in whole for rollout, _ in batch.prompts] == [rollout.id for rollout in made]
+    assert max(len(batch.tasks) for batch in whole) == 4
+    done = len(whole[0].prompts)
+    rest = list(batches(iter(made[done:]), SETTINGS, room))
+    assert [[r.id for r, _ in b.prompts] for b in rest] == [[r.id for r, _ in b.prompts] for b in whole[1:]]
