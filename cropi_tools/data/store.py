@@ -9,22 +9,28 @@
 
 Unscaled float16 underflows, hence unit rows with a norm. While rows are computed, their scalars stand in the index, which only grows;
 the scalar arrays are written at the end. Unwritten rows read as NaN, and readers refuse NaN.
+
+A store whose `projection` is None holds inner products alone (forward mode): no vector, no norms. Readers stream the index and the
+rows; only prompt ids are ever held for a whole store, while shards are compared.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import zarr
+from numpy.typing import NDArray
 
 from cropi_tools.data.errors import InputError
 from cropi_tools.data.jsonl import Record, dump_line, read_jsonl
 from cropi_tools.data.manifest import FOLDER_MANIFEST, Input, file_digest, folder_digest, read_manifest
 from cropi_tools.data.output import Output
+from cropi_tools.data.store_chunks import Chunks
 
 CHUNK_BYTES = 8 << 20
 CHUNK_ROWS = 64
@@ -35,60 +41,72 @@ SCHEMA = 1
 class StoreWriter:
     """Fills a store inside an opened `Output` folder, resuming after its last commit.
 
-    capacity: rows at most (a bound; the store is cut to the rows written). attributes: the projection, layout, policy and
-    objective, and for each mean its norm and hash under `against`.
+    capacity: rows at most (a bound; the store is cut to the rows written). dim: coordinates of a row. attributes: the projection,
+    layout, policy and objective, and for each mean its norm and hash under `against`. With projection None the store has no vectors:
+    dim counts for nothing, and live prompts come by `add_scalars`.
     """
 
     def __init__(self, output: Output, capacity: int, dim: int, attributes: Mapping[str, Any]) -> None:
         self._output = output
         self._dim = dim
         self._means = list(attributes["against"])
-        dtype = np.dtype(np.float32 if attributes["projection"]["method"] == "none" else np.float16)
-        self.chunk_rows = max(1, min(CHUNK_ROWS, CHUNK_BYTES // (dim * dtype.itemsize)))
+        projection = attributes["projection"]
+        dtype = np.dtype(np.float32 if projection and projection["method"] == "none" else np.float16)
+        self.chunk_rows = max(1, min(CHUNK_ROWS, CHUNK_BYTES // (dim * dtype.itemsize))) if projection else CHUNK_ROWS
         state = output.state
         if not state:
             self._group = zarr.create_group(
                 store=str(output.part), overwrite=False, attributes={"schema": SCHEMA, **attributes}
             )
-            self._vector: Any = _array(self._group, "vector", (capacity, dim), (self.chunk_rows, dim), dtype)
+            if projection:
+                _array(self._group, "vector", (capacity, dim), (self.chunk_rows, dim), dtype)
         else:
             for torn in output.part.rglob("*.partial"):  # zarr renames what it has written whole; a kill came before
                 torn.unlink()
             self._group = zarr.open_group(str(output.part), mode="r+")
-            self._vector = self._group["vector"]
+        self._vector: Any = self._group["vector"] if projection else None
         self.records: int = state.get("records", 0)
         self.rows: int = state.get("rows", 0)
+        self._committed_rows = self.rows
         self._index = open(output.part / INDEX, "a", encoding="utf-8")
         self._index.truncate(state.get("bytes", 0))
         self._index.seek(0, os.SEEK_END)
-        self._buffer: list[np.ndarray] = []
+        self._buffer: list[NDArray[Any]] = []
 
-    def add(self, entry: Record, row: np.ndarray | None) -> None:
+    def add(self, entry: Record, row: NDArray[np.float32] | None) -> None:
         """Add one prompt: its index entry and, if it has a gradient, its vector (float32 [dim], not yet scaled).
 
-        The entry of a prompt with a vector must hold `gradient_norm` and may hold `inner` {name: value}.
+        The entry of a prompt with a vector must hold `gradient_norm`, and `inner` {name: value} for every mean; it may hold `halves`.
         """
         if row is None:
-            entry = {**entry, "row": None}
-        else:
-            norm = float(np.linalg.norm(row.astype(np.float64)))
-            unit = row / np.float32(norm) if norm > 0 else row
-            entry = {**entry, "row": self.rows, "sketch_norm": norm}
-            self._buffer.append(unit.astype(self._vector.dtype))
-            self.rows += 1
+            self._write({**entry, "row": None})
+            return
+        norm = float(np.linalg.norm(row.astype(np.float64)))
+        unit = row / np.float32(norm) if norm > 0 else row
+        self._buffer.append(unit.astype(self._vector.dtype))
+        self._write({**entry, "row": self.rows, "sketch_norm": norm})
+        self.rows += 1
+
+    def add_scalars(self, entry: Record) -> None:
+        """Add one live prompt to a store without vectors: its entry holds `inner`; its gradient has no known norm."""
+        self._write({**entry, "row": self.rows, "gradient_norm": None})
+        self.rows += 1
+
+    def _write(self, entry: Record) -> None:
         self._index.write(dump_line(entry) + "\n")
         self.records += 1
 
     @property
     def chunk_full(self) -> bool:
         """Whether a commit now would end on a whole chunk."""
-        return len(self._buffer) > 0 and self.rows % self.chunk_rows == 0
+        return self.rows > self._committed_rows and self.rows % self.chunk_rows == 0
 
     def commit(self, counters: Mapping[str, Any]) -> None:
         """Make everything added durable: rows first, then the index, then the word that they count."""
         if self._buffer:
             self._vector[self.rows - len(self._buffer) : self.rows] = np.stack(self._buffer)
             self._buffer = []
+        self._committed_rows = self.rows
         self._index.flush()
         os.fsync(self._index.fileno())
         self._output.commit(
@@ -99,20 +117,25 @@ class StoreWriter:
         """Write the scalar columns and give the store its name."""
         self.commit(counters)
         self._index.close()
-        live = [entry for _, entry in read_jsonl(self._output.part / INDEX) if entry["row"] is not None]
-        self._vector.resize((self.rows, self._dim))
-        self._column("sketch_norm", [entry["sketch_norm"] for entry in live])
-        self._column("gradient_norm", [entry["gradient_norm"] for entry in live])
-        for name in self._means:
-            self._column(f"inner/{name}", [entry["inner"][name] for entry in live])
+        norms = [] if self._vector is None else ["sketch_norm", "gradient_norm"]
+        columns = {name: np.empty(self.rows, np.float32) for name in [*norms, *(f"inner/{n}" for n in self._means)]}
+        for _, entry in read_jsonl(self._output.part / INDEX):
+            if entry["row"] is not None:
+                for name, values in columns.items():
+                    mean = name.removeprefix("inner/")
+                    values[entry["row"]] = entry[name] if mean == name else entry["inner"][mean]
+        if self._vector is not None:
+            self._vector.resize((self.rows, self._dim))
+        for name, values in columns.items():
+            self._column(name, values)
         self._output.finish(rows=self.records, content=[INDEX], **described)
 
-    def _column(self, name: str, values: Sequence[float]) -> None:
+    def _column(self, name: str, values: NDArray[np.float32]) -> None:
         if name in self._group:
             del self._group[name]
         array = _array(self._group, name, (len(values),), (max(len(values), 1),), np.dtype(np.float32))
-        if values:
-            array[:] = np.array(values, dtype=np.float32)
+        if len(values):
+            array[:] = values
 
 
 def _array(group: zarr.Group, name: str, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: np.dtype) -> Any:
@@ -129,66 +152,135 @@ def _array(group: zarr.Group, name: str, shape: tuple[int, ...], chunks: tuple[i
 
 
 class Store:
-    """A finished store, opened for reading. InputError: no store, unfinished, or its parts do not fit together."""
+    """A finished store, opened for reading: `prompts` in its index, `rows` of them live.
 
-    def __init__(self, path: str | Path) -> None:
+    seen: ids and the store they are in, to check and to add to. InputError: no store, unfinished, its parts do not fit together, or a
+    prompt is there twice.
+    """
+
+    def __init__(self, path: str | Path, seen: dict[str, Path] | None = None) -> None:
         self.path = Path(path)
         if not self.path.is_dir():
             raise InputError(f"{path}: no such store")
-        self.manifest = read_manifest(self.path)
-        if self.manifest is None:
+        manifest = read_manifest(self.path)
+        if manifest is None:
             raise InputError(
                 f"{path}: has no {FOLDER_MANIFEST}, so it is unfinished or not a store; run the command that writes it again"
             )
+        self.manifest = manifest
         try:
             self._group: Any = zarr.open_group(str(self.path), mode="r")
-            self._vector = cast(Any, self._group["vector"])
+            self.attributes: dict[str, Any] = dict(self._group.attrs)
+            has_vectors = self.attributes["projection"] is not None
+            self._chunks = Chunks(self.path, self._group["vector"]) if has_vectors else None
         except (FileNotFoundError, KeyError, ValueError) as error:
             raise InputError(f"{path}: does not open as a gradient store ({error}); make it again") from None
-        self.attributes: dict[str, Any] = dict(self._group.attrs)
-        self.index: list[Record] = [entry for _, entry in read_jsonl(self.path / INDEX)]
-        self.live: list[Record] = [entry for entry in self.index if entry["row"] is not None]
-        if len(self.index) != self.manifest["rows"] or len(self.live) != self._vector.shape[0]:
+        self.prompts, self.rows = self._survey({} if seen is None else seen)
+        if self.prompts != manifest["rows"] or self.rows != self._length():
             raise InputError(
-                f"{path}: index has {len(self.index)} prompts and {len(self.live)} rows, expected {self.manifest['rows']} and "
-                f"{self._vector.shape[0]}; the store is damaged, make it again"
+                f"{path}: index has {self.prompts} prompts and {self.rows} rows, expected {manifest['rows']} and "
+                f"{self._length()}; the store is damaged, make it again"
             )
+
+    def _survey(self, seen: dict[str, Path]) -> tuple[int, int]:
+        """Prompts and rows by the index, its rows checked to be numbered in order and its ids to be new."""
+        prompts = rows = 0
+        for entry in self.entries():
+            identity, row = entry.get("id"), entry.get("row", -1)
+            if not isinstance(identity, str) or row not in (None, rows):
+                raise InputError(
+                    f"{self.path / INDEX}:{prompts + 1}: prompt '{identity}' has row {row}, expected {rows} or null; "
+                    "the store is damaged, make it again"
+                )
+            if identity in seen:
+                raise InputError(f"{self.path}: prompt '{identity}' is in {seen[identity]} too; rows must be unique")
+            seen[identity] = self.path
+            prompts += 1
+            rows += row is not None
+        return prompts, rows
+
+    def _length(self) -> int:
+        """The rows of the arrays; of a store without any array, those of the index."""
+        if self._chunks is not None:
+            return self._chunks.rows
+        return next((len(self.column(f"inner/{name}")) for name in self.attributes["against"]), self.rows)
+
+    def entries(self) -> Iterator[Record]:
+        """The index, streamed: one entry a prompt, in input order; `row` of those with a gradient counts up from 0."""
+        for _, entry in read_jsonl(self.path / INDEX):
+            yield entry
+
+    @cached_property
+    def index(self) -> list[Record]:
+        """The whole index in memory; for stores known to be small, else `entries`."""
+        return list(self.entries())
+
+    @cached_property
+    def live(self) -> list[Record]:
+        """The entries of the prompts with a gradient, by row, in memory."""
+        return [entry for entry in self.index if entry["row"] is not None]
+
+    @property
+    def has_vectors(self) -> bool:
+        """Whether there are rows beside the scalars."""
+        return self._chunks is not None
+
+    @property
+    def chunks(self) -> Chunks:
+        """The rows as they lie on disk. InputError: a store of forward mode, which has none."""
+        if self._chunks is None:
+            raise InputError(
+                f"{self.path}: was made by forward mode and holds inner products alone, no gradients or sketches; "
+                "make a store with cropi-grad without --method jvp"
+            )
+        return self._chunks
 
     @property
     def dim(self) -> int:
-        return self._vector.shape[1]
+        """Coordinates of a row. InputError as `chunks`."""
+        return self.chunks.dim
 
-    def column(self, name: str) -> np.ndarray:
+    def column(self, name: str) -> NDArray[np.float32]:
         """A scalar column, float32 [rows]: sketch_norm, gradient_norm or inner/NAME. NaN is an InputError with the prompt's id."""
+        if name.endswith("_norm") and not self.has_vectors:
+            raise InputError(
+                f"{self.path}: was made by forward mode and holds no norms: score it with --similarity dot, or give the norms of "
+                "another store of the same prompts with --norms"
+            )
         try:
             values = np.asarray(self._group[name][:])
         except (KeyError, FileNotFoundError, ValueError) as error:
             raise InputError(
                 f"{self.path}: column {name} does not read ({error}); the store is damaged, make it again"
             ) from None
-        self._refuse_nan(values[:, None], 0, name)
+        self.refuse_not_finite(values, 0, name)
         return values
 
-    def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
+    def blocks(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Yield (first row, unit rows float32 [n, dim]), a chunk at a time. NaN or infinity is an InputError with the prompt's id."""
-        step = self._vector.chunks[0]
-        for start in range(0, self._vector.shape[0], step):
-            try:
-                block = np.asarray(self._vector[start : start + step]).astype(np.float32)
-            except (ValueError, OSError, FileNotFoundError) as error:
-                raise InputError(
-                    f"{self.path}: rows from {start} do not read ({error}); the store is damaged, make it again"
-                ) from None
-            self._refuse_nan(block, start, "vector")
+        if not self.rows:
+            return
+        chunks = self.chunks
+        buffer = chunks.buffer()
+        for number in range(chunks.count):
+            block = chunks.read(number, buffer).astype(np.float32)
+            start = number * chunks.chunk_rows
+            # one sum a row, since a row of length one cannot overflow it, and NaN or infinity stays in it
+            self.refuse_not_finite(block.sum(axis=1), start, "vector")
             yield start, block
 
-    def _refuse_nan(self, block: np.ndarray, start: int, what: str) -> None:
-        bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
+    def refuse_not_finite(self, values: NDArray[Any], start: int, what: str) -> None:
+        """InputError with the id of the first row whose number is not finite; values: one number a row, from row `start`."""
+        bad = np.flatnonzero(~np.isfinite(values))
         if len(bad):
-            identity = self.live[start + int(bad[0])]["id"]
             raise InputError(
-                f"{self.path}: {what} of prompt '{identity}' is not finite or was never written; make the store again"
+                f"{self.path}: {what} of prompt '{self.prompt_of(start + int(bad[0]))}' is not finite or was never written; "
+                "make the store again"
             )
+
+    def prompt_of(self, row: int) -> str:
+        """The id of the prompt a row belongs to, looked up in the index; for messages."""
+        return str(next(entry["id"] for entry in self.entries() if entry["row"] == row))
 
 
 def store_input(path: str | Path) -> Input:
@@ -204,16 +296,11 @@ def store_input(path: str | Path) -> Input:
 
 def open_stores(paths: Sequence[str | Path]) -> list[Store]:
     """Open several stores (shards) as one set of rows. InputError: they differ in projection, policy or objective, or share a prompt."""
-    stores = [Store(path) for path in paths]
     seen: dict[str, Path] = {}
-    for store in stores:
-        same_kind(stores[0], store)
-        for entry in store.index:
-            if entry["id"] in seen:
-                raise InputError(
-                    f"{store.path}: prompt '{entry['id']}' is in {seen[entry['id']]} too; rows must be unique"
-                )
-            seen[entry["id"]] = store.path
+    stores = []
+    for path in paths:
+        stores.append(Store(path, seen))
+        same_kind(stores[0], stores[-1])
     return stores
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from forward_stores import Unfinished, forward_store
 from gradient_stores import make_store, matrix, open_output, spec
 
 from cropi_tools.data import store as room
@@ -94,6 +95,84 @@ def test_blocks_cover_all_rows_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(room, "CHUNK_ROWS", 8)
     store = make_store(tmp_path / "s.zarr", rows(40), spec())
     assert [(start, len(block)) for start, block in store.blocks()] == [(0, 8), (8, 8), (16, 8), (24, 8)]
+
+
+def big_store(path: Path) -> Store:
+    """35 rows in chunks of 8, the last one short."""
+    draw = np.random.default_rng(1)
+    return make_store(path, list(draw.normal(size=(35, 64)).astype(np.float32)), spec())
+
+
+def test_chunk_files_read_as_zarr_reads_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "CHUNK_ROWS", 8)
+    store = big_store(tmp_path / "s.zarr")
+    whole: Any = zarr.open_group(str(store.path), mode="r")["vector"]
+    assert store.chunks.direct
+    monkeypatch.setattr(type(whole), "__getitem__", None)  # Zarr is not asked
+    found = [block for _, block in store.blocks()]
+    monkeypatch.undo()
+    assert [len(block) for block in found] == [8, 8, 8, 8, 3]
+    assert (np.concatenate(found) == np.asarray(whole[:]).astype(np.float32)).all()
+
+
+@pytest.mark.parametrize("how", ["compressed", "big-endian", "another separator", "other chunks", "float64"])
+def test_other_layouts_are_read_through_zarr(tmp_path: Path, how: str) -> None:
+    """The same rows laid out otherwise, as another program might: read as well, only slower."""
+    store = big_store(tmp_path / "s.zarr")
+    expected = matrix(store)
+    rows = np.asarray(zarr.open_group(str(store.path), mode="r")["vector"][:])  # type: ignore[index]
+    settings: dict[str, Any] = {
+        "compressed": {"compressors": "auto"},
+        "big-endian": {"serializer": zarr.codecs.BytesCodec(endian="big")},
+        "another separator": {"chunk_key_encoding": {"name": "default", "separator": "."}},
+        "other chunks": {"chunks": (16, 32)},
+        "float64": {"dtype": np.float64},
+    }[how]
+    group = zarr.open_group(str(store.path), mode="r+")
+    del group["vector"]
+    plain = {"shape": rows.shape, "chunks": (16, 64), "dtype": np.float16, "compressors": None, **settings}
+    group.create_array("vector", **plain)[:] = rows
+    again = Store(store.path)
+    assert not again.chunks.direct
+    assert (matrix(again) == expected).all()
+
+
+def test_columns_and_index_of_forward_mode(tmp_path: Path) -> None:
+    """Inner products alone: no rows and no norms, whose absence is explained."""
+    store = forward_store(tmp_path / "s.zarr", 5)
+    assert (store.prompts, store.rows, store.has_vectors) == (5, 4, False)
+    assert store.column("inner/t").tolist() == [0.0, 1.0, 3.0, 4.0]
+    assert [entry["row"] for entry in store.live] == [0, 1, 2, 3]
+    assert not (store.path / "vector").exists()
+    for read in (lambda: store.column("gradient_norm"), lambda: store.column("sketch_norm")):
+        with pytest.raises(InputError, match=r"forward mode and holds no norms: .*--similarity dot, .*--norms"):
+            read()
+    for ask in (lambda: list(store.blocks()), lambda: store.dim):
+        with pytest.raises(InputError, match=r"forward mode and holds inner products alone"):
+            ask()
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 5])
+def test_forward_mode_resumes(tmp_path: Path, stop_at: int) -> None:
+    whole = forward_store(tmp_path / "whole.zarr", 5)
+    with pytest.raises(Unfinished):
+        forward_store(tmp_path / "s.zarr", 5, stop_at)
+    found = forward_store(tmp_path / "s.zarr", 5)
+    assert (found.path / "index.jsonl").read_bytes() == (whole.path / "index.jsonl").read_bytes()
+    assert (found.column("inner/t") == whole.column("inner/t")).all()
+
+
+def test_an_index_out_of_order_is_refused(tmp_path: Path) -> None:
+    """Rows are found by counting along the index, so its order is part of what a store is."""
+    path = make_store(tmp_path / "s.zarr", rows(4), spec()).path
+    index = path / "index.jsonl"
+    lines = index.read_text().splitlines(keepends=True)
+    index.write_text("".join([lines[1], lines[0], *lines[2:]]))
+    with pytest.raises(InputError, match=r"index.jsonl:1: prompt 'p1' has row 1, expected 0 or null"):
+        Store(path)
+    index.write_text("".join([lines[0], lines[1].replace('"p1"', '"p0"'), *lines[2:]]))
+    with pytest.raises(InputError, match=r"prompt 'p0' is in .*s\.zarr too"):
+        Store(path)
 
 
 def test_a_store_without_rows(tmp_path: Path) -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import zarr
+from forward_stores import forward_store
 from gradient_stores import LAYOUT, make_store, spec
 
 from cropi_tools.data.errors import InputError
 from cropi_tools.data.store import Store, open_stores
 from cropi_tools.influence.projection import project_rows
-from cropi_tools.influence.scoring import exact_scores, mean_sketch, sketch_scores
+from cropi_tools.influence.scoring import exact_scores, mean_sketch, read_norms, sketch_scores
 
 
 def vectors(count: int, seed: int) -> list[np.ndarray]:
@@ -68,6 +70,105 @@ def test_sketch_scores_equal_brute_force_cosines_of_the_sketches(tmp_path: Path)
     np.testing.assert_allclose(found, [cosine(row, mean) for row in rows], atol=2e-3)
     unit_mean = (targets / np.linalg.norm(targets, axis=1, keepdims=True)).mean(0)
     assert np.abs(np.array(found) - [cosine(row, unit_mean) for row in rows]).max() > 0.1
+
+
+def test_dot_is_the_inner_product_with_the_mean(tmp_path: Path) -> None:
+    """Exact and by sketches alike: the cosine times both norms, however small or large they are."""
+    train, valid = vectors(9, 1), vectors(3, 3)
+    projection = spec(dim=64)
+    rows, targets = (project_rows(projection, LAYOUT, np.stack(given)) for given in (train, valid))
+    inner = [{"t": 0.1 * n - 0.3} for n in range(9)]
+    against = {"t": {"norm": 0.5, "sha256": "x"}}
+    store = make_store(tmp_path / "t.zarr", list(rows), projection, inner=inner, against=against, norms=[2.0] * 9)
+    assert [r["scores"]["t"] for r in exact_scores([store], "dot")] == pytest.approx([i["t"] for i in inner], abs=1e-7)
+    target = make_store(tmp_path / "v.zarr", [*targets, None], projection, prefix="v")
+    mean = targets.astype(np.float64).sum(0) / 4
+    found = [record["scores"]["v"] for record in sketch_scores([store], {"v": [target]}, "dot")]
+    scale = np.linalg.norm(rows, axis=1) * np.linalg.norm(mean)
+    np.testing.assert_allclose(np.array(found) / scale, rows.astype(np.float64) @ mean / scale, atol=2e-3)
+    assert max(found) > 1.0, "a dot product is not cut to a cosine's range"
+
+
+def test_each_prompt_of_a_validation_set_as_a_set(tmp_path: Path) -> None:
+    projection = spec(dim=64)
+    rows, targets = (project_rows(projection, LAYOUT, np.stack(vectors(n, n))) for n in (30, 20))
+    store = make_store(tmp_path / "t.zarr", list(rows), projection)
+    parts = [
+        make_store(tmp_path / f"v{a}.zarr", [None, *targets[a:b]], projection, prefix=f"v{a}-")
+        for a, b in ((0, 12), (12, 20))
+    ]
+    names = [f"x/v{a}-{n + 1}" for a, count in ((0, 12), (12, 8)) for n in range(count)]
+    for similarity, norms in (("cosine", False), ("dot", True)):
+        records = list(sketch_scores([store], {"x": parts}, similarity, each=True))  # type: ignore[arg-type]
+        assert list(records[0]["scores"]) == names
+        found = np.array([list(record["scores"].values()) for record in records])
+        expected = np.array([[cosine(row, target) for target in targets] for row in rows])
+        scale = np.linalg.norm(rows, axis=1)[:, None] * np.linalg.norm(targets, axis=1) if norms else 1.0
+        np.testing.assert_allclose(found / scale, expected, atol=2e-3)
+
+
+def test_each_needs_a_gradient_in_the_set(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "t.zarr", [np.ones(64, np.float32)], spec())
+    dead = make_store(tmp_path / "v.zarr", [None], spec(), prefix="v")
+    with pytest.raises(InputError, match="'v': none of its prompts has a gradient"):
+        list(sketch_scores([store], {"v": [dead]}, each=True))
+
+
+def test_norms_from_another_store(tmp_path: Path) -> None:
+    """Forward mode gives products, an earlier stage norms: their quotient may pass 1 and is not cut."""
+    store = forward_store(tmp_path / "f.zarr", 5)
+    norms = [
+        make_store(tmp_path / "0.zarr", [None], spec(), prefix="p2-", policy="earlier"),
+        make_store(tmp_path / "1.zarr", [np.ones(64, np.float32)] * 5, spec(), norms=[2.0] * 5, policy="earlier"),
+    ]
+    found = list(exact_scores([store], norms=read_norms(norms, store)))
+    assert [r["scores"] and r["scores"]["t"] for r in found] == [0.0, 0.5, None, 1.5, 2.0]
+    assert [r["norm"] for r in found] == [2.0, 2.0, None, 2.0, 2.0]
+    plain = list(exact_scores([store], "dot"))
+    assert [r["scores"] and r["scores"]["t"] for r in plain] == [0.0, 1.0, None, 3.0, 4.0]
+    assert {r["norm"] for r in plain} == {None}
+
+
+def test_the_command_takes_norms(tmp_path: Path) -> None:
+    import typer
+    from typer.testing import CliRunner
+
+    from cropi_tools.cli.score import score
+
+    app = typer.Typer()
+    app.command()(score)
+    store = forward_store(tmp_path / "f.zarr", 5)
+    norms = [make_store(tmp_path / f"n{n}.zarr", [np.ones(64, np.float32)] * 5, spec(), norms=[n] * 5) for n in (2, 4)]
+    words = [str(store.path), "-o", str(tmp_path / "scores.jsonl")]
+    done = CliRunner().invoke(app, [*words, "--norms", str(norms[0].path)])
+    assert done.exit_code == 0, done.output
+    records = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    assert [record["scores"] and record["scores"]["t"] for record in records] == [0.0, 0.5, None, 1.5, 2.0]
+    refused = CliRunner().invoke(app, [*words, "--norms", str(norms[1].path)])
+    assert "the contents of norms 1; --force replaces it" in str(refused.exception)
+
+
+def test_norms_that_do_not_belong(tmp_path: Path) -> None:
+    store = forward_store(tmp_path / "f.zarr", 5)
+    with pytest.raises(InputError, match=r"f\.zarr: .*forward mode and holds no norms.*--similarity dot.*--norms"):
+        list(exact_scores([store]))
+    with pytest.raises(InputError, match="holds no norms"):
+        read_norms([store], store)
+    some = make_store(tmp_path / "n.zarr", [np.ones(64, np.float32)] * 3, spec(), norms=[2.0] * 3)
+    with pytest.raises(InputError, match=r"f\.zarr: prompt 'p3' has no gradient norm in the stores of --norms"):
+        list(exact_scores([store], norms=read_norms([some], store)))
+    other = make_store(tmp_path / "o.zarr", [np.ones(64, np.float32)], spec(), layout=[["w", [3]]])
+    with pytest.raises(InputError, match=r"o\.zarr: its gradients are over other parameters than those of .*f\.zarr"):
+        read_norms([other], store)
+
+
+def test_forward_mode_has_no_sketches_to_score_by(tmp_path: Path) -> None:
+    store = forward_store(tmp_path / "f.zarr", 5)
+    target = make_store(tmp_path / "v.zarr", [np.ones(64, np.float32)], spec(), prefix="v")
+    with pytest.raises(InputError, match="different projections"):
+        list(sketch_scores([store], {"v": [target]}))
+    with pytest.raises(InputError, match="holds inner products alone"):
+        list(sketch_scores([store], {"v": [store]}))
 
 
 def test_a_single_row_scores_one_with_itself_and_minus_one_with_its_opposite(tmp_path: Path) -> None:
