@@ -8,16 +8,26 @@ from typing import Any
 import numpy as np
 
 from cropi_tools import runtime
-from cropi_tools.data.errors import UsageError
+from cropi_tools.data.errors import InputError, UsageError
 from cropi_tools.data.means import read_facts, read_tensors
 from cropi_tools.data.output import Output
 from cropi_tools.data.store import Store, StoreWriter
-from cropi_tools.influence.projection import Layout, ProjectionSpec, fold, project_rows, sketch_vector
+from cropi_tools.influence.projection import fold, project_rows, sketch_vector
+from cropi_tools.influence.spec import Layout, ProjectionSpec
+
+
+def projection_of(store: Store) -> ProjectionSpec:
+    """What a store's rows are sketches by. InputError: it has no rows, being made by forward mode."""
+    if not store.has_vectors:
+        raise InputError(
+            f"{store.path}: holds inner products alone (forward mode), no gradients to project; make it without --method jvp"
+        )
+    return ProjectionSpec.from_json(store.attributes["projection"])
 
 
 def plan(store: Store, method: str, dim: int, seed: int, keep: float | None) -> ProjectionSpec:
     """The spec of the sketch to make from a store. UsageError when it cannot be made from what the store holds."""
-    before = ProjectionSpec.from_json(store.attributes["projection"])
+    before = projection_of(store)
     if before.method == "none":
         return ProjectionSpec.create(method, Layout.from_json(store.attributes["layout"]), dim, seed, keep)
     if before.method != "countsketch" or method != "countsketch":
@@ -36,13 +46,13 @@ def plan(store: Store, method: str, dim: int, seed: int, keep: float | None) -> 
 
 def project_store(store: Store, spec: ProjectionSpec, output: Output) -> None:
     """Write the sketch of every row of `store`; index, norms and inner products go along."""
-    writer = StoreWriter(output, len(store.live), spec.dim, {**store.attributes, "projection": spec.to_json()})
+    writer = StoreWriter(output, store.rows, spec.dim, {**store.attributes, "projection": spec.to_json()})
     layout = Layout.from_json(store.attributes["layout"])
     folding = store.attributes["projection"]["method"] != "none"
     norms = store.column("sketch_norm")
     rows = _rows(store)
-    with runtime.progress("sketches", len(store.index), writer.records) as shown:
-        for place, entry in enumerate(store.index):
+    with runtime.progress("sketches", store.prompts, writer.records) as shown:
+        for place, entry in enumerate(store.entries()):
             unit = next(rows) if entry["row"] is not None else None
             if place < writer.records:
                 continue
@@ -55,7 +65,7 @@ def project_store(store: Store, spec: ProjectionSpec, output: Output) -> None:
             if writer.chunk_full or runtime.stop_requested():
                 writer.commit({})
                 runtime.stop_if_requested()
-    writer.finish({}, skipped=store.manifest["skipped"] if store.manifest else {}, ledger={"device": "cpu"})
+    writer.finish({}, skipped=store.manifest["skipped"], ledger={"device": "cpu"})
 
 
 def project_mean(path: str, spec: ProjectionSpec, output: Output) -> None:

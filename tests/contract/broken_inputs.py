@@ -264,6 +264,25 @@ BROKEN = [
         nothing,
         ("mean.safetensors", "another objective"),
     ),
+    Broken("grad: a mean without halves", row("grad-halves").replace("halves.saf", "mean.saf"), nothing, ("--halves",)),
+    Broken(
+        "grad: forward mode without a mean",
+        "cropi-grad --model P0 rollouts.jsonl --method jvp",
+        nothing,
+        ("--against",),
+        2,
+    ),
+    Broken(
+        "grad: a clip of one number", row("grad-store") + " --ppo-clip 0.2", nothing, ("--ppo-clip 0.2", "LO,HI"), 2
+    ),
+    Broken("grad: bounds turned round", row("grad-store") + " --weight-clip 2,1", nothing, ("--weight-clip 2,1",), 2),
+    Broken(
+        "grad: nothing to clip", row("grad-store") + " --weighting none --ppo-clip .2,.2", nothing, ("no weights",), 2
+    ),
+    Broken("grad: no such parameter", row("grad-raw") + " --params lm_*", nothing, ("--params lm_*",), 2),
+    Broken(
+        "grad: no optimizer state", row("grad-raw") + " --preconditioner P0", nothing, ("P0", "optimizer.safetensors")
+    ),
     Broken("grad: no mean", row("grad-store"), gone("mean.safetensors"), ("mean.safetensors", "no such file")),
     Broken("grad: a mean cut short", row("grad-store"), cut("mean.safetensors"), ("mean.safetensors", "safetensors")),
     Broken(
@@ -288,6 +307,16 @@ BROKEN = [
         ("sketch.zarr", "countsketch"),
         2,
     ),
+    Broken("project: no dimension", "cropi-project raw.zarr", nothing, ("--dim",), 2),
+    Broken("project: keep without a sparse sketch", row("project") + " --keep 0.5", nothing, ("keep",), 2),
+    Broken(
+        "project: fidelity into a file",
+        "cropi-project grads.zarr --fidelity target=mean.safetensors",
+        nothing,
+        ("leave -o",),
+        2,
+    ),
+    Broken("project: a check into a file", "cropi-project grads.zarr --check", nothing, ("leave -o",), 2),
     *(
         Broken(f"{name}: {what}", row(name), inside(store, harm), (store, *says))
         for name, store in (
@@ -355,6 +384,25 @@ BROKEN = [
         nothing,
         ("stranger.zarr", "policies"),
     ),
+    Broken(
+        "score: an index out of order",
+        row("score"),
+        inside("grads.zarr", record("index.jsonl", 1, lambda r: r.update(row=7))),
+        ("index.jsonl:1", "row 7"),
+    ),
+    Broken(
+        "score: norms of a sketch of a mean", "cropi-score grads.zarr --norms mean.sketch.zarr", nothing, ("prompt 'p",)
+    ),
+    Broken(
+        "score: norms for inner products",
+        "cropi-score grads.zarr --similarity dot --norms raw.zarr",
+        nothing,
+        ("--norms",),
+        2,
+    ),
+    Broken("score: each of no set", "cropi-score grads.zarr --each", nothing, ("--each", "--valid"), 2),
+    Broken("score: JSON of scores", "cropi-score grads.zarr --json", nothing, ("--json", "--reliability"), 2),
+    Broken("score: reliability into a file", row("score") + " --reliability", nothing, ("--reliability", "-o"), 2),
     Broken("score: no name", "cropi-score sketch.zarr --valid mean.sketch.zarr", nothing, ("--valid", "NAME=FILE"), 2),
     Broken(
         "select: a score that is no number",

@@ -9,46 +9,42 @@ import naive_policy
 import naive_sketch
 import numpy as np
 import pytest
+import tiny_policy
 import torch
 from gradient_stores import LAYOUT, make_store, matrix, open_output, spec
 
-from cropi_tools.data.errors import UsageError
+from cropi_tools.cli.grad import grad
+from cropi_tools.data.errors import InputError, UsageError
 from cropi_tools.data.means import write_mean
 from cropi_tools.data.store import Store, StoreWriter
-from cropi_tools.influence import collect
-from cropi_tools.influence.gradients import GradientComputer, GradientSettings
 from cropi_tools.influence.project import mean_spec, plan, project_mean, project_store
-from cropi_tools.influence.projection import Layout, ProjectionSpec
+from cropi_tools.influence.spec import Layout
+
+DENSE = ("sparse-jl", "sparse-gaussian")
 
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What cropi-grad makes of the same rollouts: raw rows, a sketch, a mean."""
+    """What cropi-grad makes of the same rollouts: raw rows, sketches, a mean."""
     folder = tmp_path_factory.mktemp("stores")
     made = [naive_policy.rollout(n) for n in range(5)]
     made[2] = made[2]._replace(samples=[sample._replace(reward=1.0) for sample in made[2].samples])
-    rollouts = str(naive_policy.write(folder / "r.jsonl", made))
-    computer = GradientComputer(naive_policy.policy(), GradientSettings())
-    layout = Layout.of(computer.parameters)
-    facts = {"policy": "P", "objective": {}, "tokenizer": "T"}
-    mean = folder / "mean.safetensors"
-    collect.collect_mean(computer, collect.survey([rollouts], 71), open_output(mean, folder=False), layout, facts)
-    found: dict[str, Any] = {"mean": str(mean), "layout": layout}
-    for method in ("none", "countsketch", "sparse-jl"):
-        dim, keep = None if method == "none" else 1024, 0.2 if method == "sparse-jl" else None
-        projection = ProjectionSpec.create(method, layout, dim, 3, keep)
-        against = collect.Against({"target": str(mean)}, layout, "P", {}, torch.device("cpu"))
-        attributes = {**facts, "projection": projection.to_json(), "layout": layout.to_json(), "device": "cpu"}
-        output = open_output(folder / f"{method}.zarr")
-        collect.collect_store(computer, collect.survey([rollouts], 71), output, projection, layout, against, attributes)
-        found[method] = Store(folder / f"{method}.zarr")
+    rollouts = [str(naive_policy.write(folder / "r.jsonl", made))]
+    policy = str(tiny_policy.save(folder / "P0"))
+    found: dict[str, Any] = {"mean": str(folder / "mean.safetensors")}
+    grad(rollouts, policy, found["mean"], mean=True, quiet=True)
+    for method in ("none", "countsketch", "sjlt", *DENSE):
+        path, against = folder / f"{method}.zarr", [f"target={found['mean']}"]
+        grad(rollouts, policy, str(path), against=against, sketch=method, dim=1024, keep=0.2, seed=3, quiet=True)
+        found[method] = Store(path)
+    found["layout"] = Layout.from_json(found["none"].attributes["layout"])
     return found
 
 
-@pytest.mark.parametrize("method", ["countsketch", "sparse-jl"])
+@pytest.mark.parametrize("method", ["countsketch", "sjlt", *DENSE])
 def test_raw_rows_give_the_sketch_of_the_gradients(stores: dict[str, Any], method: str, tmp_path: Path) -> None:
     raw, direct = stores["none"], stores[method]
-    projection = plan(raw, method, 1024, 3, 0.2 if method == "sparse-jl" else None)
+    projection = plan(raw, method, 1024, 3, 0.2 if method in DENSE else None)
     assert projection.to_json() == direct.attributes["projection"]
     project_store(raw, projection, open_output(tmp_path / "s.zarr"))
     found = Store(tmp_path / "s.zarr")
@@ -138,6 +134,15 @@ def test_plans_that_cannot_be_made_are_refused(stores: dict[str, Any]) -> None:
         plan(stores["countsketch"], "sparse-jl", 64, 0, 0.1)
     with pytest.raises(UsageError, match="choose a divisor"):
         plan(stores["countsketch"], "countsketch", 192, 0, None)
+
+
+def test_a_store_of_forward_mode_has_nothing_to_project(tmp_path: Path) -> None:
+    attributes = {"policy": "P", "projection": None, "layout": LAYOUT.to_json(), "against": {}}
+    writer = StoreWriter(open_output(tmp_path / "forward.zarr"), 1, 0, attributes)
+    writer.add_scalars({"id": "p0", "source": "s", "status": "ok", "pass_rate": 0.5, "inner": {}})
+    writer.finish({}, skipped={})
+    with pytest.raises(InputError, match=r"forward.zarr: holds inner products alone"):
+        plan(Store(tmp_path / "forward.zarr"), "countsketch", 64, 0, None)
 
 
 def test_a_mean_of_a_layout_by_hand(tmp_path: Path) -> None:
