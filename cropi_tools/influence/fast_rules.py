@@ -131,8 +131,9 @@ def _embedding(
     gradient = gradient.reshape(rows.tokens, -1)
     if module.padding_idx is not None:  # this row learns nothing as an input
         gradient = gradient.masked_fill((states.reshape(-1) == module.padding_idx)[:, None], 0)
-    gradient = gradient * getattr(module, "embed_scale", 1.0)
-    target.view(-1, target.shape[-1]).index_add_(0, places, gradient.to(target.dtype))
+    if hasattr(module, "embed_scale"):
+        gradient = (gradient * module.embed_scale).to(target.dtype)
+    target.view(-1, target.shape[-1]).index_add_(0, places, gradient)
 
 
 def _layer_norm(

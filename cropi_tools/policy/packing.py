@@ -25,7 +25,7 @@ from transformers import AttentionInterface
 _NAME = "cropi_packed"
 _HARMLESS = frozenset({"is_causal", "position_ids", "use_cache", "output_attentions", "cache_position"})
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}  # of logits, in the probe; other formats: 0.2
-_SHORT = 1 << 14  # queries times keys up to which a CPU attends faster by elementary operations: the kernel's start costs more
+_SHORT = 1 << 14  # queries times keys of a row up to which a CPU attends faster by elementary operations
 _packable: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 _active: PackedBatch | None = None
 _plain = False
@@ -234,7 +234,8 @@ def _attend(
         key, value = (states.repeat_interleave(groups, 1) if groups > 1 else states for states in (key, value))
         return scaled_dot_product_attention(query, key, value, attn_mask=visible, scale=scale)
     factor = size**-0.5 if scale is None else scale
-    together = (query * factor).reshape(rows, key.shape[1], groups * longest, size)  # query heads with one key head as one
+    # the query heads that share a key head become one, so that keys need no copies
+    together = (query * factor).reshape(rows, key.shape[1], groups * longest, size)
     hidden = torch.zeros(visible.shape, dtype=query.dtype, device=query.device).masked_fill_(~visible, float("-inf"))
     scores = (together @ key.transpose(2, 3)).unflatten(2, (groups, longest)) + hidden[:, :, None]
     return (torch.softmax(scores, -1).flatten(2, 3) @ value).view(query.shape)

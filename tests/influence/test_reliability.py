@@ -226,3 +226,16 @@ def test_the_command_prints_a_table_or_json(tmp_path: Path) -> None:
         [path, "--norms", path, "--similarity", "dot"],
     ):
         assert type(run(app, wrong).exception).__name__ == "UsageError"
+
+
+def test_a_pool_of_groups_is_told_from_a_normal_one(tmp_path: Path) -> None:
+    """A tenth of the prompts stands apart, so the top tenth is found again far better than the correlation tells."""
+    truth, halves = pool(1000, 0.7)
+    assert measure([halves_store(tmp_path / "normal.zarr", halves)]).sets[0].in_words is None
+    halves[:100] += 6.0
+    found = measure([halves_store(tmp_path / "groups.zarr", halves)]).sets[0]
+    assert found.precision is not None
+    assert found.one_half is not None
+    assert found.precision.value > 0.9 > found.one_half[1]
+    assert found.in_words is not None
+    assert "groups or heavy tails" in found.in_words
