@@ -228,12 +228,10 @@ def grad(
         ),
         target,
     )
-    skipped = ", ".join(
-        f"{count} {status}" for status, count in sorted(counts.items()) if status not in ("ok", "tokens")
-    )
-    runtime.notify(
-        f"{output}: {counts.get('ok', 0)} of {prompts} prompts have a gradient{f' ({skipped})' if skipped else ''}"
-    )
+    live, tokens, as_rows = (counts.pop(key, 0) for key in ("ok", "tokens", "tokens_as_rows"))
+    skipped = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+    saved = f"; {tokens:,} tokens, {as_rows:,} with a row a sample" if tokens < as_rows else ""
+    runtime.notify(f"{output}: {live} of {prompts} prompts have a gradient{f' ({skipped})' if skipped else ''}{saved}")
 
 
 main = command(grad, name="cropi-grad", example=EXAMPLE)

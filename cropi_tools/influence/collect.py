@@ -25,13 +25,13 @@ SECONDS_BETWEEN_COMMITS = 60.0
 def collect_store(
     estimates: Estimates, settings: GradientSettings, work: Work, output: Output, attributes: Mapping[str, Any]
 ) -> dict[str, int]:
-    """Fill and finish a store. Returns counts by status and the tokens that went through the policy.
+    """Fill and finish a store. Returns counts by status and the tokens that went through the policy, and would have with a row a sample.
 
     attributes: of the store; its `projection` is null when no rows are kept (forward mode).
     """
     vectors = attributes["projection"] is not None
     writer = StoreWriter(output, work.live, attributes["projection"]["dim"] if vectors else 0, attributes)
-    counters = {"tokens": 0, **output.state.get("counters", {})}
+    counters = {"tokens": 0, "tokens_as_rows": 0, **output.state.get("counters", {})}
     committed = time.monotonic()
 
     def room(tasks: list[Task], task: Task) -> bool:
@@ -50,6 +50,7 @@ def collect_store(
                 status = str(entry["status"])
                 counters[status] = counters.get(status, 0) + 1
                 counters["tokens"] += estimate.tokens
+                counters["tokens_as_rows"] += estimate.tokens_as_rows
                 shown.advance()
             if writer.chunk_full or time.monotonic() - committed > SECONDS_BETWEEN_COMMITS or runtime.stop_requested():
                 writer.commit(counters)
@@ -58,7 +59,11 @@ def collect_store(
     writer.finish(
         counters,
         skipped=without_any(counters),
-        ledger={"tokens_scored": counters["tokens"], "device": attributes["device"]},
+        ledger={
+            "tokens_scored": counters["tokens"],
+            "tokens_as_rows": counters["tokens_as_rows"],
+            "device": attributes["device"],
+        },
     )
     return counters
 
@@ -71,13 +76,14 @@ def _in_order(batch: Batch, estimates: Estimates) -> list[Estimate]:
         if isinstance(task, Task):
             found.append(next(live))
         else:
-            found.append(Estimate(without_gradient(rollout, task).entry, None, 0))
+            found.append(Estimate(without_gradient(rollout, task).entry, None, 0, 0))
     return found
 
 
 def without_any(counters: Mapping[str, int]) -> dict[str, int]:
     """From counters, how many prompts had no gradient, by status."""
-    return {status: count for status, count in sorted(counters.items()) if status not in ("ok", "tokens")}
+    other = ("ok", "tokens", "tokens_as_rows")
+    return {status: count for status, count in sorted(counters.items()) if status not in other}
 
 
 def fits(path: Path, rows: int, width: int, limit: int) -> None:

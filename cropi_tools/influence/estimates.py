@@ -21,11 +21,14 @@ from cropi_tools.influence.prompt_objective import GradientSettings, PromptGradi
 
 
 class Estimate(NamedTuple):
-    """Of one prompt: its index entry with everything measured, its sketch if one is made, tokens that went through the policy."""
+    """Of one prompt: its index entry with everything measured, its sketch if one is made, tokens that went through the policy, and how
+    many that were with a row for every sample, the prompt in each.
+    """
 
     entry: dict[str, Any]
     sketch: Any
     tokens: int
+    tokens_as_rows: int
 
 
 class GradientPath(Protocol):
@@ -77,7 +80,8 @@ class BackwardEstimates:
             if figures.square == 0.0:
                 entry = {**gradient.entry, "status": "zero-gradient"}
             check_finite(task, [figures.square, *figures.inner.values()])
-            found.append(Estimate(entry, figures.sketch if figures.square else None, gradient.tokens))
+            sketch = figures.sketch if figures.square else None
+            found.append(Estimate(entry, sketch, gradient.tokens, tokens_as_rows(task)))
         if self._halves is not None:
             self._add_halves(tasks, found)
         return found
@@ -108,7 +112,12 @@ class BackwardEstimates:
         for place, estimate in enumerate(found):
             estimate.entry["halves"] = results[place]
             # a half is computed from the same tokens once more
-            found[place] = estimate._replace(tokens=2 * estimate.tokens)
+            found[place] = estimate._replace(tokens=2 * estimate.tokens, tokens_as_rows=2 * estimate.tokens_as_rows)
+
+
+def tokens_as_rows(task: Task) -> int:
+    """Tokens of the prompt and a response, over all responses."""
+    return len(task.responses) * len(task.prompt) + task.tokens
 
 
 def half_of(task: Task, half: int, settings: GradientSettings) -> Task | None:

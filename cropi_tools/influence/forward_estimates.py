@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cropi_tools.influence.against import Against
-from cropi_tools.influence.estimates import Estimate, check_finite, half_of
+from cropi_tools.influence.estimates import Estimate, check_finite, half_of, tokens_as_rows
 from cropi_tools.influence.forward_mode import Forward, ForwardMode, inner_of
 from cropi_tools.influence.prompt_objective import GradientSettings, Task
 
@@ -27,7 +27,7 @@ class ForwardEstimates:
             entry = {**forward.gradient.entry, "gradient_norm": None, "inner": inner}
             if self._halves:
                 entry["halves"] = [self._half(forward, task, half) for half in (0, 1)]
-            found.append(Estimate(entry, None, forward.gradient.tokens))
+            found.append(Estimate(entry, None, forward.gradient.tokens, tokens_as_rows(task)))
         return found
 
     def _half(self, forward: Forward, task: Task, half: int) -> dict[str, Any] | None:

@@ -146,18 +146,18 @@ def _agreement(name: str, scores: NDArray[np.float64]) -> Agreement:
     if correlation.value <= 0:
         return measured._replace(in_words="no ranking information found: one half says nothing about the other")
     one_half, whole = attainable(correlation.value)
-    words = None
+    warning = None
     if correlation.low <= 0:
-        words = "the halves' agreement cannot be told from chance; more prompts or more samples would say"
+        warning = "the halves' agreement cannot be told from chance; more prompts or more samples would say"
     elif precision.low > normal_precision(correlation.value, by_chance):
-        words = (
+        warning = (
             "the top tenth agrees better than normally distributed scores would: they have groups or heavy tails, "
             "and the expected precisions are too low"
         )
     return measured._replace(
         one_half=(one_half, normal_precision(one_half, by_chance)),
         whole=(whole, normal_precision(whole, by_chance)),
-        in_words=words,
+        in_words=warning,
     )
 
 

@@ -196,6 +196,23 @@ CASES = [
         committed=("metrics.jsonl", b'{"step": 1,', b'{"step": 0,'),
         exempt=frozenset({"manifest.json", "timings.jsonl"}),
     ),
+    Case(
+        name="grad-adam",
+        words="cropi-grad --model P1 rollouts.jsonl --preconditioner P1 --params model.layers.* --weighting trajectory "
+        "--weight-clip 0.1,10 --self-normalize --advantage leave-one-out --aggregation constant --dim 128",
+        output="adam.zarr",
+        other="--seed 5",
+        differs="seed 0, now 5",
+        folder=True,
+    ),
+    Case(
+        name="grad-adapters",
+        words="cropi-grad --model P0 rollouts.jsonl --lora 2 --gradient-checkpointing --sketch sjlt --dim 128",
+        output="adapters.zarr",
+        other="--sketch sparse-gaussian",
+        differs="sketch sjlt, now sparse-gaussian",
+        folder=True,
+    ),
 ]
 CHANGES: dict[str, int] = {}
 """How many file changes each row makes, counted while the chain is built."""

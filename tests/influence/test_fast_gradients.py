@@ -210,6 +210,17 @@ def test_a_module_used_twice() -> None:
     assert_equal_paths(policy)
 
 
+def test_a_use_that_has_no_part_in_the_objective() -> None:
+    policy = naive_policy.policy()
+    mlp = policy.model.model.layers[0].mlp
+
+    def use_for_nothing(module: Any, inputs: Any) -> None:
+        module.up_proj(inputs[0])
+
+    mlp.register_forward_pre_hook(use_for_nothing)
+    assert_equal_paths(policy)
+
+
 def test_padding_token_learns_nothing_as_an_input() -> None:
     made = [each._replace(prompt_token_ids=[0, *each.prompt_token_ids, 0]) for each in rollouts()]
     for tie in (True, False):
@@ -269,8 +280,11 @@ def test_room(monkeypatch: pytest.MonkeyPatch) -> None:
             tasks.append(task)
         return len(tasks)
 
-    assert most() == fast_gradients.TOKENS_PER_PASS // (len(task.prompt) + task.tokens)
     vocabulary, width = 71, 32
+    assert most() == fast_gradients.STATE_ELEMENTS // width // (len(task.prompt) + task.tokens)
+    monkeypatch.setattr(fast_gradients, "STATE_ELEMENTS", 1)
+    path = FastGradients(naive_policy.policy(), SETTINGS)
+    assert most() == fast_gradients.TOKENS_PER_PASS // (len(task.prompt) + task.tokens)
     monkeypatch.setattr(fast_gradients, "GRADIENT_BYTES", 6 * vocabulary * width * 4)
     assert most() == 6
     monkeypatch.setattr(fast_gradients, "CHUNK_ELEMENTS", 4 * task.tokens * vocabulary)

@@ -166,6 +166,18 @@ def test_recomputed_activations_leave_dropout_off() -> None:
     assert "Qwen2DecoderLayer" in training
 
 
+@pytest.mark.parametrize("max_tokens", [10**9, 18], ids=["one pass", "several passes"])
+def test_bfloat16_weights_give_nearly_the_gradient(max_tokens: int) -> None:
+    rollout = naive_policy.rollout(5)
+    policy = naive_policy.policy()
+    policy.model.bfloat16()
+    exact = naive_policy.gradient(naive_policy.double_copy(policy.model), rollout)
+    found = computed(One(policy, GradientSettings(), max_tokens=max_tokens), rollout)
+    # one pass hands the weights' own format on, several are summed in float32
+    assert {gradient.dtype for gradient in found.values()} == {torch.bfloat16 if max_tokens > 18 else torch.float32}
+    assert naive_policy.relative_error(found, exact) < 0.1
+
+
 def test_order_of_samples_and_earlier_prompts_do_not_matter() -> None:
     computer = One(naive_policy.policy(), GradientSettings())
     rollout = naive_policy.rollout(6)
