@@ -20,9 +20,8 @@ from typing import Any, NamedTuple
 import torch
 
 from cropi_tools.data.errors import UsageError
-from cropi_tools.influence import gradients as reference_path
 from cropi_tools.influence.fast_rules import Rows, Rule, rule_of
-from cropi_tools.influence.gradients import Consume, ReferenceGradients
+from cropi_tools.influence.gradients import TOKENS_PER_PASS, Consume, ReferenceGradients
 from cropi_tools.influence.prompt_objective import (
     GradientSettings,
     PromptGradient,
@@ -36,8 +35,8 @@ from cropi_tools.policy.loading import Policy
 from cropi_tools.policy.logprobs import CHUNK_ELEMENTS, has_plain_head, response_logprobs
 from cropi_tools.policy.packing import PackedBatch, can_pack, packed, packed_batch
 
-TOKENS_PER_PASS = 2048  # on a CPU, where wider states leave its caches with more tokens than that
-STATE_ELEMENTS = 1 << 17  # tokens times width of a pass on a CPU, which allows narrow policies more tokens
+CPU_TOKENS = 2048  # on a CPU, where wider states leave its caches with more tokens than that
+CPU_STATES = 1 << 17  # tokens times width of a pass on a CPU, which allows narrow policies more tokens
 GRADIENT_BYTES = 1 << 28  # of one parameter's gradients, of all prompts of a pass
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4}  # of the trial; norms pass through float32. Other formats: 0.1
 _NOISE = 1e-2  # times the tolerance and the whole gradient: what is below counts as zero
@@ -63,8 +62,8 @@ class _Ruled(NamedTuple):
 class FastGradients:
     """Gradients of one policy's prompts, several a pass; `behavior` recomputes beta by the same forward pass.
 
-    max_tokens: of one forward pass. NoRule: a trained parameter lies in a module without a rule, or the model cannot be packed, does
-    more than its output embedding to its last states, or recomputes activations.
+    max_tokens: of one forward pass; on a CPU fewer, as many as make it faster. NoRule: a trained parameter lies in a module without a
+    rule, or the model cannot be packed, does more than its output embedding to its last states, or recomputes activations.
     """
 
     def __init__(
@@ -72,7 +71,7 @@ class FastGradients:
         policy: Policy,
         settings: GradientSettings,
         behavior: Policy | None = None,
-        max_tokens: int = reference_path.TOKENS_PER_PASS,
+        max_tokens: int = TOKENS_PER_PASS,
     ) -> None:
         model = policy.model
         kind = type(model).__name__
@@ -84,7 +83,7 @@ class FastGradients:
             raise NoRule(f"{kind} recomputes activations, and would call every rule twice")
         self._policy, self._settings, self._behavior = policy, settings, behavior
         self._limit = max_tokens
-        useful = max(TOKENS_PER_PASS, STATE_ELEMENTS // model.get_input_embeddings().embedding_dim)
+        useful = max(CPU_TOKENS, CPU_STATES // model.get_input_embeddings().embedding_dim)
         self._max_tokens = min(max_tokens, useful) if policy.device.type == "cpu" else max_tokens
         self.parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self._modules = _ruled_modules(model)

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -109,8 +110,9 @@ class ForwardMode:
         behavior = self._behavior_of(tasks, batch)
         logprobs, tangents = self._differentiate(batch)
         sizes = [task.tokens for task in tasks]
-        pieces = zip(tasks, logprobs.split(sizes), tangents.split(sizes, 1), behavior, strict=True)
-        return [self._result(*piece, len(piece[0].prompt) + piece[0].tokens) for piece in pieces]
+        rows = [end - start for start, end in pairwise(batch.bounds)]
+        pieces = zip(tasks, logprobs.split(sizes), tangents.split(sizes, 1), behavior, rows, strict=True)
+        return [self._result(*piece) for piece in pieces]
 
     def _alone(self, task: Task) -> Forward:
         """One prompt, in several passes if need be."""

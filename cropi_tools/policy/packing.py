@@ -3,12 +3,13 @@
     p p p  a a a a  b b  c c c | q q  d d  e e e e
     0 1 2  3 4 5 6  3 4  3 4 5 | 0 1  2 3  2 3 4 5      positions
 
-Everything that works token by token (embedding, projections, norms) runs on this row, so padding costs nothing and a prompt is computed
-once, not once a response. Only attention must know who sees whom: a response sees its prompt and itself. That is an attention function
-of our own, registered with transformers and switched on by `packed`; inside it, and only there, responses are laid out as padded rows.
+The last token of a response predicts nothing and is left out. Everything that works token by token (embedding, projections, norms) runs on
+this row, so padding costs nothing and a prompt is computed once, not once a response. Only attention must know who sees whom: a response
+sees its prompt and itself. That is an attention function of our own, registered with transformers and switched on by `packed`; inside
+it, and only there, responses are laid out as padded rows.
 
 Not every model allows it: sliding windows, soft caps, sinks, recurrent layers. Families do these under many names, so `can_pack` tries it out
-on a few tokens, once a model. The embedded test of both layouts: equal log-probabilities.
+on a few tokens, once a model.
 """
 
 from __future__ import annotations
@@ -70,7 +71,10 @@ class PackedBatch(NamedTuple):
 
 
 def packed_batch(prompts: Sequence[tuple[list[int], Sequence[list[int]]]], device: torch.device | str) -> PackedBatch:
-    """Lay out prompts, each token ids and its responses. A prompt has a token and a response; responses may be empty."""
+    """Lay out prompts, each token ids and its responses. A prompt has a token and a response; responses may be empty.
+
+    N tokens: of every prompt, and of every response but its last.
+    """
     ids: list[int] = []
     positions: list[int] = []
     predicting: list[int] = []
@@ -86,14 +90,15 @@ def packed_batch(prompts: Sequence[tuple[list[int], Sequence[list[int]]]], devic
             starts.append((number, len(ids)))
             if response:
                 predicting += [start + len(prompt) - 1, *range(len(ids), len(ids) + len(response) - 1)]
-            ids += response
-            positions += range(len(prompt), len(prompt) + len(response))
+            ids += response[:-1]
+            positions += range(len(prompt), len(prompt) + len(response[:-1]))
             targets += response
             lengths.append(len(response))
         bounds.append(len(ids))
         response_bounds.append(len(targets))
     prefixes = torch.tensor([len(prompt) for prompt, _ in prompts])
-    tokens, places = torch.tensor(lengths), torch.tensor([place for _, place in starts])
+    tokens = torch.tensor(lengths).sub(1).clamp(min=0)  # those in the row
+    places = torch.tensor([place for _, place in starts])
     prompt_of = torch.tensor([number for number, _ in starts])
     wide, long = int(prefixes.max()), max(int(tokens.max()), 1)
     in_prompt = torch.arange(wide) < prefixes[:, None]

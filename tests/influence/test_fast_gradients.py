@@ -281,10 +281,10 @@ def test_room(monkeypatch: pytest.MonkeyPatch) -> None:
         return len(tasks)
 
     vocabulary, width = 71, 32
-    assert most() == fast_gradients.STATE_ELEMENTS // width // (len(task.prompt) + task.tokens)
-    monkeypatch.setattr(fast_gradients, "STATE_ELEMENTS", 1)
+    assert most() == fast_gradients.CPU_STATES // width // (len(task.prompt) + task.tokens)
+    monkeypatch.setattr(fast_gradients, "CPU_STATES", 1)
     path = FastGradients(naive_policy.policy(), SETTINGS)
-    assert most() == fast_gradients.TOKENS_PER_PASS // (len(task.prompt) + task.tokens)
+    assert most() == fast_gradients.CPU_TOKENS // (len(task.prompt) + task.tokens)
     monkeypatch.setattr(fast_gradients, "GRADIENT_BYTES", 6 * vocabulary * width * 4)
     assert most() == 6
     monkeypatch.setattr(fast_gradients, "CHUNK_ELEMENTS", 4 * task.tokens * vocabulary)

@@ -230,7 +230,7 @@ def test_the_command_prints_a_table_or_json(tmp_path: Path) -> None:
 
 def test_a_pool_of_groups_is_told_from_a_normal_one(tmp_path: Path) -> None:
     """A tenth of the prompts stands apart, so the top tenth is found again far better than the correlation tells."""
-    truth, halves = pool(1000, 0.7)
+    _, halves = pool(1000, 0.7)
     assert measure([halves_store(tmp_path / "normal.zarr", halves)]).sets[0].in_words is None
     halves[:100] += 6.0
     found = measure([halves_store(tmp_path / "groups.zarr", halves)]).sets[0]

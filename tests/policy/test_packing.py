@@ -47,7 +47,8 @@ def test_equals_a_float64_pass_over_each_response_alone(plain: bool, temperature
         expected = torch.cat([naive_policy.logprobs(wide, *pair, temperature) for pair in PAIRS if pair[1]])
     torch.testing.assert_close(found.detach().double(), expected, atol=1e-5, rtol=0)
     assert len(entropies) == len(found) == batch.response_bounds[-1] == 15
-    assert batch.input_ids.numel() == sum(len(p) + sum(map(len, rs)) for p, rs in PROMPTS) == batch.bounds[-1]
+    in_row = sum(len(p) + sum(len(r[:-1]) for r in rs) for p, rs in PROMPTS)
+    assert batch.input_ids.numel() == batch.bounds[-1] == in_row == 19
 
 
 @pytest.mark.parametrize("plain", [False, True])
