@@ -6,7 +6,8 @@ Peers, on the same prompt, in one process, best of several interleaved rounds:
 * rows: the model's own cross-entropy loss with a row for every response, the prompt repeated in each, as trainers do it. Shown for what
   packing saves.
 
-Against them stands the work on one prompt: the importance-weighted objective and its gradient, consumed parameter by parameter, the exact
+Against them stands cropi-grad's work on a prompt, by the path that `--method auto` takes (several copies of the prompt a pass where they
+fit together, and one prompt a pass beside it): the importance-weighted objective and its gradient, consumed parameter by parameter, the exact
 norm, exact inner products with two means mapped from disk, and the countsketch. Weights are random, in the shapes of Qwen2.5.
 
     python benchmarks/gradient.py                                                    # tiny, on a CPU, seconds
@@ -35,8 +36,10 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from cropi_tools.data.records import Rollout, Sample
-from cropi_tools.influence.gradients import ReferenceGradients, attending
+from cropi_tools.influence.estimates import GradientPath
+from cropi_tools.influence.gradients import TOKENS_PER_PASS, ReferenceGradients, attending
 from cropi_tools.influence.measure import Direction, Measure
+from cropi_tools.influence.paths import choose_path
 from cropi_tools.influence.projection import Layout, ProjectionSpec
 from cropi_tools.influence.prompt_objective import GradientSettings, Task, batch_of, prepare
 from cropi_tools.policy.loading import Policy
@@ -71,19 +74,19 @@ GOAL_RATIO, GOAL_SHARE, GOAL_GIB = 1.15, 0.05, 20.0
 
 
 class Clock:
-    """Shortest time of each named stage, waiting for the device before and after it."""
+    """Shortest time of each named stage a prompt, waiting for the device before and after it."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self.best: dict[str, float] = {}
 
-    def time(self, stage: str, task: Any, counted: bool) -> Any:
+    def time(self, stage: str, task: Any, counted: bool, prompts: int = 1) -> Any:
         self._wait()
         start = time.perf_counter()
         result = task()
         self._wait()
         if counted:
-            self.best[stage] = min(self.best.get(stage, float("inf")), time.perf_counter() - start)
+            self.best[stage] = min(self.best.get(stage, float("inf")), (time.perf_counter() - start) / prompts)
         return result
 
     def _wait(self) -> None:
@@ -182,13 +185,19 @@ def times(
             clock.time("plain backward", total.backward, counted)
             clear()
 
+    several = choose_path("auto", policy, GradientSettings(), None, TOKENS_PER_PASS, False)
+    together = [task]
+    while several.room_for(together, task):
+        together.append(task)
+
     def whole(counted: bool) -> None:
-        def work() -> None:
-            measure.begin()
-            path.compute([task], measure.add)
+        def work(way: GradientPath, tasks: list[Task]) -> None:
+            measure.begin(len(tasks))
+            way.compute(tasks, measure.add)
             measure.finish()
 
-        clock.time("cropi-grad", work, counted)
+        clock.time("cropi-grad", lambda: work(several, together), counted, len(together))
+        clock.time("one prompt a pass", lambda: work(path, [task]), counted)
         gradients: dict[str, torch.Tensor] = {}
         clock.time("gradient alone", lambda: path.compute([task], gradients.__setitem__), counted)
 

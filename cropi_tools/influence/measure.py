@@ -7,7 +7,7 @@ from their files and read where they are needed; on a GPU they are kept there if
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from cropi_tools.influence.device import device_products
 from cropi_tools.influence.precondition import Preconditioner
 from cropi_tools.influence.projection import Layout, ProjectionSpec, Sketcher
 
-_BLOCK = 1 << 18  # coordinates multiplied at once on a CPU: the temporary stays in the second-level cache
+_BLOCK = 1 << 16  # coordinates in one float32 sum on a CPU; blocks are added in double
 _DEVICE_BLOCK = 1 << 24  # on a GPU, where launching costs more than memory
 
 
@@ -84,7 +84,8 @@ class Measure:
         self._scaling = scaling
         self._sketchers: list[Sketcher] = []
         self._fused = device_products(device)
-        self._totals = torch.empty(0)
+        # of each gradient, parts of its squared norm and products: tensors [1 + directions], on the device until `finish`
+        self._sums: list[list[torch.Tensor]] = []
         keep_on_device(self._directions, device)
 
     def begin(self, count: int = 1) -> None:
@@ -93,52 +94,58 @@ class Measure:
             self._sketchers.append(Sketcher(self._spec, self._layout))
         for sketcher in self._sketchers[:count]:
             sketcher.begin()
-        self._totals = torch.zeros(count, 1 + len(self._directions), dtype=torch.float64, device=self._device)
+        self._sums = [[] for _ in range(count)]
 
     def add(self, name: str, gradients: torch.Tensor) -> None:
         """Add one parameter's gradients, [count, ...] in any shape of its size."""
-        rows = gradients.reshape(len(self._totals), -1)
+        rows = gradients.reshape(len(self._sums), -1)
         if self._scaling is not None:
             rows = rows * self._scaling.scale(name)
         means = [direction.get(name, self._device) for direction in self._directions.values()]
-        whole = [mean for mean in means if mean is not None]
-        if self._fused is not None and len(whole) == len(means):
-            for total, row in zip(self._totals, rows, strict=True):
-                total += self._fused(row, whole)
-        else:
-            size = _BLOCK if self._device.type == "cpu" else _DEVICE_BLOCK
-            for start in range(0, rows.shape[1], size):
-                block = rows[:, start : start + size]
-                block = block if block.dtype == torch.float64 else block.float()
-                self._totals[:, 0] += (block * block).sum(1)
-                for place, mean in enumerate(means, 1):
-                    if mean is not None:
-                        self._totals[:, place] += (block * mean[start : start + size]).sum(1)
+        for sums, row in zip(self._sums, rows, strict=True):
+            sums += self._products(row, means)
         if self._spec is not None:
             for sketcher, row in zip(self._sketchers, rows, strict=False):
                 sketcher.add(name, row)
 
+    def _products(self, row: torch.Tensor, means: Sequence[torch.Tensor | None]) -> Iterator[torch.Tensor]:
+        """Of one parameter's gradient: its squared norm and its product with each mean, block by block."""
+        whole = [mean for mean in means if mean is not None]
+        if self._fused is not None and len(whole) == len(means):
+            yield self._fused(row, whole)
+            return
+        size = _BLOCK if row.device.type == "cpu" else _DEVICE_BLOCK
+        for start in range(0, len(row), size):
+            block = row[start : start + size]
+            block = block if block.dtype == torch.float64 else block.float()
+            parts = [None if mean is None else mean[start : start + size].to(block.dtype) for mean in means]
+            yield torch.stack([torch.dot(block, block), *(_dot(block, part) for part in parts)])
+
     def finish(self) -> list[Measured]:
         """The figures of each gradient; InputError if a sketch is not finite."""
         found = []
-        for place, (square, *inner) in enumerate(self._totals.tolist()):
+        for place, sums in enumerate(self._sums):
+            square, *inner = torch.stack(sums).double().sum(0).tolist() if sums else [0.0] * (1 + len(self._directions))
             row = self._sketchers[place].finish() if self._spec is not None else None
             found.append(Measured(square, dict(zip(self._directions, inner, strict=True)), row))
         return found
 
 
+def _dot(block: torch.Tensor, part: torch.Tensor | None) -> torch.Tensor:
+    return block.new_zeros(()) if part is None else torch.dot(block, part)
+
+
 def squared_norm(tensor: torch.Tensor) -> float:
     """Sum of squares, to about float32's own precision whatever the size.
 
-    `torch.dot` adds one after another in float32: on an embedding of 230 million coordinates that loses 3 %. Products are summed as a
-    tree here, block by block, and blocks in double.
+    `torch.dot` adds up in float32: on an embedding of 230 million coordinates that loses 3 %. Here it does so block by block, and blocks
+    are added in double.
     """
     return inner_product(tensor, tensor)
 
 
 def inner_product(first: torch.Tensor, second: torch.Tensor) -> float:
     """The inner product of two tensors of the same size, as precise as `squared_norm`."""
-    blocks: Sequence[Any] = list(zip(first.reshape(-1).split(_BLOCK), second.reshape(-1).split(_BLOCK), strict=True))
-    return math.fsum(
-        float(((one if one.dtype == torch.float64 else one.float()) * other).sum()) for one, other in blocks
-    )
+    blocks = zip(first.reshape(-1).split(_BLOCK), second.reshape(-1).split(_BLOCK), strict=True)
+    wide = torch.float64 if torch.float64 in (first.dtype, second.dtype) else torch.float32
+    return math.fsum(float(torch.dot(one.to(wide), other.to(wide))) for one, other in blocks)
