@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -31,10 +32,14 @@ def test_every_command_has_a_page_and_an_entry_point() -> None:
 def test_the_readme_pipeline_runs_line_by_line(
     run: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
-    """The nine lines as they stand, with smaller numbers, a random policy as P0, and a verifier that it satisfies half of the time."""
-    section = (ROOT / "README.md").read_text().split("## The pipeline by hand")[1]
-    lines = [line for line in section.split("```")[1].splitlines() if line]
-    assert len(lines) == 9
+    """The lines as they stand, with smaller numbers, a random policy as P0, and a verifier that it satisfies half of the time."""
+    sections = (ROOT / "README.md").read_text().split("\n## ")
+    lines = []
+    for title, count in (("The pipeline by hand", 9), ("Can the ranking be trusted", 7)):
+        (section,) = [text for text in sections if text.startswith(title)]
+        block = [line for line in section.split("```")[1].splitlines() if line]
+        assert len(block) == count
+        lines += block
     tiny_policy.save(tmp_path / "P0")
     for line in lines:
         for before, after in (
@@ -46,7 +51,7 @@ def test_the_readme_pipeline_runs_line_by_line(
             line = line.replace(before, after)
         if line.startswith(("cropi-rollout", "cropi-train")):
             line = line.replace("--max-tokens 32", f"--max-tokens 4 --verifier {ROOT / 'tests' / 'parity.py'}:reward")
-        run(*line.split())
+        run(*shlex.split(line, comments=True))
         if line.startswith("cropi-prompts"):
             # a record's own verifier would come first, and no random policy can add
             path = tmp_path / line.split()[-1]
