@@ -152,6 +152,8 @@ def grad(
         raise UsageError("--mean takes all prompts at once; --shard belongs to a store")
     if method == "jvp" and (mean or not means):
         raise UsageError("--method jvp gives inner products alone: name means with --against")
+    if gradient_checkpointing and method in ("fast", "jvp"):
+        raise UsageError(f"--gradient-checkpointing belongs to --method reference; --method {method} has no use for it")
     if halves and not mean and not means:
         raise UsageError("--halves of a store are inner products: name means made with --halves by --against")
     if weight_bounds and weight_bounds[0] > weight_bounds[1]:

@@ -26,7 +26,7 @@ from cropi_tools.influence.prompt_objective import (
     GradientSettings,
     PromptGradient,
     Task,
-    behavior_logprobs,
+    behavior_of_each,
     facts,
     token_gradients,
 )
@@ -117,7 +117,7 @@ class FastGradients:
                 self._reference = ReferenceGradients(self._policy, self._settings, self._behavior, self._limit)
             return self._reference.compute([task], consume)
         batch = packed_batch([(task.prompt, task.responses) for task in tasks], self._policy.device)
-        behavior = self._behavior_logprobs(tasks, batch)
+        behavior = behavior_of_each(tasks, batch, self._behavior, self._settings)
         found: list[Terms] = []
 
         def derive(logprobs: torch.Tensor) -> torch.Tensor:
@@ -160,15 +160,6 @@ class FastGradients:
             together, range(len(together.responses)), logprobs, torch.cat(known), self._settings
         )
         return derivative, [Terms(*parts) for parts in zip(*(_by_prompt(each, batch) for each in terms), strict=True)]
-
-    def _behavior_logprobs(self, tasks: Sequence[Task], batch: PackedBatch) -> list[torch.Tensor | None]:
-        """beta's log-probabilities of each task; one pass for all if a policy has to recompute them."""
-        other = self._behavior
-        if other is not None and can_pack(other.model):
-            with torch.no_grad(), packed(other.model, batch):
-                together, _ = response_logprobs(other.model, batch, self._settings.policy_temperature)
-            return [*_by_prompt(together, batch)]
-        return [behavior_logprobs(task, range(len(task.responses)), batch, other, self._settings) for task in tasks]
 
     def _differentiate(self, batch: PackedBatch, derive: Derive, consume: Consume) -> None:
         """Per-prompt gradients of an objective with the derivative derive(logprobs) by them, both [response tokens]."""

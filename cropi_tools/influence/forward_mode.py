@@ -40,6 +40,7 @@ from cropi_tools.influence.prompt_objective import (
     batch_of,
     batch_tokens,
     behavior_logprobs,
+    behavior_of_each,
     facts,
     passes,
     token_gradients,
@@ -107,7 +108,7 @@ class ForwardMode:
         if len(tasks) == 1:
             return [self._alone(tasks[0])]
         batch = packed_batch([(task.prompt, task.responses) for task in tasks], self._policy.device)
-        behavior = self._behavior_of(tasks, batch)
+        behavior = behavior_of_each(tasks, batch, self._behavior, self._settings)
         logprobs, tangents = self._differentiate(batch)
         sizes = [task.tokens for task in tasks]
         rows = [end - start for start, end in pairwise(batch.bounds)]
@@ -140,15 +141,6 @@ class ForwardMode:
             [len(response) for response in task.responses],
             dict(zip(self._directions, inner, strict=True)),
         )
-
-    def _behavior_of(self, tasks: Sequence[Task], batch: PackedBatch) -> Sequence[torch.Tensor | None]:
-        """beta's log-probabilities of each task; one pass for all if a policy has to recompute them."""
-        other = self._behavior
-        if other is not None and can_pack(other.model):
-            with torch.no_grad(), packed(other.model, batch):
-                together, _ = response_logprobs(other.model, batch, self._settings.policy_temperature)
-            return together.split([task.tokens for task in tasks])
-        return [behavior_logprobs(task, range(len(task.responses)), batch, other, self._settings) for task in tasks]
 
     def _differentiate(self, batch: SequenceBatch | PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probabilities [T] of a batch's response tokens, and their derivatives [directions, T]."""

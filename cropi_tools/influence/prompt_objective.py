@@ -146,6 +146,17 @@ def behavior_logprobs(
     return torch.tensor(stored, device=batch.input_ids.device)
 
 
+def behavior_of_each(
+    tasks: Sequence[Task], batch: PackedBatch, behavior: Policy | None, settings: GradientSettings
+) -> list[torch.Tensor | None]:
+    """`behavior_logprobs` of each task of a packed batch; one pass for all if a policy has to recompute them."""
+    if behavior is not None and can_pack(behavior.model):
+        with torch.no_grad(), packed(behavior.model, batch):
+            together, _ = response_logprobs(behavior.model, batch, settings.policy_temperature)
+        return list(together.split([task.tokens for task in tasks]))
+    return [behavior_logprobs(task, range(len(task.responses)), batch, behavior, settings) for task in tasks]
+
+
 def token_gradients(
     task: Task,
     rows: range,

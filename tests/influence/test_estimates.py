@@ -21,6 +21,8 @@ from cropi_tools.data.records import Rollout
 from cropi_tools.influence.against import Against
 from cropi_tools.influence.collect_mean import collect_mean
 from cropi_tools.influence.estimates import BackwardEstimates, Estimate
+from cropi_tools.influence.forward_estimates import ForwardEstimates
+from cropi_tools.influence.forward_mode import ForwardMode
 from cropi_tools.influence.gradients import ReferenceGradients
 from cropi_tools.influence.measure import Measure
 from cropi_tools.influence.precondition import EPSILON, Preconditioner
@@ -213,6 +215,16 @@ def test_the_geometry_of_adam(tmp_path: Path) -> None:
         inner = float(gradient @ (metric * direction))
         assert estimate.entry["inner"]["v"] == pytest.approx(inner, abs=1e-5 * norms[0] * norms[1])
         np.testing.assert_allclose(estimate.sketch, (metric.sqrt() * gradient).numpy(), atol=1e-5 * norms[0])
+    # forward mode takes the metric on the side of the mean alone
+    against = Against({"v": str(mean)}, layout, "P", {})
+    against.directions["v"].scale_by(scaling)
+    forward = ForwardEstimates(ForwardMode(policy, SETTINGS, against.directions), SETTINGS, against, halves=False)
+    for number, estimate in zip((5, 6), found, strict=True):
+        task = prepare(eight(number), SETTINGS)
+        assert isinstance(task, Task)
+        (same,) = forward.of([task])
+        scale = estimate.entry["gradient_norm"] * read_facts(mean)["norm"]
+        assert same.entry["inner"]["v"] == pytest.approx(estimate.entry["inner"]["v"], abs=1e-5 * scale)
     other = Layout((*layout.entries, ("extra", (3,))))
     with pytest.raises(InputError, match="no state of parameter extra"):
         Preconditioner(str(tmp_path / "P1"), other, CPU)
