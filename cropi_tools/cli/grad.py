@@ -144,7 +144,10 @@ def grad(
 
     runtime.set_quiet(quiet)
     index, shards = parse_shard(shard)
-    means = dict(parse_named(text, "--against") for text in against or [])
+    named = [parse_named(text, "--against") for text in against or []]
+    means = dict(named)
+    if len(means) < len(named) or any("/" in name for name in means):
+        raise UsageError("--against: every mean needs a name of its own, without '/'")
     weight_bounds, ppo_bounds = parse_pair(weight_clip, "--weight-clip"), parse_pair(ppo_clip, "--ppo-clip")
     if mean and means:
         raise UsageError("--mean writes a mean gradient; --against belongs to a store")
@@ -160,6 +163,10 @@ def grad(
         raise UsageError(f"--weight-clip {weight_clip}: the lower bound is above the upper")
     if weighting == "none" and (weight_clip or ppo_clip or self_normalize):
         raise UsageError("--weighting none has no weights to clip or normalize")
+    if halves and samples is not None and samples < 4 and not mean:
+        raise UsageError(f"--halves splits the samples: a half of {samples} has no two to compare; take -n 4 or more")
+    if lora and preconditioner:
+        raise UsageError("--preconditioner scales a policy's own parameters; the adapters of --lora have no state")
     if lora and params:
         raise UsageError("--lora has gradients for its adapters alone; leave --params out")
     inputs = {

@@ -57,9 +57,11 @@ class Against:
 
 def check_mean(path: str, facts: Mapping[str, Any], layout: Layout, policy: str, objective: Mapping[str, Any]) -> None:
     """InputError when a mean gradient cannot be compared with gradients of this policy and objective."""
+    if "norm" not in facts:
+        raise InputError(f"{path}: is an unfinished mean; run the cropi-grad --mean that made it again")
     if facts["layout"] != layout.sha256:
         raise InputError(
-            f"{path}: is a mean over other parameters than are used here; make it with the same --model and --params"
+            f"{path}: is a mean over other parameters than are used here; make it with the same --model, --params and --lora"
         )
     if facts["policy"] != policy:
         raise InputError(f"{path}: is a mean gradient of another policy; make it with the same --model")

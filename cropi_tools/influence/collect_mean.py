@@ -77,12 +77,19 @@ def collect_mean(
                 (done + place) % 2 == 0 for place, (_, task) in enumerate(batch.prompts) if isinstance(task, Task)
             ]
 
-            def consume(name: str, gradients: torch.Tensor, in_first: list[bool] = in_first) -> None:
+            def consume(
+                name: str, gradients: torch.Tensor, in_first: list[bool] = in_first, tasks: list[Task] = batch.tasks
+            ) -> None:
                 rows = gradients.reshape(len(in_first), -1)
                 if scaling is not None:
                     rows = rows * scaling.scale(name)
-                # one after another: the sum does not depend on which prompts were computed together
-                for row, half in zip(rows, in_first, strict=True):
+                # one after another, in the order of the input
+                for task, row, half in zip(tasks, rows, in_first, strict=True):
+                    if not bool(torch.isfinite(torch.dot(row, row))):
+                        raise InputError(
+                            f"prompt '{task.rollout.id}': its gradient is not finite; bound its weights with "
+                            "--weight-clip, or try --dtype float32"
+                        )
                     total[name].view(-1).add_(row)
                     if halves and half:
                         first[name].view(-1).add_(row)
@@ -143,6 +150,8 @@ def _halves(mean: Tensors, first: Tensors, prompts: int) -> dict[str, list[float
 def _save(output: Output, total: Tensors, first: Tensors, described: Mapping[str, Any]) -> None:
     temporary = output.part.with_name(output.part.name + ".tmp")
     write_mean(temporary, total, described, half=first)
+    with open(temporary, "rb") as written:
+        os.fsync(written.fileno())
     os.replace(temporary, output.part)
 
 

@@ -97,22 +97,24 @@ class BackwardEstimates:
 
     def _add_halves(self, tasks: Sequence[Task], found: list[Estimate]) -> None:
         results: list[list[Any]] = [[None, None] for _ in tasks]
+        assert self._halves is not None
         for half in (0, 1):
             some = [(place, part) for place, task in enumerate(tasks) if (part := half_of(task, half, self._settings))]
+            if not some:
+                continue
             # half the samples are fewer tokens, so they fit where the whole did
-            if some:
-                assert self._halves is not None
-                for (place, task), figures in zip(
-                    some, self._run([part for _, part in some], self._halves)[1], strict=True
-                ):
-                    check_finite(task, [figures.square, *figures.inner.values()])
-                    if figures.square:
-                        inner = self._against.half_products(figures.inner, half)
-                        results[place][half] = {"gradient_norm": math.sqrt(figures.square), "inner": inner}
-        for place, estimate in enumerate(found):
-            estimate.entry["halves"] = results[place]
-            # a half is computed from the same tokens once more
-            found[place] = estimate._replace(tokens=2 * estimate.tokens, tokens_as_rows=2 * estimate.tokens_as_rows)
+            gradients, measured = self._run([part for _, part in some], self._halves)
+            for (place, part), gradient, figures in zip(some, gradients, measured, strict=True):
+                check_finite(part, [figures.square, *figures.inner.values()])
+                if figures.square:
+                    inner = self._against.half_products(figures.inner, half)
+                    results[place][half] = {"gradient_norm": math.sqrt(figures.square), "inner": inner}
+                whole = found[place]
+                found[place] = whole._replace(
+                    tokens=whole.tokens + gradient.tokens, tokens_as_rows=whole.tokens_as_rows + tokens_as_rows(part)
+                )
+        for estimate, halves in zip(found, results, strict=True):
+            estimate.entry["halves"] = halves
 
 
 def tokens_as_rows(task: Task) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 from cropi_tools.influence.against import Against
 from cropi_tools.influence.estimates import Estimate, check_finite, half_of, tokens_as_rows
-from cropi_tools.influence.forward_mode import Forward, ForwardMode, inner_of
+from cropi_tools.influence.forward_mode import Forward, ForwardMode, derivative_of, inner_of
 from cropi_tools.influence.prompt_objective import GradientSettings, Task
 
 
@@ -24,6 +24,10 @@ class ForwardEstimates:
         for task, forward in zip(tasks, self._forward.compute(tasks) if tasks else [], strict=True):
             check_finite(task, forward.inner.values())
             inner = {name: forward.inner[name] for name in self._against.directions}
+            if forward.flat:
+                entry = {**forward.gradient.entry, "status": "zero-gradient"}
+                found.append(Estimate(entry, None, forward.gradient.tokens, tokens_as_rows(task)))
+                continue
             entry = {**forward.gradient.entry, "gradient_norm": None, "inner": inner}
             if self._halves:
                 entry["halves"] = [self._half(forward, task, half) for half in (0, 1)]
@@ -35,5 +39,7 @@ class ForwardEstimates:
         if part is None:
             return None
         rows = range(half, len(task.responses), 2)
+        if not derivative_of(forward, part, rows, self._settings).any():
+            return None
         inner = {name: inner_of(forward, part, rows, self._settings, name) for name in self._against.half_directions}
         return {"gradient_norm": None, "inner": self._against.half_products(inner, half)}

@@ -15,7 +15,7 @@ float32, and some tenths of that measure with bfloat16.
 
 What it costs. A linear layer takes three matrix products, as many as its forward and backward pass, so the gain is only what gradients
 cost beyond them: forming, measuring and sketching one per prompt. Each further direction takes two products more, where a gradient at
-hand takes next to nothing: with two directions or more, gradients are the cheaper way.
+hand takes next to nothing: with several directions gradients become the cheaper way.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ _TOLERANCE = {
 
 class Forward(NamedTuple):
     """What forward mode gives for one prompt. For each response token, [T]: its log-probability, that under the behavior policy if
-    known, its derivative along each direction. lengths: tokens of each response. inner: the inner product with each direction.
+    known, its derivative along each direction. lengths: tokens of each response. inner: the inner product with each direction. flat: the
+    objective does not depend on any of them (all clipped), so there is no gradient.
     """
 
     gradient: PromptGradient
@@ -67,6 +68,7 @@ class Forward(NamedTuple):
     tangents: dict[str, torch.Tensor]
     lengths: list[int]
     inner: dict[str, float]
+    flat: bool
 
 
 class ForwardMode:
@@ -85,7 +87,7 @@ class ForwardMode:
         max_tokens: int = TOKENS_PER_PASS,
     ) -> None:
         self._policy, self._settings, self._behavior, self._max_tokens = policy, settings, behavior, max_tokens
-        self._directions = dict(directions)
+        self._directions: dict[str, Any] = dict(directions)
         keep_on_device(self._directions, policy.device)
         self.parameters = [(name, p) for name, p in policy.model.named_parameters() if p.requires_grad]
         self._names = {parameter: name for name, parameter in self.parameters}
@@ -140,6 +142,7 @@ class ForwardMode:
             dict(zip(self._directions, tangents, strict=True)),
             [len(response) for response in task.responses],
             dict(zip(self._directions, inner, strict=True)),
+            not bool(derivative.any()),
         )
 
     def _differentiate(self, batch: SequenceBatch | PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -185,7 +188,17 @@ class ForwardMode:
         return logprobs, torch.stack(tangents)
 
     def _rules_hold(self) -> bool:
-        """Whether the rules give, on a few tokens and with these directions, what automatic differentiation does."""
+        """Whether the rules give, on a few tokens and along a random direction, what automatic differentiation does.
+
+        Not along the directions at hand: these may leave the few tokens where they are, and would show nothing.
+        """
+        asked, self._directions = self._directions, {"trial": _RandomDirection(self.parameters)}
+        try:
+            return self._trial()
+        finally:
+            self._directions = asked
+
+    def _trial(self) -> bool:
         model = self._policy.model
         ids = [(7 * place + 3) % self._policy.vocabulary for place in range(16)]
         prompts = [(ids[:3], [ids[3:7], ids[7:9], []]), (ids[9:14], [ids[:2], ids[5:9]])]
@@ -213,13 +226,32 @@ def inner_of(forward: Forward, task: Task, rows: Sequence[int], settings: Gradie
     if len(rows) == 0 or sum(forward.lengths[row] for row in rows) != task.tokens:
         raise ValueError(f"the task of prompt '{task.rollout.id}' has other responses than rows {list(rows)}")
 
-    def taken(values: torch.Tensor) -> torch.Tensor:
-        pieces = values.split(forward.lengths)
-        return torch.cat([pieces[row] for row in rows])
+    derivative = derivative_of(forward, task, rows, settings)
+    return float(derivative.double() @ _taken(forward, forward.tangents[name], rows).double())
 
-    behavior = None if forward.behavior is None else taken(forward.behavior)
-    derivative, _ = token_gradients(task, range(len(rows)), taken(forward.logprobs), behavior, settings)
-    return float(derivative.double() @ taken(forward.tangents[name]).double())
+
+def derivative_of(forward: Forward, task: Task, rows: Sequence[int], settings: GradientSettings) -> torch.Tensor:
+    """The derivative of another task over some of the same responses by their log-probabilities, [tokens]; all zero: it has no gradient."""
+    behavior = None if forward.behavior is None else _taken(forward, forward.behavior, rows)
+    return token_gradients(task, range(len(rows)), _taken(forward, forward.logprobs, rows), behavior, settings)[0]
+
+
+def _taken(forward: Forward, values: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+    """Of one value a response token those of some responses."""
+    pieces = values.split(forward.lengths)
+    return torch.cat([pieces[row] for row in rows])
+
+
+class _RandomDirection:
+    """A direction that moves every trained parameter at random, the same each time it is asked."""
+
+    def __init__(self, parameters: Sequence[tuple[str, torch.nn.Parameter]]) -> None:
+        self._sizes = {name: parameter.numel() for name, parameter in parameters}
+
+    def get(self, name: str, device: torch.device) -> torch.Tensor:
+        """The part of a parameter, flat float32 on `device`."""
+        draw = torch.Generator().manual_seed(len(name) + self._sizes[name])
+        return torch.empty(self._sizes[name]).uniform_(-1, 1, generator=draw).to(device)
 
 
 class _LogProbabilities(torch.nn.Module):

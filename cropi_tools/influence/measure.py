@@ -33,6 +33,8 @@ class Measured(NamedTuple):
 class Direction:
     """A mean gradient on disk, by parameter. half: the mean over the first half of the prompts, which a mean made with --halves holds."""
 
+    _scaling: Preconditioner | None = None
+
     def __init__(self, path: str | Path, half: bool = False) -> None:
         self._tensors = read_tensors(path, half)
 
@@ -41,10 +43,8 @@ class Direction:
         self._tensors = {name: tensor.to(device) for name, tensor in self._tensors.items()}
 
     def scale_by(self, scaling: Preconditioner) -> None:
-        """Multiply by the factors of a preconditioner from now on."""
-        self._tensors = {
-            name: tensor * scaling.scale(name).view(tensor.shape) for name, tensor in self._tensors.items()
-        }
+        """Multiply by the factors of a preconditioner from now on, whenever a part is asked for."""
+        self._scaling = scaling
 
     @property
     def bytes(self) -> int:
@@ -53,7 +53,10 @@ class Direction:
     def get(self, name: str, device: torch.device) -> torch.Tensor | None:
         """The part of a parameter, flat float32 on `device`; None where the mean has none."""
         tensor = self._tensors.get(name)
-        return None if tensor is None else tensor.reshape(-1).to(device)
+        if tensor is None:
+            return None
+        part = tensor.reshape(-1).to(device)
+        return part if self._scaling is None else part * self._scaling.scale(name)
 
 
 def keep_on_device(directions: Mapping[str, Direction], device: torch.device) -> None:

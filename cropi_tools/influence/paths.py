@@ -29,7 +29,10 @@ def choose_path(
     module has none.
     """
     if method == "fast":
-        return FastGradients(policy, settings, behavior, max_tokens)
+        try:
+            return FastGradients(policy, settings, behavior, max_tokens)
+        except NoRule as reason:
+            raise NoRule(f"--method fast: {reason}; use --method auto or reference") from None
     reference = ReferenceGradients(policy, settings, behavior, max_tokens, recompute)
     large = any(2 * parameter.nbytes > GRADIENT_BYTES for _, parameter in reference.parameters)
     if method == "reference" or recompute or large:

@@ -92,8 +92,9 @@ def passes(model: Any, task: Task, limit: int) -> list[range]:
 
     Ranges without a token need no pass and are left out.
     """
-    ranges = list(token_limited([(task.prompt, response) for response in task.responses], limit))
-    if can_pack(model):
+    if not can_pack(model):
+        ranges = list(token_limited([(task.prompt, response) for response in task.responses], limit))
+    else:
         ranges, start, tokens = [], 0, len(task.prompt)
         for row, response in enumerate(task.responses):
             if row > start and tokens + len(response) > limit:
@@ -203,6 +204,7 @@ def facts(task: Task, parts: Sequence[Terms], measured: bool, weighting: str) ->
     moved = drift(torch.cat([part.log_ratio for part in parts]), weights)
     if not all(map(math.isfinite, moved)):
         raise InputError(
-            f"prompt '{task.rollout.id}': the importance ratios are not finite; do these rollouts belong to this policy?"
+            f"prompt '{task.rollout.id}': the importance weights are not finite; do these rollouts belong to this policy? "
+            "If so, take a weighting without products"
         )
     return {**entry, **{name: getattr(moved, name) for name in names}, "clipped_fraction": clipped}

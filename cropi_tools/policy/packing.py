@@ -213,7 +213,7 @@ def _attention(
 
     prefix_query, prefix_key, prefix_value = laid_out(batch.prefix_places)
     own_query, own_key, own_value = laid_out(batch.response_places)
-    if len(batch.bounds) == 2:  # one prompt: its keys need no copy a response, a view will do
+    if len(batch.bounds) == 2:  # one prompt: nothing to look up
         shared = (states.expand(len(own_query), -1, -1, -1) for states in (prefix_key, prefix_value))
     else:
         shared = (states.index_select(0, batch.prompt_of) for states in (prefix_key, prefix_value))

@@ -283,6 +283,16 @@ BROKEN = [
     Broken(
         "grad: no optimizer state", row("grad-raw") + " --preconditioner P0", nothing, ("P0", "optimizer.safetensors")
     ),
+    Broken(
+        "grad: a name twice",
+        row("grad-store") + " --against target=halves.safetensors",
+        nothing,
+        ("--against", "own"),
+        2,
+    ),
+    Broken("grad: halves of three", row("grad-halves") + " -n 3", nothing, ("--halves", "-n 4"), 2),
+    Broken("grad: adapters have no state", row("grad-adapters") + " --preconditioner P1", nothing, ("--lora",), 2),
+    Broken("grad: nothing to checkpoint", row("grad-forward") + " --gradient-checkpointing", nothing, ("jvp",), 2),
     Broken("grad: no mean", row("grad-store"), gone("mean.safetensors"), ("mean.safetensors", "no such file")),
     Broken("grad: a mean cut short", row("grad-store"), cut("mean.safetensors"), ("mean.safetensors", "safetensors")),
     Broken(

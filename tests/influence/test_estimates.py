@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from scipy.stats import spearmanr
 
 from cropi_tools.data.errors import InputError, UsageError
-from cropi_tools.data.means import read_facts, read_tensors
+from cropi_tools.data.means import read_facts, read_tensors, write_mean
 from cropi_tools.data.policies import OPTIMIZER_STATE
 from cropi_tools.data.records import Rollout
 from cropi_tools.influence.against import Against
@@ -144,6 +144,22 @@ def test_a_mean_without_halves_is_refused_where_halves_are_wanted(tmp_path: Path
         estimates(policy, [eight(2)], {"v": mean}, halves=True)
     with pytest.raises(InputError, match="two prompts"):
         make_mean(tmp_path / "w.safetensors", policy, [eight(1)], halves=True)
+
+
+def test_a_mean_names_the_prompt_whose_gradient_is_not_finite(tmp_path: Path) -> None:
+    policy = naive_policy.policy()
+    far = eight(7)
+    far = far._replace(samples=[s._replace(logprobs=[x - 85.0 for x in s.logprobs or []]) for s in far.samples])
+    with pytest.raises(InputError, match="prompt 'r7': its gradient is not finite; bound its weights"):
+        make_mean(tmp_path / "m.safetensors", policy, [eight(6), far])
+
+
+def test_an_unfinished_mean_is_refused(tmp_path: Path) -> None:
+    policy = naive_policy.policy()
+    path = tmp_path / "part.safetensors"
+    write_mean(path, {name: p.detach() for name, p in policy.model.named_parameters()}, {"done": 1})
+    with pytest.raises(InputError, match="unfinished mean"):
+        Against({"v": str(path)}, layout_of(policy), "P", {})
 
 
 def test_chosen_parameters_have_the_gradients_they_have_among_all(tmp_path: Path) -> None:

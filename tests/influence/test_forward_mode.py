@@ -402,3 +402,44 @@ def test_directions_are_read_from_means(tmp_path: Path) -> None:
     direction = Direction(tmp_path / "mean.safetensors")
     (found,) = ForwardMode(policy, GradientSettings(), {"v": direction}).compute([task_of(rollout, GradientSettings())])
     assert agrees(found.inner["v"], gradient_of(policy, rollout, GradientSettings()), given)
+
+
+def test_a_wrong_rule_is_found_out_where_the_direction_avoids_the_tried_tokens() -> None:
+    """A norm without bias that is no RMS norm; only the embedding moves, and not where the trial looks."""
+    policy = naive_policy.policy(tie=False)
+    for parent in list(policy.model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child).__name__.endswith("RMSNorm"):
+                setattr(parent, name, torch.nn.LayerNorm(child.weight.numel(), bias=False))
+    for name, parameter in policy.model.named_parameters():
+        parameter.requires_grad_("embed_tokens" in name)
+    tried = {(7 * place + 3) % policy.vocabulary for place in range(16)}
+    free = [token for token in range(2, policy.vocabulary) if token not in tried]
+    made = naive_policy.rollout(5)
+    made = made._replace(
+        prompt_token_ids=[free[token % len(free)] for token in made.prompt_token_ids],
+        samples=[s._replace(token_ids=[free[token % len(free)] for token in s.token_ids]) for s in made.samples],
+    )
+    (gradient,) = naive_policy.gradient(policy.model, made).values()
+    direction = Given(policy.model)
+    (name,) = (name for name, p in policy.model.named_parameters() if p.requires_grad)
+    moved = direction.get(name, torch.device("cpu"))
+    assert moved is not None
+    moved *= gradient.reshape(-1) != 0
+    (found,) = ForwardMode(policy, GradientSettings(), {"v": direction}).compute([task_of(made, GradientSettings())])
+    expected = float(gradient.reshape(-1).double() @ moved.double())
+    assert found.inner["v"] == pytest.approx(expected, abs=1e-4 * float(gradient.norm() * moved.norm()))
+
+
+def test_an_objective_that_is_flat_is_told() -> None:
+    policy = naive_policy.policy()
+    rollout = naive_policy.rollout(1, ((5, True), (6, True)), drift=0.0)
+    far = [s._replace(logprobs=[x - 1.0 if s.reward == 1.0 else x + 1.0 for x in s.logprobs]) for s in rollout.samples]
+    settings = GradientSettings(Estimator("token", ppo_clip=(0.2, 0.2)))
+    (found,) = ForwardMode(policy, settings, {"v": Given(policy.model)}).compute(
+        [task_of(rollout._replace(samples=far), settings)]
+    )
+    assert found.flat
+    assert found.inner == {"v": 0.0}
+    (other,) = ForwardMode(policy, settings, {"v": Given(policy.model)}).compute([task_of(rollout, settings)])
+    assert not other.flat
