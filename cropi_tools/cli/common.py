@@ -78,7 +78,9 @@ def command(function: Callable[..., Any], *, name: str, example: str) -> Callabl
         try:
             function(*arguments, **options)
         except KeyboardInterrupt:
-            warnings.simplefilter("ignore")  # of libraries about what they were in the middle of
+            # what libraries say about being in the middle of something
+            warnings.simplefilter("ignore")
+            sys.unraisablehook = lambda _: None
             raise _Cancelled("interrupted; finished work is kept, the same command goes on from there") from None
 
     # \b keeps the example's lines as they are

@@ -122,8 +122,8 @@ CASES = [
         name="grad-forward",
         words="cropi-grad --model P0 rollouts.jsonl --against target=halves.safetensors --halves --method jvp",
         output="forward.zarr",
-        other="-n 3",
-        differs="samples None, now 3",
+        other="-n 5",
+        differs="samples None, now 5",
         folder=True,
     ),
     Case(

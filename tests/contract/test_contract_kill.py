@@ -143,7 +143,8 @@ def test_interrupted_by_the_keyboard(case: Case, place: Path, shell: Shell) -> N
 
 
 def test_a_mean_asked_to_stop_keeps_its_sum(place: Path, shell: Shell) -> None:
-    case = next(case for case in CASES if case.name == "grad-mean")
+    # one prompt a pass: several at once may all be done before the signal comes
+    case = next(case for case in CASES if case.name == "grad-mean-halves")
     (place / "again").mkdir()
     progress = place / "again" / (case.output + ".part.json")
     words = [*case.to(f"again/{case.output}"), "--quiet"]
