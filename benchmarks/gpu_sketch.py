@@ -32,7 +32,8 @@ import torch
 from cropi_tools.influence import device as device_module
 from cropi_tools.influence import torch_kernels
 from cropi_tools.influence.device import DeviceCountsketch, device_kernels, device_products
-from cropi_tools.influence.projection import Layout, ProjectionSpec, Sketcher
+from cropi_tools.influence.projection import Sketcher
+from cropi_tools.influence.spec import Layout, ProjectionSpec
 
 GOAL_COPY, GOAL_INDEX_ADD = 0.7, 5.0
 PART = 1 << 26  # coordinates of the index_add: its tables take twelve bytes for each

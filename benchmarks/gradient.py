@@ -40,8 +40,8 @@ from cropi_tools.influence.estimates import GradientPath
 from cropi_tools.influence.gradients import TOKENS_PER_PASS, ReferenceGradients, attending
 from cropi_tools.influence.measure import Direction, Measure
 from cropi_tools.influence.paths import choose_path
-from cropi_tools.influence.projection import Layout, ProjectionSpec
 from cropi_tools.influence.prompt_objective import GradientSettings, Task, batch_of, prepare
+from cropi_tools.influence.spec import Layout, ProjectionSpec
 from cropi_tools.policy.loading import Policy
 from cropi_tools.policy.logprobs import response_logprobs, sequence_batch
 

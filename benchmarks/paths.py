@@ -28,8 +28,8 @@ from cropi_tools.influence.fast_gradients import FastGradients
 from cropi_tools.influence.forward_mode import ForwardMode
 from cropi_tools.influence.gradients import ReferenceGradients
 from cropi_tools.influence.measure import Direction, Measure
-from cropi_tools.influence.projection import Layout, ProjectionSpec
 from cropi_tools.influence.prompt_objective import GradientSettings, Task, prepare
+from cropi_tools.influence.spec import Layout, ProjectionSpec
 from cropi_tools.influence.work import batches
 from cropi_tools.policy.loading import Policy
 

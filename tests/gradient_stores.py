@@ -11,7 +11,7 @@ import numpy as np
 from cropi_tools.data.manifest import Fingerprint
 from cropi_tools.data.output import Output
 from cropi_tools.data.store import Store, StoreWriter
-from cropi_tools.influence.projection import Layout, ProjectionSpec
+from cropi_tools.influence.spec import Layout, ProjectionSpec
 
 LAYOUT = Layout((("first.weight", (40, 12)), ("second.weight", (7, 33)), ("bias", (5,))))
 

@@ -12,7 +12,7 @@ from typing import Any
 from cropi_tools.data.errors import InputError
 from cropi_tools.data.means import read_facts
 from cropi_tools.influence.measure import Direction
-from cropi_tools.influence.projection import Layout
+from cropi_tools.influence.spec import Layout
 
 _HALF = "/first half"  # in the names of directions
 

@@ -19,15 +19,14 @@ from cropi_tools import runtime
 from cropi_tools.data.errors import InputError
 from cropi_tools.data.means import read_facts, read_tensors, write_mean
 from cropi_tools.data.output import Output
-from cropi_tools.influence.collect import without_any
+from cropi_tools.influence.collect import SECONDS_BETWEEN_COMMITS, without_any
 from cropi_tools.influence.estimates import GradientPath
 from cropi_tools.influence.measure import squared_norm
 from cropi_tools.influence.precondition import Preconditioner
-from cropi_tools.influence.projection import Layout
 from cropi_tools.influence.prompt_objective import GradientSettings, Task
+from cropi_tools.influence.spec import Layout
 from cropi_tools.influence.work import Work, batches
 
-SECONDS_BETWEEN_COMMITS = 60.0
 SHARE_OF_SAVING = 0.05  # of the time, at most
 
 Tensors = dict[str, torch.Tensor]

@@ -20,8 +20,8 @@ from cropi_tools.influence.forward_mode import ForwardMode
 from cropi_tools.influence.measure import Measure
 from cropi_tools.influence.paths import choose_path
 from cropi_tools.influence.precondition import Preconditioner
-from cropi_tools.influence.projection import Layout, ProjectionSpec
 from cropi_tools.influence.prompt_objective import GradientSettings
+from cropi_tools.influence.spec import Layout, ProjectionSpec
 from cropi_tools.influence.work import survey
 from cropi_tools.policy.loading import Policy, load_policy
 from cropi_tools.policy.subset import add_adapters, train_only
@@ -68,7 +68,7 @@ def compute(request: Request, output: Output) -> tuple[dict[str, int], int]:
     elif request.params:
         train_only(policy, request.params)
     behavior = load_policy(request.behavior, request.device, request.dtype) if request.behavior else None
-    layout = Layout.of((name, p) for name, p in policy.model.named_parameters() if p.requires_grad)
+    layout = Layout.of(policy.trained)
     scaling = Preconditioner(request.preconditioner, layout, policy.device) if request.preconditioner else None
     facts = {**request.facts, "tokenizer": tokenizer_digest(request.model)}
     if request.mean:

@@ -32,13 +32,12 @@ from cropi_tools.influence.prompt_objective import (
 )
 from cropi_tools.objective import Terms
 from cropi_tools.policy.loading import Policy
-from cropi_tools.policy.logprobs import CHUNK_ELEMENTS, has_plain_head, response_logprobs
-from cropi_tools.policy.packing import PackedBatch, can_pack, packed, packed_batch
+from cropi_tools.policy.logprobs import CHUNK_ELEMENTS, at_least_float32, has_plain_head, response_logprobs
+from cropi_tools.policy.packing import PackedBatch, can_pack, packed, packed_batch, trial_prompts, trial_tolerance
 
 CPU_TOKENS = 2048  # on a CPU, where wider states leave its caches with more tokens than that
 CPU_STATES = 1 << 17  # tokens times width of a pass on a CPU, which allows narrow policies more tokens
 GRADIENT_BYTES = 1 << 28  # of one parameter's gradients, of all prompts of a pass
-_TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4}  # of the trial; norms pass through float32. Other formats: 0.1
 _NOISE = 1e-2  # times the tolerance and the whole gradient: what is below counts as zero
 
 Derive = Callable[[torch.Tensor], torch.Tensor]
@@ -85,7 +84,7 @@ class FastGradients:
         self._limit = max_tokens
         useful = max(CPU_TOKENS, CPU_STATES // model.get_input_embeddings().embedding_dim)
         self._max_tokens = min(max_tokens, useful) if policy.device.type == "cpu" else max_tokens
-        self.parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        self.parameters = policy.trained
         self._modules = _ruled_modules(model)
         self._largest = max((p.nbytes for _, p in self.parameters), default=0)
         self._memory = torch.empty(0)
@@ -174,7 +173,7 @@ class FastGradients:
     def _logit_gradient(self, logits: torch.Tensor, targets: torch.Tensor, derive: Derive) -> torch.Tensor:
         """The derivative by the logits [tokens, vocabulary]: that of log softmax(logits / temperature), written out."""
         temperature = self._settings.policy_temperature
-        wide = logits if logits.dtype == torch.float64 else logits.float()
+        wide = at_least_float32(logits)
         table = torch.log_softmax(wide / temperature if temperature != 1.0 else wide, -1)
         chosen = targets[:, None]
         derivative = derive(table.gather(-1, chosen)[:, 0])[:, None] / temperature
@@ -193,10 +192,7 @@ class FastGradients:
     def _try_out(self) -> None:
         """Compare with automatic differentiation on two prompts of a few tokens. NoRule: some module's gradient differs."""
         model = self._policy.model
-        ids = [(7 * place + 3) % self._policy.vocabulary for place in range(16)]
-        batch = packed_batch(
-            [(ids[:3], [ids[3:7], ids[7:9], []]), (ids[9:14], [ids[:2], ids[5:9]])], self._policy.device
-        )
+        batch = packed_batch(trial_prompts(self._policy.vocabulary), self._policy.device)
         derivative = torch.linspace(-1, 1, len(batch.targets), device=self._policy.device)
         first = batch.response_bounds[1]
         with packed(model, batch):
@@ -210,7 +206,7 @@ class FastGradients:
         def compare(name: str, gradients: torch.Tensor) -> None:
             gradient = gradients[0].double()
             known = expected.pop(name).double() if name in expected else torch.zeros_like(gradient)
-            allowed = _TOLERANCE.get(gradients.dtype, 0.1) * (float(known.norm()) + _NOISE * whole)
+            allowed = trial_tolerance(gradients.dtype) * (float(known.norm()) + _NOISE * whole)
             if not float((gradient - known).norm()) <= allowed:
                 raise self._refusal(name)
 

@@ -22,6 +22,8 @@ from torch import nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
+from cropi_tools.policy.logprobs import at_least_float32
+
 
 class Rows:
     """Which tokens of a row belong to which prompt: those of prompt i from bounds[i] up to bounds[i + 1]."""
@@ -147,7 +149,7 @@ def _rms_norm(
     module: Any, states: torch.Tensor, gradient: torch.Tensor, rows: Rows, target: torch.Tensor, fresh: bool
 ) -> None:
     """Of the whole state, or of each head's [..., heads, size] with one weight [size] for all heads."""
-    wide = states if states.dtype == torch.float64 else states.float()
+    wide = at_least_float32(states)
     scale = torch.rsqrt(wide.square().mean(-1, keepdim=True).add_(_epsilon(module)))
     products = gradient * (wide * scale).to(states.dtype)
     if products.dim() == 4:

@@ -7,7 +7,7 @@ from typing import Any
 
 from cropi_tools.influence.against import Against
 from cropi_tools.influence.estimates import Estimate, check_finite, half_of, tokens_as_rows
-from cropi_tools.influence.forward_mode import Forward, ForwardMode, derivative_of, inner_of
+from cropi_tools.influence.forward_mode import Forward, ForwardMode, inner_of
 from cropi_tools.influence.prompt_objective import GradientSettings, Task
 
 
@@ -38,8 +38,7 @@ class ForwardEstimates:
         part = half_of(task, half, self._settings)
         if part is None:
             return None
-        rows = range(half, len(task.responses), 2)
-        if not derivative_of(forward, part, rows, self._settings).any():
+        inner = inner_of(forward, part, range(half, len(task.responses), 2), self._settings)
+        if inner is None:
             return None
-        inner = {name: inner_of(forward, part, rows, self._settings, name) for name in self._against.half_directions}
         return {"gradient_norm": None, "inner": self._against.half_products(inner, half)}

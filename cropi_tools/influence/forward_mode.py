@@ -47,13 +47,17 @@ from cropi_tools.influence.prompt_objective import (
 )
 from cropi_tools.policy.loading import Policy
 from cropi_tools.policy.logprobs import SequenceBatch, has_plain_head, response_logprobs, sequence_batch
-from cropi_tools.policy.packing import PackedBatch, attending_by, can_pack, packed, packed_batch
+from cropi_tools.policy.packing import (
+    PackedBatch,
+    attending_by,
+    can_pack,
+    packed,
+    packed_batch,
+    trial_prompts,
+    trial_tolerance,
+)
 
 TOKENS_TOGETHER = 1200  # of several prompts in one pass on a CPU: with more, states and derivatives leave its caches
-_TOLERANCE = {
-    torch.float64: 1e-5,
-    torch.float32: 1e-4,
-}  # of the trial, relative; norms pass through float32. Other formats: 0.1
 
 
 class Forward(NamedTuple):
@@ -89,7 +93,7 @@ class ForwardMode:
         self._policy, self._settings, self._behavior, self._max_tokens = policy, settings, behavior, max_tokens
         self._directions: dict[str, Any] = dict(directions)
         keep_on_device(self._directions, policy.device)
-        self.parameters = [(name, p) for name, p in policy.model.named_parameters() if p.requires_grad]
+        self.parameters = policy.trained
         self._names = {parameter: name for name, parameter in self.parameters}
         self.by_rules = self._rules_hold()
 
@@ -200,8 +204,7 @@ class ForwardMode:
 
     def _trial(self) -> bool:
         model = self._policy.model
-        ids = [(7 * place + 3) % self._policy.vocabulary for place in range(16)]
-        prompts = [(ids[:3], [ids[3:7], ids[7:9], []]), (ids[9:14], [ids[:2], ids[5:9]])]
+        prompts = trial_prompts(self._policy.vocabulary)
         if not can_pack(model):
             pairs = [(prompt, response) for prompt, responses in prompts for response in responses]
             self._automatic(sequence_batch(pairs, self._policy.device))
@@ -214,26 +217,23 @@ class ForwardMode:
             found = torch.cat([found.reshape(-1, len(batch.targets)) for found in self._by_rules_of(batch)])
         except (RuntimeError, ValueError, TypeError, AttributeError, IndexError):  # whatever a model makes of more rows
             return False
-        allowed = _TOLERANCE.get(next(model.parameters()).dtype, 0.1) * expected.norm(dim=1)
+        allowed = trial_tolerance(next(model.parameters()).dtype) * expected.norm(dim=1)
         return bool(((found - expected).norm(dim=1) <= allowed).all())
 
 
-def inner_of(forward: Forward, task: Task, rows: Sequence[int], settings: GradientSettings, name: str) -> float:
-    """The inner product of another task over some of the same responses, `rows` in order, from the derivatives at hand.
+def inner_of(forward: Forward, task: Task, rows: Sequence[int], settings: GradientSettings) -> dict[str, float] | None:
+    """The inner products of another task over some of the same responses, `rows` in order, from the derivatives at hand.
 
-    task: with advantages and coefficients of its own, as `prepare` makes it of those samples.
+    task: with advantages and coefficients of its own, as `prepare` makes it of those samples. None: it has no gradient.
     """
     if len(rows) == 0 or sum(forward.lengths[row] for row in rows) != task.tokens:
         raise ValueError(f"the task of prompt '{task.rollout.id}' has other responses than rows {list(rows)}")
-
-    derivative = derivative_of(forward, task, rows, settings)
-    return float(derivative.double() @ _taken(forward, forward.tangents[name], rows).double())
-
-
-def derivative_of(forward: Forward, task: Task, rows: Sequence[int], settings: GradientSettings) -> torch.Tensor:
-    """The derivative of another task over some of the same responses by their log-probabilities, [tokens]; all zero: it has no gradient."""
     behavior = None if forward.behavior is None else _taken(forward, forward.behavior, rows)
-    return token_gradients(task, range(len(rows)), _taken(forward, forward.logprobs, rows), behavior, settings)[0]
+    logprobs = _taken(forward, forward.logprobs, rows)
+    derivative = token_gradients(task, range(len(rows)), logprobs, behavior, settings)[0].double()
+    if not derivative.any():
+        return None
+    return {name: float(derivative @ _taken(forward, each, rows).double()) for name, each in forward.tangents.items()}
 
 
 def _taken(forward: Forward, values: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:

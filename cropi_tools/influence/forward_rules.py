@@ -28,7 +28,7 @@ from torch.autograd import forward_ad
 from torch.nn.functional import embedding, linear
 from transformers import AttentionInterface
 
-from cropi_tools.policy.logprobs import CHUNK_ELEMENTS
+from cropi_tools.policy.logprobs import CHUNK_ELEMENTS, at_least_float32
 from cropi_tools.policy.packing import PackedBatch, attending_by
 
 _NAME = "cropi_carried"
@@ -52,7 +52,7 @@ def carried_logprobs(
         head = model.get_output_embeddings()
         size = max(1, CHUNK_ELEMENTS // (rows * head.weight.shape[0]))
         for states, targets in zip(hidden.split(size, 1), batch.targets.split(size), strict=True):
-            logits = _wide(head(states))
+            logits = at_least_float32(head(states))
             logits = logits / temperature if temperature != 1.0 else logits
             own, changes, chosen = logits[0], logits[1:], targets[:, None]
             table = torch.log_softmax(own, -1)
@@ -113,7 +113,7 @@ def _embedding(module: Any, tangents: Tangents, rows: int, ids: torch.Tensor) ->
 
 
 def _norm(module: Any, tangents: Tangents, rows: int, states: torch.Tensor) -> torch.Tensor:
-    wide = _wide(states)
+    wide = at_least_float32(states)
     epsilon = module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps
     scaled = wide * (wide[0].square().mean(-1, keepdim=True) + epsilon).rsqrt()
     own, changes = scaled[0], scaled[1:]
@@ -188,7 +188,7 @@ def _attention(
     groups, factor = heads // key.shape[1], size**-0.5 if scaling is None else scaling
     indices = _layout.indices(heads, key.shape[1])
     queries, keys, values = (
-        _wide(states.transpose(1, 2).reshape(rows, -1, size).index_select(1, index))
+        at_least_float32(states.transpose(1, 2).reshape(rows, -1, size).index_select(1, index))
         for states, index in ((query, indices[0]), (key, indices[1]), (value, indices[1]))
     )
     found = torch.empty_like(queries)
@@ -226,10 +226,6 @@ def _attend(
         change.addcmul_(weights, change.sum(-1, keepdim=True), value=-1)
         torch.bmm(change, value[0], out=out[row])
         out[row].baddbmm_(weights, value[row])
-
-
-def _wide(states: torch.Tensor) -> torch.Tensor:
-    return states if states.dtype == torch.float64 else states.float()
 
 
 AttentionInterface.register(_NAME, _attention)

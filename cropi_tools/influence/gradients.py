@@ -26,7 +26,7 @@ from cropi_tools.influence.prompt_objective import (
     token_gradients,
 )
 from cropi_tools.policy.loading import Policy
-from cropi_tools.policy.logprobs import response_logprobs
+from cropi_tools.policy.logprobs import at_least_float32, response_logprobs
 from cropi_tools.policy.packing import PackedBatch, packed
 
 TOKENS_PER_PASS = 16384
@@ -49,7 +49,7 @@ class ReferenceGradients:
         recompute: bool = False,
     ) -> None:
         self._policy, self._settings, self._behavior, self._max_tokens = policy, settings, behavior, max_tokens
-        self.parameters = [(name, p) for name, p in policy.model.named_parameters() if p.requires_grad]
+        self.parameters = policy.trained
         if recompute:
             recompute_activations(policy.model)
 
@@ -76,7 +76,7 @@ class ReferenceGradients:
             elif name in sums:
                 sums[name] += gradient
             else:
-                sums[name] = gradient if gradient.dtype == torch.float64 else gradient.float()
+                sums[name] = at_least_float32(gradient)
 
         terms, tokens, measured = [], 0, True
         for rows in parts:

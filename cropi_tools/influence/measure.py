@@ -16,7 +16,9 @@ import torch
 from cropi_tools.data.means import read_tensors
 from cropi_tools.influence.device import device_products
 from cropi_tools.influence.precondition import Preconditioner
-from cropi_tools.influence.projection import Layout, ProjectionSpec, Sketcher
+from cropi_tools.influence.projection import Sketcher
+from cropi_tools.influence.spec import Layout, ProjectionSpec
+from cropi_tools.policy.logprobs import at_least_float32
 
 _BLOCK = 1 << 16  # coordinates in one float32 sum on a CPU; blocks are added in double
 _DEVICE_BLOCK = 1 << 24  # on a GPU, where launching costs more than memory
@@ -119,8 +121,7 @@ class Measure:
             return
         size = _BLOCK if row.device.type == "cpu" else _DEVICE_BLOCK
         for start in range(0, len(row), size):
-            block = row[start : start + size]
-            block = block if block.dtype == torch.float64 else block.float()
+            block = at_least_float32(row[start : start + size])
             parts = [None if mean is None else mean[start : start + size].to(block.dtype) for mean in means]
             yield torch.stack([torch.dot(block, block), *(_dot(block, part) for part in parts)])
 

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from cropi_tools.data.errors import InputError
 from cropi_tools.data.policies import OPTIMIZER_STATE
-from cropi_tools.influence.projection import Layout
+from cropi_tools.influence.spec import Layout
 
 EPSILON = 1e-8  # AdamW's
 _KEPT_BYTES = 1 << 30  # scales of smaller policies are kept, of larger ones computed anew from the mapped state

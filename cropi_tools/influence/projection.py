@@ -75,18 +75,7 @@ from cropi_tools.data.errors import InputError
 from cropi_tools.influence.device import DeviceCountsketch, device_kernels
 from cropi_tools.influence.kernels import ITEM_STEP, PARALLEL_FROM, PARTIALS, countsketch_add, mix64, widen
 from cropi_tools.influence.sparse_kernels import sjlt_add, sparse_gaussian_add, sparse_jl_add
-from cropi_tools.influence.spec import METHODS, NONZEROS, SPARSE, Layout, Method, ProjectionSpec, check_fold
-
-__all__ = [
-    "METHODS",
-    "Layout",
-    "Method",
-    "ProjectionSpec",
-    "Sketcher",
-    "fold",
-    "project_rows",
-    "sketch_vector",
-]
+from cropi_tools.influence.spec import NONZEROS, SPARSE, Layout, ProjectionSpec, check_fold
 
 
 class Sketcher:

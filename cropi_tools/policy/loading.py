@@ -28,6 +28,11 @@ class Policy(NamedTuple):
         return next(self.model.parameters()).device
 
     @property
+    def trained(self) -> list[tuple[str, Any]]:
+        """Names and parameters that have gradients, tied weights once."""
+        return [(name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+
+    @property
     def vocabulary(self) -> int:
         """Rows of the embedding: every token id lies below."""
         return self.model.get_input_embeddings().num_embeddings

@@ -111,7 +111,7 @@ def has_plain_head(model: Any) -> bool:
 def _from_logits(
     logits: torch.Tensor, targets: torch.Tensor, temperature: float, entropy: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    logits = logits if logits.dtype == torch.float64 else logits.float()
+    logits = at_least_float32(logits)
     logits = logits / temperature if temperature != 1.0 else logits
     normaliser = torch.logsumexp(logits, -1)
     chosen = logits.gather(-1, targets[:, None])[:, 0] - normaliser
@@ -119,6 +119,11 @@ def _from_logits(
         return chosen, torch.zeros_like(normaliser)
     with torch.set_grad_enabled(torch.is_grad_enabled() and entropy == "gradient"):
         return chosen, normaliser - (torch.softmax(logits, -1) * logits).sum(-1)
+
+
+def at_least_float32(values: torch.Tensor) -> torch.Tensor:
+    """Float64 as it is, all else as float32: what sums and exponentials are computed in."""
+    return values if values.dtype == torch.float64 else values.float()
 
 
 def token_limited(sequences: Sequence[tuple[list[int], list[int]]], limit: int) -> Iterator[range]:

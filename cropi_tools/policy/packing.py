@@ -166,10 +166,19 @@ def can_pack(model: Any) -> bool:
     return _packable[model]
 
 
+def trial_prompts(vocabulary: int) -> list[tuple[list[int], list[list[int]]]]:
+    """Two prompts with responses of different lengths, one of them empty: the few tokens that something is tried out on."""
+    ids = [(7 * place + 3) % vocabulary for place in range(16)]
+    return [(ids[:3], [ids[3:7], ids[7:9], []]), (ids[9:14], [ids[:2], ids[5:9]])]
+
+
+def trial_tolerance(kind: torch.dtype) -> float:
+    """How far, relatively, a derivative by rules may be from automatic differentiation in a trial; norms pass through float32."""
+    return {torch.float64: 1e-5, torch.float32: 1e-4}.get(kind, 0.1)
+
+
 def _probe(model: Any) -> bool:
-    size = model.get_input_embeddings().num_embeddings
-    ids = [(7 * place + 3) % size for place in range(16)]
-    prompts = [(ids[:3], [ids[3:7], ids[7:9], []]), (ids[9:14], [ids[:2], ids[5:9]])]
+    prompts = trial_prompts(model.get_input_embeddings().num_embeddings)
     device = next(model.parameters()).device
     batch = packed_batch(prompts, device)
     pairs = [(prompt, response) for prompt, responses in prompts for response in responses if response]

@@ -126,7 +126,7 @@ class Trainer:
         self._policy, self._reference, self._engine, self._pool = policy, reference, engine, pool
         self._evaluations, self._settings, self._output = evaluations, settings, output
         self._order = PromptOrder(prompts, settings.seed)
-        self._parameters = [p for p in policy.model.parameters() if p.requires_grad]
+        self._parameters = [parameter for _, parameter in policy.trained]
         self._optimizer = torch.optim.AdamW(
             self._parameters, lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay
         )

@@ -101,7 +101,8 @@ def become(request: dict[str, Any]) -> NoReturn:
 
 
 def compile_kernel() -> None:
-    from cropi_tools.influence.projection import Layout, ProjectionSpec, sketch_vector
+    from cropi_tools.influence.projection import sketch_vector
+    from cropi_tools.influence.spec import Layout, ProjectionSpec
 
     gradient = {"weight": np.ones(64, np.float32)}
     layout = Layout.of(gradient.items())

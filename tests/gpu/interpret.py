@@ -24,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "influence"))
 import naive_sketch
 
 from cropi_tools.influence import projection, triton_kernels
-from cropi_tools.influence.projection import Layout, ProjectionSpec, Sketcher, sketch_vector
+from cropi_tools.influence.projection import Sketcher, sketch_vector
+from cropi_tools.influence.spec import Layout, ProjectionSpec
 
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
 SIZES = {"one": 1, "a": 63, "b": 2047, "c": 2048, "d": 6151, "e": 9001}

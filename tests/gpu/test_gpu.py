@@ -24,8 +24,9 @@ from cropi_tools.influence import device as device_module
 from cropi_tools.influence import torch_kernels
 from cropi_tools.influence.device import DeviceCountsketch, device_kernels, device_products
 from cropi_tools.influence.gradients import ReferenceGradients
-from cropi_tools.influence.projection import Layout, ProjectionSpec, Sketcher
+from cropi_tools.influence.projection import Sketcher
 from cropi_tools.influence.prompt_objective import GradientSettings, prepare
+from cropi_tools.influence.spec import Layout, ProjectionSpec
 from cropi_tools.policy.loading import Policy
 from cropi_tools.policy.logprobs import response_logprobs, sequence_batch
 

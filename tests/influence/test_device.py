@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from cropi_tools.data.errors import InputError
 from cropi_tools.influence import device, kernels, projection, torch_kernels
 from cropi_tools.influence.device import DeviceCountsketch
-from cropi_tools.influence.projection import Layout, ProjectionSpec, Sketcher, sketch_vector
+from cropi_tools.influence.projection import Sketcher, sketch_vector
+from cropi_tools.influence.spec import Layout, ProjectionSpec
 
 SIZES = {"one": 1, "a": 63, "b": 2047, "none": 0, "c": 2048, "d": 6150, "e": 30_011}
 LAYOUT = Layout(tuple((name, (size,)) for name, size in SIZES.items()))

@@ -26,8 +26,8 @@ from cropi_tools.influence.forward_mode import ForwardMode
 from cropi_tools.influence.gradients import ReferenceGradients
 from cropi_tools.influence.measure import Measure
 from cropi_tools.influence.precondition import EPSILON, Preconditioner
-from cropi_tools.influence.projection import Layout, ProjectionSpec
 from cropi_tools.influence.prompt_objective import GradientSettings, Task, prepare
+from cropi_tools.influence.spec import Layout, ProjectionSpec
 from cropi_tools.influence.work import batches, survey
 from cropi_tools.policy.loading import Policy
 from cropi_tools.policy.subset import add_adapters, train_only
@@ -45,7 +45,7 @@ def eight(number: int) -> Rollout:
 
 
 def layout_of(policy: Policy) -> Layout:
-    return Layout.of((name, p) for name, p in policy.model.named_parameters() if p.requires_grad)
+    return Layout.of(policy.trained)
 
 
 def make_mean(

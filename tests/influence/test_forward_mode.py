@@ -228,10 +228,12 @@ def test_halves_need_no_pass_of_their_own() -> None:
         if half == 0:  # its rewards are all alike
             part.samples[0] = part.samples[0]._replace(reward=0.25)
         task, rows = task_of(part, settings), range(half, len(rollout.samples), 2)
-        halves.append(inner_of(found, task, rows, settings, "v"))
+        inner = inner_of(found, task, rows, settings)
+        assert inner is not None
+        halves.append(inner["v"])
         assert agrees(halves[-1], gradient_of(policy, part, settings), direction)
         with pytest.raises(ValueError, match="r1"):
-            inner_of(found, task, rows[:1], settings, "v")
+            inner_of(found, task, rows[:1], settings)
     assert halves[0] != pytest.approx(halves[1])
 
 
@@ -441,5 +443,7 @@ def test_an_objective_that_is_flat_is_told() -> None:
     )
     assert found.flat
     assert found.inner == {"v": 0.0}
+    task = task_of(rollout._replace(samples=far), settings)
+    assert inner_of(found, task, range(2), settings) is None
     (other,) = ForwardMode(policy, settings, {"v": Given(policy.model)}).compute([task_of(rollout, settings)])
     assert not other.flat

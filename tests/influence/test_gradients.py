@@ -26,8 +26,8 @@ from cropi_tools.influence.collect_mean import collect_mean
 from cropi_tools.influence.estimates import BackwardEstimates
 from cropi_tools.influence.gradients import ReferenceGradients
 from cropi_tools.influence.measure import Measure, squared_norm
-from cropi_tools.influence.projection import Layout, ProjectionSpec
 from cropi_tools.influence.prompt_objective import GradientSettings, PromptGradient, prepare, without_gradient
+from cropi_tools.influence.spec import Layout, ProjectionSpec
 from cropi_tools.influence.work import survey
 from cropi_tools.objective import Estimator
 from cropi_tools.policy.loading import Policy

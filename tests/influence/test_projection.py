@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from cropi_tools.data.errors import InputError, UsageError
-from cropi_tools.influence.projection import Layout, ProjectionSpec, Sketcher, fold, project_rows, sketch_vector
+from cropi_tools.influence.projection import Sketcher, fold, project_rows, sketch_vector
+from cropi_tools.influence.spec import Layout, ProjectionSpec
 
 Tensors = dict[str, NDArray[np.float32]]
 
@@ -271,7 +272,8 @@ def test_memory_order_does_not_matter(kind: torch.dtype) -> None:
 PLAIN = """
 import json, sys
 import numpy as np
-from cropi_tools.influence.projection import Layout, ProjectionSpec, sketch_vector
+from cropi_tools.influence.projection import sketch_vector
+from cropi_tools.influence.spec import Layout, ProjectionSpec
 layout = Layout((("w", (333,)),))
 gradient = np.arange(333) % 13 - 6
 print(json.dumps([

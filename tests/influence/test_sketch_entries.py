@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cropi_tools.influence.projection import Layout, ProjectionSpec, project_rows
+from cropi_tools.influence.projection import project_rows
 from cropi_tools.influence.sparse_kernels import normal_table
+from cropi_tools.influence.spec import Layout, ProjectionSpec
 
 LAYOUT = Layout((("w", (8,)),))
 

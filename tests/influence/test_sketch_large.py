@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from cropi_tools.influence import kernels
-from cropi_tools.influence.projection import Layout, ProjectionSpec, sketch_vector
+from cropi_tools.influence.projection import sketch_vector
+from cropi_tools.influence.spec import Layout, ProjectionSpec
 
 SIZE, NAME, SEED = 10_000_019, "model.layers.0.mlp.up_proj.weight", 12
 LAYOUT = Layout(((NAME, (SIZE,)),))

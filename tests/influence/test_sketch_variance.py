@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cropi_tools.influence.projection import Layout, ProjectionSpec, Sketcher, project_rows
+from cropi_tools.influence.projection import Sketcher, project_rows
+from cropi_tools.influence.spec import Layout, ProjectionSpec
 
 needs_compiler = pytest.mark.skipif(
     os.environ.get("NUMBA_DISABLE_JIT", "0") != "0", reason="too many sketches for uncompiled kernels"

@@ -12,7 +12,8 @@ import sys
 PROGRAM = """
 import torch
 torch.set_num_threads(1)
-from cropi_tools.influence.projection import Layout, ProjectionSpec, Sketcher
+from cropi_tools.influence.projection import Sketcher
+from cropi_tools.influence.spec import Layout, ProjectionSpec
 layout = Layout((("a", (2**18,)),))
 sketcher = Sketcher(ProjectionSpec.create("countsketch", layout, 64), layout)
 print(torch.get_num_threads())
@@ -24,7 +25,8 @@ print(torch.get_num_threads())
 LARGE = """
 import hashlib, numba, torch
 from cropi_tools.influence import kernels
-from cropi_tools.influence.projection import Layout, ProjectionSpec, Sketcher
+from cropi_tools.influence.projection import Sketcher
+from cropi_tools.influence.spec import Layout, ProjectionSpec
 size = 10_000_019
 layout = Layout((("a", (size,)),))
 gradient = torch.randn(size, generator=torch.Generator().manual_seed(0))
