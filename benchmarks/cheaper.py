@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from fidelity import ROOT, demo
+from goals import Goal, print_json, print_lines
 from gradient import name_of
 
 from cropi_tools import runtime
@@ -181,23 +181,20 @@ def report(options: argparse.Namespace, rows: list[Row], exact: Row, prompts: in
     found = {row.name: row for row in rows}
     fast, one = found["fast path"], found["forward mode, 1 mean, by inner product"]
     goals = [
-        ("fast-to-reference", exact.seconds / fast.seconds, GOAL_FAST, ">=", "the reference path, seconds a prompt"),
-        ("forward-to-fast", one.seconds / fast.seconds, GOAL_FORWARD, "<=", "the fast path, seconds a prompt"),
+        Goal("fast-to-reference", exact.seconds / fast.seconds, GOAL_FAST, "the reference path, seconds a prompt"),
+        Goal(
+            "forward-to-fast", one.seconds / fast.seconds, GOAL_FORWARD, "the fast path, seconds a prompt", at_most=True
+        ),
     ]
     if options.json:
-        for name, value, goal, side, peer in goals:
-            met = value >= goal if side == ">=" else value <= goal
-            record = {"name": name, "value": round(value, 3), "goal": goal, "met": met, "peer": peer}
-            print(json.dumps({**record, "device": f"{device}; {prompts} prompts"}))
+        print_json(goals, f"{device}; {prompts} prompts")
         return
     print(f"{prompts} live prompts, sets {', '.join(exact.scores)}, {device}")
     print(f"{'':44} {'ms a prompt':>11} {'of exact':>9}  precision@10 %   rank")
     for row in rows:
         kept, rank = agreement(row, exact)
         print(f"{row.name:44} {1000 * row.seconds:11.2f} {row.seconds / exact.seconds:9.3f}  {kept:14.3f} {rank:6.3f}")
-    for name, value, goal, side, peer in goals:
-        met = value >= goal if side == ">=" else value <= goal
-        print(f"{name:20} {value:7.2f}   goal {side} {goal:.1f} {'met' if met else 'MISSED':6}  against {peer}")
+    print_lines(goals)
 
 
 def agreement(row: Row, exact: Row) -> tuple[float, float]:

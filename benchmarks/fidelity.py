@@ -16,9 +16,7 @@ whose time for all prompts would pass --budget is taken at fewer dimensions or l
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -26,6 +24,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+from goals import Goal, print_json, print_lines, processor
 
 from cropi_tools import runtime
 from cropi_tools.data.store import Store
@@ -177,11 +177,11 @@ def report(options: argparse.Namespace, store: Store, points: list[Point], left_
     by_set = {name: statistics.mean(p.found.precision for p in at_goal if p.name == name) for name in names}
     value, worst = min((value, name) for name, value in by_set.items())
     met = value >= GOAL and store.rows >= LEAST_LIVE
+    goal = Goal("sketch-precision-at-10", value, GOAL, PAPER, decided=met)
     setting = f"{store.rows} live prompts, worst set {worst}, mean of {options.seeds} seeds"
-    device = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores; {setting}"
+    device = f"{processor()}; {setting}"
     if options.json:
-        record = {"name": "sketch-precision-at-10", "value": round(value, 4), "goal": GOAL, "met": met, "peer": PAPER}
-        print(json.dumps({**record, "device": device}))
+        print_json([goal], device)
         return
     size = Layout.from_json(store.attributes["layout"]).size
     print(f"{store.rows} prompts with a gradient of {size} coordinates; 95 % intervals over prompts")
@@ -197,9 +197,8 @@ def report(options: argparse.Namespace, store: Store, points: list[Point], left_
         )
     for text in left_out:
         print(f"left out, longer than --budget {options.budget:g} s: {text}")
-    word = "met" if met else "MISSED"
     print(f"{setting}, {GOAL_DIM} dimensions")
-    print(f"sketch-precision-at-10   {value:.3f}   goal {GOAL} {word}   against {PAPER}")
+    print_lines([goal])
     if store.rows < LEAST_LIVE:
         print(f"the goal is for {LEAST_LIVE} or more live prompts")
 

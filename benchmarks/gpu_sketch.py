@@ -17,7 +17,6 @@ One run, on a gradient whose tensors have the shapes of Qwen2.5-1.5B's. Medians;
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 import time
@@ -28,6 +27,7 @@ from statistics import median
 
 import numpy as np
 import torch
+from goals import Goal, print_json, print_lines
 
 from cropi_tools.influence import device as device_module
 from cropi_tools.influence import torch_kernels
@@ -176,8 +176,8 @@ def main() -> None:
             rates.update({f"{name} {label} {dim}": rate for name, rate in found.items()})
             ours = found["countsketch"]
             goals += [
-                (f"gpu-sketch-to-copy-{label}-{dim}", ours / plain["copy"], GOAL_COPY, "a device copy, both ways"),
-                (
+                Goal(f"gpu-sketch-to-copy-{label}-{dim}", ours / plain["copy"], GOAL_COPY, "a device copy, both ways"),
+                Goal(
                     f"gpu-sketch-to-index-add-{label}-{dim}",
                     ours / found["index_add"],
                     GOAL_INDEX_ADD,
@@ -185,15 +185,12 @@ def main() -> None:
                 ),
             ]
     if options.json:
-        for name, value, goal, peer in goals:
-            record = {"name": name, "value": round(value, 3), "goal": goal, "met": value >= goal, "peer": peer}
-            print(json.dumps({**record, "device": device}))
+        print_json(goals, device)
         return
     print(f"{layout.size} coordinates in {len(layout.entries)} tensors, {device}")
     for name, rate in rates.items():
         print(f"{name:28} {rate / 1e9:9.1f} GB/s")
-    for name, value, goal, peer in goals:
-        print(f"{name:38} {value:8.3f}   goal {goal:.2f} {'met' if value >= goal else 'MISSED':6}  against {peer}")
+    print_lines(goals)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import random
 import struct
 import tempfile
@@ -33,6 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from goals import Goal, anonymous_memory, print_json, print_lines, processor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from cropi_tools.data.records import Rollout, Sample
@@ -105,20 +104,12 @@ class Peak:
 
     def _watch(self) -> None:
         while not self._stop.wait(0.01):
-            self.highest = max(self.highest, anonymous())
+            self.highest = max(self.highest, anonymous_memory() / 2**30)
 
     def end(self) -> float:
         self._stop.set()
         self._thread.join()
         return self.highest
-
-
-def anonymous() -> float:
-    """Anonymous resident memory now, in GiB."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) / 2**20
-    raise OSError("/proc/self/status has no RssAnon line")
 
 
 def main() -> None:
@@ -256,7 +247,7 @@ def random_rollout(policy: Policy, samples: int, tokens: int) -> Rollout:
 def name_of(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} of {os.cpu_count()} cores"
+    return processor(torch.get_num_threads())
 
 
 def setting(options: argparse.Namespace) -> str:
@@ -267,17 +258,18 @@ def report_memory(
     options: argparse.Namespace, path: ReferenceGradients, measure: Measure, task: Task, peak: Peak, size: int
 ) -> None:
     """One prompt's gradient, sketch and products, and the highest anonymous memory since the start."""
-    before, start = anonymous(), time.perf_counter()
+    before, start = anonymous_memory() / 2**30, time.perf_counter()
     measure.begin()
     path.compute([task], measure.add)
     (found,) = measure.finish()
     seconds, highest = time.perf_counter() - start, peak.end()
     assert np.isfinite([found.square, *found.inner.values(), *found.sketch]).all()
+    device = name_of(torch.device("cpu"))
+    goal = Goal("gradient-peak-gib", highest, GOAL_GIB, "20 GiB", at_most=True)
     if options.json:
-        record = {"name": "gradient-peak-gib", "value": round(highest, 2), "goal": GOAL_GIB, "met": highest <= GOAL_GIB}
-        print(json.dumps({**record, "peer": "20 GiB", "device": f"{name_of(torch.device('cpu'))}; {setting(options)}"}))
+        print_json([goal], f"{device}; {setting(options)}")
         return
-    print(f"{setting(options)}, {size} parameters, {name_of(torch.device('cpu'))}, one prompt in {seconds:.1f} s")
+    print(f"{setting(options)}, {size} parameters, {device}, one prompt in {seconds:.1f} s")
     print(f"anonymous memory before: {before:.2f} GiB (the weights alone {4 * size / 2**30:.2f} in float32)")
     print(
         f"peak of anonymous memory: {highest:.2f} GiB   goal {GOAL_GIB:.0f} {'met' if highest <= GOAL_GIB else 'MISSED'}"
@@ -291,13 +283,19 @@ def report(options: argparse.Namespace, seconds: dict[str, float], size: int, de
     ratio = seconds["cropi-grad"] / plain
     share = seconds["norm, products, sketch"] / seconds["plain backward"]
     if options.device != "cpu":
-        goals = [("gradient-added-to-backward", share, GOAL_SHARE, "the plain pass's backward")]
+        goals = [Goal("gradient-added-to-backward", share, GOAL_SHARE, "the plain pass's backward", at_most=True)]
     else:
-        goals = [("gradient-to-plain-pass", ratio, GOAL_RATIO, "forward and backward of the same packed tokens")]
+        goals = [
+            Goal(
+                "gradient-to-plain-pass",
+                ratio,
+                GOAL_RATIO,
+                "forward and backward of the same packed tokens",
+                at_most=True,
+            )
+        ]
     if options.json:
-        for name, value, goal, peer in goals:
-            record = {"name": name, "value": round(value, 4), "goal": goal, "met": value <= goal, "peer": peer}
-            print(json.dumps({**record, "device": f"{device}; {setting(options)}"}))
+        print_json(goals, f"{device}; {setting(options)}")
         return
     print(f"{setting(options)}, {size} parameters, sketch of {options.dim}, {MEANS} means, {device}")
     for stage, spent in seconds.items():
@@ -305,8 +303,7 @@ def report(options: argparse.Namespace, seconds: dict[str, float], size: int, de
     print(
         f"{1 / seconds['cropi-grad']:.2f} prompts a second; the plain pass with a row for every response: {rows / plain:.2f} of it packed"
     )
-    for name, value, goal, peer in goals:
-        print(f"{name:28} {value:7.3f}   goal {goal:.2f} {'met' if value <= goal else 'MISSED':6}  against {peer}")
+    print_lines(goals)
 
 
 if __name__ == "__main__":

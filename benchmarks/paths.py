@@ -14,13 +14,13 @@ Equality of the inner products is checked, relative to |g||v|.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from goals import Goal, print_json, print_lines
 from gradient import SHAPES, name_of, random_policy, write_random_mean
 
 from cropi_tools.data.records import Rollout, Sample
@@ -147,15 +147,18 @@ def report(options: argparse.Namespace, found: dict[tuple[int, int], dict[str, f
     at = found[GOALS_AT]
     shape = f"{SAMPLES} x {GOALS_AT[1]} tokens, prompt {GOALS_AT[0]}, {size} parameters"
     goals = [
-        ("fast-to-reference", at["reference"] / at["fast"], GOAL_FAST, ">=", "the reference path"),
-        ("forward-to-fast", at["forward"] / at["fast"], GOAL_FORWARD, "<=", "the fast path"),
-        ("forward-difference", at["forward differs by"], GOAL_EQUAL, "<=", "the reference path's inner products"),
+        Goal("fast-to-reference", at["reference"] / at["fast"], GOAL_FAST, "the reference path"),
+        Goal("forward-to-fast", at["forward"] / at["fast"], GOAL_FORWARD, "the fast path", at_most=True),
+        Goal(
+            "forward-difference",
+            at["forward differs by"],
+            GOAL_EQUAL,
+            "the reference path's inner products",
+            at_most=True,
+        ),
     ]
     if options.json:
-        for name, value, goal, side, peer in goals:
-            met = value >= goal if side == ">=" else value <= goal
-            record = {"name": name, "value": float(f"{value:.3g}"), "goal": goal, "met": met, "peer": peer}
-            print(json.dumps({**record, "device": f"{device}; {shape}"}))
+        print_json(goals, f"{device}; {shape}")
         return
     print(f"{size} parameters, {SAMPLES} responses, {options.prompts} prompts, {device}; ms a prompt")
     print(
@@ -165,9 +168,8 @@ def report(options: argparse.Namespace, found: dict[tuple[int, int], dict[str, f
         times = " ".join(f"{1000 * one[name]:9.2f}" for name in ("rows", "reference", "fast", "forward", "products"))
         ratios = f"{one['reference'] / one['fast']:14.2f} {one['forward'] / one['fast']:12.2f}"
         print(f"{prompt:6} {response:8} {times}   {ratios}")
-    for name, value, goal, side, peer in goals:
-        met = value >= goal if side == ">=" else value <= goal
-        print(f"{name:20} {value:9.3g}   goal {side} {goal:g} {'met' if met else 'MISSED':6}  against {peer}, {shape}")
+    print(f"at {shape}:")
+    print_lines(goals)
 
 
 if __name__ == "__main__":

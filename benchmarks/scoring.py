@@ -18,18 +18,17 @@ Memory is the peak of resident anonymous memory of cropi-score on one shard and 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from goals import Goal, anonymous_memory, best_seconds, print_json, print_lines
 
 from cropi_tools.data.manifest import Fingerprint
 from cropi_tools.data.output import Output
@@ -51,18 +50,17 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         found = measure(Path(folder), options.rows, options.dim, options.sets)
-    ratio = found["rows"] / found["read"]
+    goal = Goal("scoring-to-read", found["rows"] / found["read"], GOAL, "plain reads of the same files")
     if options.json:
         device = f"{os.cpu_count()} cores, {found['threads']} threads"
-        record = {"name": "scoring-to-read", "value": round(ratio, 3), "goal": GOAL, "met": ratio >= GOAL}
-        print(json.dumps({**record, "peer": "plain reads of the same files", "device": device, **found}))
+        print_json([goal], device, **found)
         return
     print(
         f"{options.rows} x {options.dim} float16 ({found['bytes'] / 1e9:.2f} GB), {options.sets} sets, {found['threads']} threads"
     )
     for name in ("read", "rows", "numpy", "command"):
         print(f"{name:8} {found[name] / 1e9:7.2f} GB/s   {found[name] / found['read']:6.3f} of reading")
-    print(f"scoring-to-read {ratio:.2f}   goal {GOAL:.2f} {'met' if ratio >= GOAL else 'MISSED'}   against plain reads")
+    print_lines([goal])
     small, large = found["memory"]
     print(
         f"peak anonymous memory of cropi-score: {small / 1e6:.0f} MB on half of the rows, {large / 1e6:.0f} MB on all"
@@ -134,26 +132,12 @@ def write_store(path: Path, rows: int, dim: int, seed: int) -> Store:
     return Store(path)
 
 
-def best_seconds(tasks: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """The shortest time of each task over `rounds` rounds through all of them, after one that is not counted."""
-    best = dict.fromkeys(tasks, float("inf"))
-    for count in range(rounds + 1):
-        for name, task in tasks.items():
-            start = time.perf_counter()
-            task()
-            if count:
-                best[name] = min(best[name], time.perf_counter() - start)
-    return best
-
-
 def peak_memory(command: list[str]) -> int:
     """Run a command; the most anonymous memory it was seen to have, in bytes, asked every 5 ms."""
     peak = 0
     process = subprocess.Popen(command)
-    status = Path(f"/proc/{process.pid}/status")
     while process.poll() is None:
-        found = [line for line in status.read_text().splitlines() if line.startswith("RssAnon")]
-        peak = max(peak, *(int(line.split()[1]) * 1024 for line in found), 0)
+        peak = max(peak, anonymous_memory(process.pid))
         time.sleep(0.005)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)

@@ -25,17 +25,14 @@ Busy neighbors lower all figures, though not equally: compare runs on a quiet ma
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import sys
-import time
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 
 import numba
 import numpy as np
 import torch
+from goals import Goal, best_seconds, print_json, print_lines, processor
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
@@ -127,41 +124,31 @@ def main() -> None:
     else:
         print("BasicProjector left out: trak is not installed (pip install --no-deps traker==0.3.2)", file=sys.stderr)
 
-    device = f"{platform.processor() or platform.machine()}, 1 of {os.cpu_count()} cores"
+    device = processor(1)
     scatter = max(SCATTERS, key=lambda name: rates[name])
     goals = [
-        ("sketch-float32-to-sum", rates["countsketch float32"] / rates[SUM], GOAL_FLOAT32, SUM),
-        ("sketch-bfloat16-to-sum", rates["countsketch bfloat16"] / rates[SUM] / 2, GOAL_BFLOAT16, SUM),
-        ("sketch-to-scatter", rates["countsketch, as scatter"] / rates[scatter], GOAL_SCATTER, scatter),
+        Goal("sketch-float32-to-sum", rates["countsketch float32"] / rates[SUM], GOAL_FLOAT32, SUM),
+        Goal("sketch-bfloat16-to-sum", rates["countsketch bfloat16"] / rates[SUM] / 2, GOAL_BFLOAT16, SUM),
+        Goal("sketch-to-scatter", rates["countsketch, as scatter"] / rates[scatter], GOAL_SCATTER, scatter),
     ]
     if have_projector:
         narrow_name, projector_name = f"countsketch {PROJECTOR_DIM}", f"BasicProjector {PROJECTOR_DIM}"
         goals.append(
-            ("sketch-to-projector", rates[narrow_name] / rates[projector_name], GOAL_PROJECTOR, "traker BasicProjector")
+            Goal(
+                "sketch-to-projector",
+                rates[narrow_name] / rates[projector_name],
+                GOAL_PROJECTOR,
+                "traker BasicProjector",
+            )
         )
     if options.json:
-        for name, value, goal, peer in goals:
-            record = {"name": name, "value": round(value, 3), "goal": goal, "met": value >= goal, "peer": peer}
-            print(json.dumps({**record, "device": device}))
+        print_json(goals, device)
         return
     print(f"{size} coordinates, {dim} dimensions, {device}")
     for name, rate in rates.items():
         read = rate * (2 if name.endswith("float16") else 4) / 1e9
         print(f"{name:24} {rate / 1e9:9.3g} Gcoord/s {read:9.3g} GB/s read {read / rates[SUM] / 4e-9:9.2g} of {SUM}")
-    for name, value, goal, peer in goals:
-        print(f"{name:24} {value:9.2f}   goal {goal:6.2f} {'met' if value >= goal else 'MISSED':6}  against {peer}")
-
-
-def best_seconds(tasks: Mapping[str, Task], rounds: int) -> dict[str, float]:
-    """The shortest time of each task over `rounds` rounds through all of them, after one that is not counted."""
-    best = dict.fromkeys(tasks, float("inf"))
-    for count in range(rounds + 1):
-        for name, task in tasks.items():
-            start = time.perf_counter()
-            task()
-            if count:
-                best[name] = min(best[name], time.perf_counter() - start)
-    return best
+    print_lines(goals)
 
 
 if __name__ == "__main__":
