@@ -22,21 +22,32 @@ _NOT_POLICY = (FOLDER_MANIFEST, "progress.json")
 
 def policy_files(folder: str | Path) -> list[Path]:
     """The files that make up a policy: weights, configuration, tokenizer. InputError when the folder is not a whole policy."""
+    files = _model_files(folder)
+    if not any(path.suffix == ".safetensors" for path in files):
+        raise InputError(f"{folder}: holds no .safetensors weights")
+    return files
+
+
+def _model_files(folder: str | Path) -> list[Path]:
+    """The files of a model folder, weights or not."""
     root = Path(folder)
     if not root.is_dir():
         hint = f"; `hf download {folder} --local-dir DIR` fetches it" if str(folder).count("/") == 1 else ""
         raise InputError(f"{folder}: no such policy folder{hint}")
     if not (root / "config.json").exists():
         raise InputError(f"{folder}: holds no config.json; expected a Hugging Face model folder")
-    files = sorted(p for p in root.iterdir() if p.suffix in _SUFFIXES and p.name not in _NOT_POLICY)
-    if not any(p.suffix == ".safetensors" for p in files):
-        raise InputError(f"{folder}: holds no .safetensors weights")
-    return files
+    return sorted(p for p in root.iterdir() if p.suffix in _SUFFIXES and p.name not in _NOT_POLICY)
 
 
 def policy_input(folder: str | Path) -> Input:
     """The policy as an input of a command: one hash over weights, configuration and tokenizer."""
     return Input(str(folder), folder_digest(_digests(Path(folder), policy_files(folder))))
+
+
+def tokens_input(folder: str | Path) -> Input:
+    """Tokenizer and configuration as an input of a command that samples from weights elsewhere (a server's)."""
+    files = [path for path in _model_files(folder) if path.suffix != ".safetensors"]
+    return Input(str(folder), folder_digest(_digests(Path(folder), files)))
 
 
 def tokenizer_digest(folder: str | Path) -> str:
@@ -46,7 +57,7 @@ def tokenizer_digest(folder: str | Path) -> str:
 
 def tokenizer_files(folder: str | Path) -> list[Path]:
     """The files of a policy that belong to its tokenizer."""
-    return [path for path in policy_files(folder) if path.name.startswith(_TOKENIZER_STEMS)]
+    return [path for path in _model_files(folder) if path.name.startswith(_TOKENIZER_STEMS)]
 
 
 def same_tokenizer(rollouts: str, folder: str) -> None:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from typing import Literal, NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from cropi_tools.policy.loading import Policy
 
 
 class Request(NamedTuple):
@@ -25,7 +29,7 @@ class Completion(NamedTuple):
     """One response. The end token is in `token_ids` if it was sampled; `stop` means it was, `length` that the limit came first.
 
     logprobs: float32 log-probabilities of the tokens under softmax(logits / temperature); None when greedy (temperature 0), where
-    nothing was sampled.
+    nothing was sampled, and where an endpoint cannot tell them.
     """
 
     token_ids: list[int]
@@ -33,10 +37,32 @@ class Completion(NamedTuple):
     finish_reason: Literal["stop", "length"]
 
 
-class Engine(Protocol):
-    """Samples responses; results come in the order of the requests."""
+class Engine(ABC):
+    """Samples responses.
 
-    def sample(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]: ...
+    Requests come in groups, which are what a caller commits at once. Groups are answered in order, each whole and in the order of its
+    requests. An engine may begin later groups before an earlier one is done, and takes only as many from `groups` as it needs to stay busy;
+    what a request is answered depends on the request alone, beyond float rounding of the logits.
+    """
+
+    @abstractmethod
+    def stream(self, groups: Iterable[Sequence[Request]], sampling: Sampling) -> Iterator[list[Completion]]:
+        """The completions of each group, in order."""
+
+    def sample(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        """The completions of one group."""
+        (found,) = self.stream([requests], sampling)
+        return found
+
+    @abstractmethod
+    def settings(self, sampling: Sampling) -> dict[str, Any]:
+        """Everything that shapes the sampled distribution, as it was really set, and the engine's version: for the manifest."""
+
+    def update_weights(self, policy: Policy) -> None:
+        """Sample from these weights from now on. Nothing to do for an engine that reads the policy's own."""
+
+    def close(self) -> None:
+        """Give back what the engine holds: processes, connections, memory."""
 
 
 def sample_seed(*parts: str | int) -> int:

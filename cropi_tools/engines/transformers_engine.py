@@ -7,15 +7,16 @@ position, notes its log-probability, and leaves `generate` only that token to ch
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from cropi_tools.data.errors import InputError
-from cropi_tools.engines.protocol import Completion, Request, Sampling
+from cropi_tools.engines.protocol import Completion, Engine, Request, Sampling
 from cropi_tools.policy.loading import Policy
 
 ROWS = 256  # responses decoded together; part of no result beyond float rounding
@@ -58,20 +59,31 @@ class _OwnUniforms(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter_(-1, chosen, 0.0)
 
 
-class TransformersEngine:
-    """An `Engine` over a loaded policy; it always samples from the model's present weights."""
+class TransformersEngine(Engine):
+    """Samples from a loaded policy, always from the model's present weights. Groups are decoded one after another."""
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
 
-    @torch.no_grad()
-    def sample(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
-        """Sample one response a request, ROWS of them at a time in the order given."""
-        found: list[Completion] = []
-        for start in range(0, len(requests), ROWS):
-            found += self._sample_rows(requests[start : start + ROWS], sampling)
-        return found
+    def stream(self, groups: Iterable[Sequence[Request]], sampling: Sampling) -> Iterator[list[Completion]]:
+        """Each group by itself, ROWS responses at a time in the order given."""
+        for requests in groups:
+            found: list[Completion] = []
+            for start in range(0, len(requests), ROWS):
+                found += self._sample_rows(requests[start : start + ROWS], sampling)
+            yield found
 
+    def settings(self, sampling: Sampling) -> dict[str, Any]:
+        """As the protocol says."""
+        return {
+            "engine": "transformers",
+            "version": transformers.__version__,
+            **sampling._asdict(),
+            "end_token_ids": self._policy.end_token_ids,
+            "dtype": str(self._policy.model.dtype).removeprefix("torch."),
+        }
+
+    @torch.no_grad()
     def _sample_rows(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         model: Any = self._policy.model
         ends = self._policy.end_token_ids

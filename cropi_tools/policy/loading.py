@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from cropi_tools.data.errors import InputError, UsageError
 from cropi_tools.data.policies import policy_files, tokenizer_files
+from cropi_tools.policy.tokens import Tokens, first_line, load_tokens
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -22,6 +23,11 @@ class Policy(NamedTuple):
     tokenizer: Any
     end_token_ids: list[int]
     folder: str
+
+    @property
+    def tokens(self) -> Tokens:
+        """The tokenizer's side of the policy."""
+        return Tokens(self.tokenizer, self.end_token_ids, self.folder)
 
     @property
     def device(self) -> torch.device:
@@ -51,21 +57,13 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def load_tokenizer(folder: str) -> Any:
-    """The tokenizer of a policy folder."""
-    policy_files(folder)
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder}: its tokenizer does not open ({_first_line(error)})") from None
-
-
 def load_policy(folder: str, device: str = "auto", dtype: str = "auto") -> Policy:
     """Load a Hugging Face causal language model, in evaluation mode (no dropout anywhere: influence and training need the same function).
 
     dtype `auto`: float32 on a CPU, the stored format elsewhere. InputError: the folder does not open as a causal language model.
     """
     policy_files(folder)
+    tokenizer, end_token_ids, _ = load_tokens(folder)
     where = choose_device(device)
     if dtype not in (*_DTYPES, "auto"):
         raise UsageError(f"--dtype {dtype}: expected {', '.join(_DTYPES)} or auto")
@@ -74,13 +72,11 @@ def load_policy(folder: str, device: str = "auto", dtype: str = "auto") -> Polic
         AutoConfig.from_pretrained(folder, local_files_only=True)
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=wanted, local_files_only=True)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"{folder}: does not open as a causal language model ({_first_line(error)})") from None
-    tokenizer = load_tokenizer(folder)
+        raise InputError(f"{folder}: does not open as a causal language model ({first_line(error)})") from None
     model.to(where).eval()
     # Automatic differentiation leaves this token's input embedding out. Where it is among a prompt's or a response's tokens it is a token
     # as any other; padding has no part in any sum here.
     model.get_input_embeddings().padding_idx = None
-    end_token_ids = _end_tokens(model, tokenizer)
     # A model's generation_config.json may switch top_k, top_p or penalties on; sampling settings come from the command alone.
     model.generation_config = GenerationConfig(
         eos_token_id=end_token_ids, pad_token_id=_pad_token(tokenizer, end_token_ids)
@@ -101,19 +97,5 @@ def save_policy(policy: Policy, folder: Path) -> None:
         (folder / settings.name).unlink(missing_ok=True)
 
 
-def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
-    ends = getattr(model.generation_config, "eos_token_id", None)
-    if ends is None:
-        ends = tokenizer.eos_token_id
-    if ends is None:
-        raise InputError(f"{model.name_or_path}: neither generation_config.json nor the tokenizer names an end token")
-    return [ends] if isinstance(ends, int) else list(ends)
-
-
 def _pad_token(tokenizer: Any, end_token_ids: list[int]) -> int:
     return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end_token_ids[0]
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return text[0] if text else type(error).__name__
