@@ -1,8 +1,9 @@
 """Verifiers: is this response right?
 
 This room turns a prompt's record and a response into a grade: a reward and what became of the answer (correct, wrong,
-unparsed, timeout, error). It holds the verifiers (mathematics, exact text, reasoning-gym's scorers, and functions of
-the user's own in verl's form), and the pool of worker processes they run in. Responses come from a policy that is
+unparsed, timeout, error). It holds the verifiers (mathematics, the letter of a choice, exact text, reasoning-gym's
+scorers, and functions of the user's own in verl's form or TRL's), what tells a model's reasoning from its answer, and the
+pool of worker processes they run in. Responses come from a policy that is
 rewarded for whatever passes, so each is treated as hostile: it may cost its own reward and at most its own time limit,
 never the batch. Nothing here knows of policies, tokens or gradients.
 """
@@ -10,8 +11,10 @@ never the batch. Nothing here knows of policies, tokens or gradients.
 from __future__ import annotations
 
 from cropi_tools.rewards.check import check_verifier, verifier_fingerprint
+from cropi_tools.rewards.grades import Grade, Outcome
 from cropi_tools.rewards.pool import VerifierPool
-from cropi_tools.rewards.verifiers import Grade, Outcome, check_record, grade, summarise
+from cropi_tools.rewards.reasoning import final_answer, reasoning_is_open
+from cropi_tools.rewards.verifiers import check_record, grade
 
 __all__ = [
     "Grade",
@@ -19,7 +22,8 @@ __all__ = [
     "VerifierPool",
     "check_record",
     "check_verifier",
+    "final_answer",
     "grade",
-    "summarise",
+    "reasoning_is_open",
     "verifier_fingerprint",
 ]

@@ -7,14 +7,19 @@ import importlib.util
 from importlib.metadata import version
 
 from cropi_tools.data.errors import InputError
+from cropi_tools.rewards.functions import split_name
 from cropi_tools.rewards.pool import VerifierPool
-from cropi_tools.rewards.verifiers import BUILT_IN, split_name
+from cropi_tools.rewards.verifiers import BUILT_IN
 
 _LIBRARIES = {
     "maths": {"math-verify": "math_verify", "latex2sympy2_extended": "latex2sympy2_extended", "sympy": "sympy"},
+    "choice": {},
     "exact": {},
     "reasoning-gym": {"reasoning-gym": "reasoning_gym"},
 }
+
+_RULES = {"maths": 2, "choice": 1, "exact": 1, "reasoning-gym": 1}
+"""Raised with every change of our own code that may change a grade."""
 
 
 def check_verifier(name: str) -> None:
@@ -29,7 +34,7 @@ def check_verifier(name: str) -> None:
             if importlib.util.find_spec(module) is None:
                 raise InputError(f"the verifier {name!r} needs {distribution}: pip install {distribution}")
         return
-    path, _ = split_name(name)
+    path, _ = split_name(name, BUILT_IN)
     if not path.is_file():
         raise InputError(f"verifier {name}: there is no file {path}: check the path")
     with VerifierPool(name, workers=1) as pool:
@@ -39,13 +44,14 @@ def check_verifier(name: str) -> None:
 def verifier_fingerprint(name: str) -> str:
     """A text that changes whenever the verifier may grade differently.
 
-    For a built-in verifier its name and the versions of its libraries; for a user's function its name and the SHA-256
+    For a built-in verifier its name, the number of its rules and the versions of its libraries; for a user's function its name and the SHA-256
     of its file (not of what the file imports). Raises UsageError for an unknown name, InputError if the file is
     missing.
     """
     if name in BUILT_IN:
-        return " ".join([name, *(f"{distribution}={version(distribution)}" for distribution in _LIBRARIES[name])])
-    path, function = split_name(name)
+        libraries = (f"{distribution}={version(distribution)}" for distribution in _LIBRARIES[name])
+        return " ".join([name, f"rules={_RULES[name]}", *libraries])
+    path, function = split_name(name, BUILT_IN)
     if not path.is_file():
         raise InputError(f"verifier {name}: there is no file {path}: check the path")
     return f"{path.name}:{function} sha256={hashlib.sha256(path.read_bytes()).hexdigest()}"

@@ -1,103 +1,49 @@
 r"""Comparing two answers to a mathematics problem.
 
-Most answers are plain numbers, perhaps with a unit, or literally the reference; those are decided here with exact
+Most answers are plain numbers, perhaps with a unit, lists of such numbers, or literally the reference; those are decided here with exact
 fractions, in microseconds and without a worker. The rest (expressions, intervals, sets, matrices) goes to math-verify,
 whose simplification may run for ever: call `compare_formulas` in a process that can be killed. Its own time limits are
 switched off, because they use SIGALRM (which fails off the main thread) and do not interrupt compiled code.
 
-Units are ignored, as in every public verifier. A percent sign or a scale word ("million") may be read or left out when
-only one of the two answers has it, since questions ask for "how many per cent" and "in millions".
+What counts as equal, where people could disagree: units are ignored (quantities.py); lists and sets have no order, tuples have one, and
+a tuple may lack its parentheses; brackets of intervals must agree, and an inequality is its interval; a numeral may lack its
+base, which the question names; the case of symbols is ignored; `x = 5`, `f(x) = 5` and `a + b = 5` answer 5, but an equation
+that its only unknown does not stand alone in (`2x = 5`, `x^2 = 5`) does not. Of a time of day with a.m. or p.m. that must be there.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from fractions import Fraction
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-DECIMALS = 6
-"""Decimal places to which two numbers must agree when one is written as a decimal (math-verify's rule as well)."""
+from cropi_tools.rewards.quantities import DECIMALS, Quantity, read_quantity, same_quantity, without_unit
+from cropi_tools.rewards.spelling import normalise, without_macros
 
 MAX_DEPTH = 40
 """Deepest nesting of brackets that is given to the parser."""
 
-# Minus signs and dashes become "-", odd spaces and control characters become a space.
-_CHARACTERS = {code: " " for code in (*range(32), 127, 0xA0, 0x2009, 0x202F, 0x200B, 0xFEFF)}
-_CHARACTERS |= {0x2212: "-", 0x2013: "-", 0xFE63: "-", 0xFF0D: "-"}
-
-_WRAPPERS = re.compile(r"\$\$?([^$]*)\$?\$|\\\((.*)\\\)|\\\[(.*)\\\]|\*\*(.*)\*\*", re.DOTALL)
-_REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"(?<!\\)\\!", ""),
-        (r"\{,\}", ","),
-        (r"(?<!\\)\\[,;: ]|(?<!\\)~|\\q?quad(?![A-Za-z])", " "),
-        (r"(?<=\d) (?=\d{3}(?!\d))(?<!\d{4} )", ","),
-        (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
-        (r"\\(?:left|right|displaystyle|bf|rm)(?![A-Za-z])", ""),
-        (r"\^\s*(?:\\circ|\{\s*\\circ\s*\})|\\degree(?![A-Za-z])|\u00b0", " "),
-        (r"\\?[$\u20ac\u00a3\u00a5]", ""),
-        (r"\\?%", r"\\%"),
-        (r"\\text\{\s*,?\s*(?:or|and)\s*\}|(?<![\\A-Za-z{])(?:or|and)(?![A-Za-z}])", ","),
-        (r",(?:\s*,)+", ","),
-        (r"\s+", " "),
-    )
-)
-_TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}")
-_ASSIGNMENT = re.compile(r"\\?[A-Za-z]{1,10}(?:_\{?\w{1,10}\}?)?(?:\([a-zA-Z]\))?\s*=\s*([^=]*)")
-_LETTER = re.compile(r"\(?([A-H])\)?")
-_CHOICE = re.compile(r"\(?([A-H])(?:[.:)].*)?", re.DOTALL)
-_IN_BASE = re.compile(r"(\w+)_\{?(\d+)\}?")
-_QUANTITY = re.compile(
-    r"(?P<sign>[-+]?)\s*(?:"
-    r"(?P<number>\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d*)?|\.\d+)(?:\s*/\s*(?P<over>\d+))?"
-    r"|\\frac\s*\{\s*(?P<top>[-+]?\d+)\s*\}\s*\{\s*(?P<bottom>\d+)\s*\}"
-    r"|\\frac\s*(?P<top_digit>\d)\s*(?P<bottom_digit>\d)"
-    r")(?P<rest>.*)",
-    re.DOTALL,
-)
-_EXPONENT = re.compile(r"\^\s*\{?\s*[23]\s*\}?\s*$")
-_UNIT_WORDS = re.compile(r"[A-Za-z]+(?:[ ./][A-Za-z]*)*")
-_SHORT_UNIT = re.compile(r"cm|mm|km|kg|mg|ml|hr|hrs|min|mins|sec|secs|ft|in|lb|lbs|oz|mi|mph|kph|usd|eur")
-_NOT_UNIT = re.compile(
-    r"pi|sqrt|sin|cos|tan|cot|csc|log|exp|over|infty|mod|plus|minus|times|divided|more|"
-    r"less|than|choose|half|squared|cubed|factorial|to|from|a|p|am|pm|i|e"
-)
-_SCALES = {
-    "%": Fraction(1, 100),
-    "percent": Fraction(1, 100),
-    "dozen": Fraction(12),
-    "hundred": Fraction(100),
-    "thousand": Fraction(1000),
-    "million": Fraction(10**6),
-    "billion": Fraction(10**9),
-    "trillion": Fraction(10**12),
-}
-
 Comparison = Literal["correct", "wrong", "unparsed"]
 
-
-class Quantity(NamedTuple):
-    """A number as written: its value, the factor of a percent sign or scale word (else 1), whether it is a decimal."""
-
-    value: Fraction
-    scale: Fraction
-    decimal: bool
-
-
-def normalise(answer: str) -> str:
-    r"""One spelling for what people write in several: minus signs, spacing, `\dfrac`, `\left`, dollars, degrees."""
-    text = answer.translate(_CHARACTERS).strip().rstrip(".,;")
-    for _ in range(3):
-        wrapper = _WRAPPERS.fullmatch(text)
-        if wrapper is None:
-            break
-        text = next(group for group in wrapper.groups() if group is not None).strip().rstrip(".,;")
-    for pattern, replacement in _REWRITES:
-        text = pattern.sub(replacement, text)
-    return text.strip(" ,;")
+_NAME = r"(?:\\?[A-Za-z]{1,10}|\\text\s?\{[^{}]*\})(?:_(?:\w|\{\w{1,10}\}))?'?(?:\([a-zA-Z]\))?"
+_ASSIGNMENT = re.compile(_NAME + r"\s*=\s*([^=]*)")
+_REVERSED = re.compile(r"([^=]*?)\s*=\s*" + _NAME)
+_LETTER = re.compile(r"\(?([A-J])\)?")
+_CHOICE = re.compile(r"\(?([A-Ja-j])(?:\)?|[.:)].*)", re.DOTALL)
+_IN_BASE = re.compile(r"(\w+)_\{?(\w+)\}?")
+_DIGIT_NAMES = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+_BASES = {name: str(base) for base, name in enumerate(_DIGIT_NAMES, 2)} | {"sixteen": "16"}
+_TIME = re.compile(r"(\d{1,2})(?::(\d{2}))?(?:\s*([ap])\.?\s?m\.?)?", re.IGNORECASE)
+_WORDS = re.compile(r"[A-Za-z][A-Za-z' -]*")
+_NAMED_WORD = re.compile(
+    r"[A-Z][a-z]+(?: [A-Za-z]+)*|[A-Za-z]+(?: [A-Za-z]+)+|[A-Za-z]{5,}|[Yy]es|no|true|none|even|odd|YES|NO"
+)
+_ARTICLE = re.compile(r"(?:an?|the) (?=[A-Za-z]{3})", re.IGNORECASE)
+_IDLE_SPACE = re.compile(r"(?<!\d) | (?!\d)")
+_CHAIN = re.compile(r"([^<>\\a-zA-Z]+)(<|\\le) ?([A-Za-z]) ?(<|\\le)(?![A-Za-z])([^<>\\a-zA-Z]+)")
+_MEMBER = re.compile(r"^[A-Za-z] ?\\in(?![A-Za-z]) ?")
+_INTERVALS = ("()", "[]", "[)", "(]")
 
 
 def compare_plainly(reference: str, answer: str) -> Comparison | None:
@@ -110,17 +56,16 @@ def compare_plainly(reference: str, answer: str) -> Comparison | None:
         return "unparsed"
     if _folded(gold) == _folded(candidate):
         return "correct"
-    gold_number = read_quantity(gold)
-    if gold_number is not None:
-        assignment = _ASSIGNMENT.fullmatch(candidate)
+    quantity = read_quantity(gold)
+    if quantity is not None:
+        assignment = _ASSIGNMENT.fullmatch(candidate) or _REVERSED.fullmatch(candidate)
         number = read_quantity(assignment.group(1).strip() if assignment else candidate)
         if number is not None:
-            return "correct" if same_quantity(gold_number, number) else "wrong"
-    # The letter of a multiple choice, and a numeral of another base, which math-verify would compare without its base.
-    for gold_form, form in ((_LETTER, _CHOICE), (_IN_BASE, _IN_BASE)):
-        mine, theirs = gold_form.fullmatch(_unwrapped(gold)), form.fullmatch(_unwrapped(candidate))
-        if mine and theirs:
-            return "correct" if mine.groups() == theirs.groups() else "wrong"
+            return _verdict(same_quantity(quantity, number))
+    for compare in (_compare_collections, _compare_letters, _compare_times, _compare_numerals, _compare_words):
+        found = compare(gold, candidate)
+        if found is not None:
+            return found
     return None
 
 
@@ -132,73 +77,146 @@ def compare_formulas(reference: str, answer: str) -> Comparison:
     """
     from math_verify import verify
 
-    gold, candidate = _parse(normalise(reference)), _parse(normalise(answer))
+    gold, candidate = (_parse(without_unit(normalise(text))) for text in (reference, answer))
     if all(isinstance(value, str) for value in candidate):
         return "unparsed"
+    if not any(_is_equation(value) for value in gold):
+        candidate = tuple(_solved(value) for value in candidate)
     # math-verify is asymmetric (it simplifies assignments of the second only): the reference goes first. Relations and
     # sets may be compared, so that `2 \le x < 5` answers `[2,5)`.
-    equal = verify(gold, candidate, float_rounding=DECIMALS, allow_set_relation_comp=True, timeout_seconds=None)
+    equal = verify(
+        list(gold), list(candidate), float_rounding=DECIMALS, allow_set_relation_comp=True, timeout_seconds=None
+    )
+    return _verdict(equal)
+
+
+def _verdict(equal: bool) -> Literal["correct", "wrong"]:
     return "correct" if equal else "wrong"
 
 
-def read_quantity(text: str) -> Quantity | None:
-    r"""A normalised answer as a number with an optional unit: "1,200", "-\frac{3}{4}", "5 \text{ cm}^2", "12 feet"."""
-    match = _QUANTITY.fullmatch(text)
-    if match is None:
+def _compare_collections(gold: str, candidate: str) -> Comparison | None:
+    """Lists, sets, tuples and intervals of plain numbers; and of any content where the brackets alone decide."""
+    chains = _CHAIN.fullmatch(gold), _CHAIN.fullmatch(candidate)
+    if chains[0] and chains[1] and chains[0][3] != chains[1][3]:
+        return None  # about another unknown
+    (brackets, items), (other_brackets, other_items) = _collection(gold), _collection(candidate)
+    kinds = {brackets, other_brackets}
+    if len(items) > 1 and len(other_items) > 1:
+        if "{}" in kinds and kinds & {*_INTERVALS}:
+            return "wrong"
+        if len(items) == len(other_items) == 2 and kinds <= {*_INTERVALS} and len(kinds) == 2:
+            return "wrong"
+    elif len(items) == len(other_items) == 1:
         return None
-    number, rest = match["number"], match["rest"]
-    scale = _read_unit(rest)
-    if scale is None:
+    numbers, others = [read_quantity(item) for item in items], [read_quantity(item) for item in other_items]
+    if None in numbers or None in others:
         return None
-    if number is not None:
-        top, bottom = Fraction(number.replace(",", "").rstrip(".")), int(match["over"] or 1)
-    else:
-        top, bottom = Fraction(match["top"] or match["top_digit"]), int(match["bottom"] or match["bottom_digit"])
-    if bottom == 0:
+    if min(len(items), len(other_items)) > 1 and "" in kinds and kinds & {"[]", "[)", "(]"}:
         return None
-    value = top / bottom
-    return Quantity(-value if match["sign"] == "-" else value, scale, number is not None and "." in number)
+    return _verdict(_same_numbers(numbers, others, ordered=not kinds <= {"", "{}"}, repeated="{}" not in kinds))
 
 
-def same_quantity(first: Quantity, second: Quantity) -> bool:
-    """Whether two numbers are equal: exactly, or to DECIMALS places where one of them is written as a decimal."""
-    if first.scale == second.scale:
-        pairs = [(first.value, second.value)]
-    else:
-        pairs = [(first.value * first.scale, second.value * second.scale)]
-        if 1 in (first.scale, second.scale):
-            pairs.append((first.value, second.value))
-    if first.decimal or second.decimal:
-        return any(round(a, DECIMALS) == round(b, DECIMALS) for a, b in pairs)
-    return any(a == b for a, b in pairs)
+def _same_numbers(first: list[Any], second: list[Any], ordered: bool, repeated: bool) -> bool:
+    """Whether two lists of quantities agree; repeated: how often a number comes counts."""
+    if not ordered:
+        first, second = (sorted(numbers, key=_value) for numbers in (first, second))
+    if not repeated:
+        first, second = (list({_value(number): number for number in numbers}.values()) for numbers in (first, second))
+    return len(first) == len(second) and all(map(same_quantity, first, second))
 
 
-def _read_unit(rest: str) -> Fraction | None:
-    """The factor that a unit stands for (1 for centimetres or dollars), or None if `rest` is no unit but algebra."""
-    spaced, in_text = rest[:1] == " ", "\\" in rest and _TEXT.search(rest) is not None
-    text = _EXPONENT.sub("", _TEXT.sub(r" \1 ", rest)).strip(" .")
-    if not text:
-        return Fraction(1)
-    if text == "\\%":
-        return _SCALES["%"]
-    if not _UNIT_WORDS.fullmatch(text):
+def _value(number: Quantity) -> Any:
+    return number.value * number.scale
+
+
+def _collection(text: str) -> tuple[str, list[str]]:
+    r"""The brackets around a normalised answer ("" for none; "{}" for `\{ \}` as well), and what its commas separate."""
+    chain = _CHAIN.fullmatch(text)
+    if chain is not None:  # 1 \le x < 2 is [1, 2)
+        low, left, _, right, high = chain.groups()
+        return ("(" if left == "<" else "[") + (")" if right == "<" else "]"), [low.strip(), high.strip()]
+    inner = _MEMBER.sub("", text).replace("\\{", "{").replace("\\}", "}")
+    brackets = inner[:1] + inner[-1:]
+    if brackets not in (*_INTERVALS, "{}") or not _closes_at_end(inner):
+        return "", _items(inner)
+    items = _items(inner[1:-1])
+    if len(items) > 2 and brackets == "[]":
+        brackets = "()"  # a list as programs write it
+    return brackets, items
+
+
+def _items(text: str) -> list[str]:
+    """The parts between commas or semicolons outside brackets; a comma of thousands separates only where others do not."""
+    if read_quantity(text) is not None:
+        return [text.strip()]
+    depth, start, parts = 0, 0, []
+    for place, character in enumerate(text):
+        depth += (character in "([{") - (character in ")]}")
+        if depth == 0 and character in ",;":
+            parts.append(text[start:place])
+            start = place + 1
+    parts.append(text[start:])
+    spaced = text.split(", ") if ", " in text and not any(character in text for character in "([{;") else []
+    if len(spaced) > 1 and len(spaced) < len(parts) and all(read_quantity(part) is not None for part in spaced):
+        parts = spaced
+    return [part.strip() for part in parts]
+
+
+def _closes_at_end(text: str) -> bool:
+    """Whether the bracket that opens a text is closed by its last character."""
+    depth = 0
+    for place, character in enumerate(text):
+        depth += (character in "([{") - (character in ")]}")
+        if depth == 0:
+            return place == len(text) - 1
+    return False
+
+
+def _compare_letters(gold: str, candidate: str) -> Comparison | None:
+    """The letter of a multiple choice, in brackets or with the text of the option."""
+    mine, theirs = _LETTER.fullmatch(without_macros(gold)), _CHOICE.fullmatch(without_macros(candidate))
+    return _verdict(mine.group(1) == theirs.group(1).upper()) if mine and theirs else None
+
+
+def _compare_times(gold: str, candidate: str) -> Comparison | None:
+    """Times of day. The reference's a.m. or p.m. must be there; a time without it may be given one."""
+    mine, theirs = _read_time(gold), _read_time(candidate)
+    if mine is None:
         return None
-    words = text.lower().replace(".", " ").replace("/", " ").split()
-    if any(_NOT_UNIT.fullmatch(word) for word in words):
+    if theirs is None:
+        return "wrong" if mine[2] else None
+    return _verdict(mine[:2] == theirs[:2] and mine[2] in ("", theirs[2]))
+
+
+def _read_time(text: str) -> tuple[int, int, str] | None:
+    """Hour, minute, and "a", "p" or "": "3:30 p.m.", "3:30", "10 am"."""
+    match = _TIME.fullmatch(without_macros(text).strip())
+    if match is None or (match[2] is None and match[3] is None):
         return None
-    scale = _SCALES.get(words[0], Fraction(1))
-    known = scale != 1 or in_text or _SHORT_UNIT.fullmatch(words[0]) is not None
-    return scale if known or (spaced and len(words[0]) >= 3) else None
+    return int(match[1]), int(match[2] or 0), (match[3] or "").lower()
 
 
-def _unwrapped(text: str) -> str:
-    return _TEXT.sub(r"\1", text).strip()
+def _compare_numerals(gold: str, candidate: str) -> Comparison | None:
+    """Numerals of another base, which math-verify would compare without their bases; the answer's may be left out."""
+    mine, theirs = _IN_BASE.fullmatch(without_macros(gold)), _IN_BASE.fullmatch(without_macros(candidate))
+    if mine is None or not mine[1][0].isdigit():
+        return None
+    if theirs is None:
+        return _verdict(candidate == mine[1]) if candidate.isalnum() else None
+    return _verdict(mine[1] == theirs[1] and _BASES.get(mine[2], mine[2]) == _BASES.get(theirs[2], theirs[2]))
+
+
+def _compare_words(gold: str, candidate: str) -> Comparison | None:
+    """Words that are not what the reference says; math-verify would take them for products of letters."""
+    word, other = without_macros(gold), without_macros(candidate)
+    named = word != gold or _NAMED_WORD.fullmatch(word)
+    return "wrong" if named and _WORDS.fullmatch(word) and _WORDS.fullmatch(other) else None
 
 
 def _folded(text: str) -> str:
-    """The text without spaces and text macros; words of two letters or more in lower case: only symbols have a case."""
-    text = _unwrapped(text)
-    compact = text.replace(" ", "")
+    """The text without spaces, macros and a leading article; words of two letters or more in lower case: symbols have a case."""
+    compact = _ARTICLE.sub("", without_macros(text), count=1)
+    compact = _IDLE_SPACE.sub("", compact)
     return compact.lower() if len(compact) > 1 and compact.isalpha() else compact
 
 
@@ -214,10 +232,42 @@ def _depth(text: str) -> int:
 
 
 @lru_cache(maxsize=1 << 12)
-def _parse(text: str) -> list[Any]:
-    """What math-verify reads in an answer: sympy objects, and the text itself where it found none."""
+def _parse(text: str) -> tuple[Any, ...]:
+    r"""What math-verify reads in a normalised answer: sympy objects, and the text itself where it found none.
+
+    Relations joined by `\lor` become the union of their solutions.
+    """
     from math_verify import parse
 
     # It warns once that its time limits are off; they are off on purpose.
     logging.getLogger("math_verify").setLevel(logging.ERROR)
-    return list(parse(f"\\boxed{{{text}}}", parsing_timeout=None))
+    if "\\lor" in text:
+        from sympy import Union
+
+        parts = [_parse(part.strip(" ,"))[:1] for part in text.split("\\lor")]
+        if all(part and not isinstance(part[0], str) and hasattr(part[0], "as_set") for part in parts):
+            return (Union(*(part[0].as_set() for part in parts)),)
+        text = text.replace("\\lor", ",")
+    return tuple(parse(f"\\boxed{{{text}}}", parsing_timeout=None))
+
+
+def _is_equation(value: Any) -> bool:
+    from sympy import Eq
+
+    return isinstance(value, Eq) or any(isinstance(part, Eq) for part in getattr(value, "args", ()))
+
+
+def _solved(value: Any) -> Any:
+    """What an equation answers: itself, where something that has a name equals something; its value, where it is written
+    the other way round (`5 = x`); nothing (a text that equals no formula), where its only unknown does not stand alone."""
+    from sympy import E, Eq, Function, Mul, Symbol
+
+    if not isinstance(value, Eq):
+        return value
+    left, right = value.args
+    if isinstance(right, Symbol) and not left.free_symbols:
+        return left
+    named = isinstance(left, Symbol | Function) or (
+        isinstance(left, Mul) and all(part == E or isinstance(part, Symbol) for part in left.args)
+    )
+    return value if named or len(left.free_symbols) != 1 else "an equation that is not solved"

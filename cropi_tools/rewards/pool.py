@@ -26,14 +26,31 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from cropi_tools.data.errors import InputError, UsageError
-from cropi_tools.rewards.verifiers import Grade, Record, grade_quickly, verifier_of
+from cropi_tools.data.errors import InputError, Interrupted, UsageError
+from cropi_tools.rewards.functions import NOT_COLUMNS
+from cropi_tools.rewards.grades import Grade, Record
+from cropi_tools.rewards.verifiers import BUILT_IN, grade_quickly, verifier_of
 
 SLICE = 32
 """Most answers sent to a worker at once."""
 
+MOST_WORKERS = 8
+"""Most workers unless told: together they verify faster than any engine of one machine samples."""
+
+ANSWERS_A_WORKER = 4
+"""Fewest answers for which one more worker is started: to start costs as much as hundreds of answers."""
+
 LOADING_SECONDS = 120.0
 """How long a worker may take to start and import its verifiers."""
+
+CANCEL_SECONDS = 0.5
+"""How soon `cancel` is noticed."""
+
+_COMPARED = ("id", "answer", "extra")
+"""The keys of a record that built-in verifiers look at."""
+
+_ROLLOUT = NOT_COLUMNS - {"prompt", "extra"}
+"""The keys of a rollout that no function of the user's is given."""
 
 _Item = tuple[int, str, dict[str, Any], str]
 """Index, verifier, record, response."""
@@ -41,21 +58,30 @@ _Item = tuple[int, str, dict[str, Any], str]
 _PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
 
 
-class VerifierPool:
-    """Grades batches of responses; use it as a context manager, from one thread.
+def default_workers() -> int:
+    """One for each core that this process may use, at least 2 (one hangs, the other works) and at most MOST_WORKERS."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(2, min(MOST_WORKERS, cores))
 
-    `verifier` is the default for records that name none; `workers` the most processes that run at once; `seconds` the
-    time an answer may take. Grades do not depend on the number of workers, nor on time, except for answers that really
-    time out.
+
+class VerifierPool:
+    """Grades batches of responses; use it as a context manager, from one thread at a time, which need not be the main one.
+
+    `verifier` is the default for records that name none; `workers` the most processes that run at once (unless told
+    `default_workers()`); `seconds` the time an answer may take. Grades do not depend on the number of workers, nor on
+    time, except for answers that really time out.
     """
 
-    def __init__(self, verifier: str = "maths", *, workers: int = 2, seconds: float = 10.0) -> None:
+    def __init__(self, verifier: str = "maths", *, workers: int | None = None, seconds: float = 10.0) -> None:
+        workers = default_workers() if workers is None else workers
         if workers < 1 or seconds <= 0:
             raise UsageError(
                 f"a verifier pool needs at least one worker and a positive time limit, not {workers} and {seconds}"
             )
         self.verifier, self.workers, self.seconds = verifier, workers, seconds
         self._live: list[_Worker] = []
+        self._proven: set[str] = set()  # verifiers that have loaded in some worker of this pool
+        self._cancelled = False
 
     def __enter__(self) -> VerifierPool:
         return self
@@ -74,6 +100,10 @@ class VerifierPool:
         """Kill the workers. The pool starts new ones if it is used again."""
         while self._live:
             self._live.pop().kill()
+
+    def cancel(self) -> None:
+        """From another thread: end `grade_many` within half a second, which then raises Interrupted; the pool grades no more."""
+        self._cancelled = True
 
     def grade_many(self, items: Sequence[tuple[Record, str]]) -> list[Grade]:
         """The grades of (record, response) pairs, in order.
@@ -107,35 +137,41 @@ class VerifierPool:
         self, items: Sequence[tuple[Record, str]], grades: list[Grade | None], pending: list[int]
     ) -> None:
         """Fill in the pending grades."""
-        size = min(SLICE, max(1, len(pending) // (4 * self.workers)))
+        workers = min(self.workers, max(2, len(self._live), len(pending) // ANSWERS_A_WORKER))
+        size = min(SLICE, max(1, len(pending) // (4 * workers)))
         todo = deque(pending[start : start + size] for start in range(0, len(pending), size))
         # Start all of them before the first is sent anything: a slice may have to wait until its worker reads.
-        self._live += [_Worker(self.seconds) for _ in range(min(self.workers, len(todo)) - len(self._live))]
+        self._live += [_Worker(self.seconds) for _ in range(min(workers, len(todo)) - len(self._live))]
         died_once: set[int] = set()
         left = len(pending)
         with selectors.DefaultSelector() as selector:
             while left:
+                if self._cancelled:
+                    raise Interrupted("verifying was cancelled")
                 busy = {key.data for key in selector.get_map().values()}
-                while todo and len(busy) < self.workers:
+                while todo and len(busy) < workers:
                     worker = self._idle_worker(busy)
                     busy.add(worker)
                     selector.register(worker.replies, selectors.EVENT_READ, worker)
                     worker.send(self._slice(items, todo.popleft()))
                 heard: dict[_Worker, bool] = {}  # the workers with news, and whether they live
-                for key, _ in selector.select(max(0.0, min(worker.remaining() for worker in busy))):
+                patience = min(CANCEL_SECONDS, *(worker.remaining() for worker in busy))
+                for key, _ in selector.select(max(0.0, patience)):
                     heard[key.data] = key.data.receive(self.seconds)
                 for worker in busy:
                     for index, grade in worker.take_grades():
                         grades[index] = grade
                         left -= 1
                     late = worker not in heard and worker.remaining() <= 0
+                    if worker.ready:
+                        self._proven.update(worker.verifiers)
                     if heard.get(worker, True) and not late:
                         if worker.ready and not worker.indices:
                             selector.unregister(worker.replies)
                         continue
                     selector.unregister(worker.replies)
                     self._discard(worker)
-                    if not worker.ready and (late or not worker.proven):
+                    if not worker.ready and (late or not self._proven.issuperset(worker.verifiers)):
                         raise worker.loading_error()
                     if not worker.indices:
                         continue
@@ -151,12 +187,16 @@ class VerifierPool:
                         todo.append(rest)
 
     def _slice(self, items: Sequence[tuple[Record, str]], indices: list[int]) -> list[_Item]:
-        """What a worker needs of the items: not the prompt's text, which is no part of any verifier's input."""
+        """What a worker needs of the items: of a rollout's record not its other samples, of the prompt only what is looked at."""
         work = []
         for index in indices:
             record, response = items[index]
-            sent = {key: value for key, value in record.items() if key != "prompt"}
-            work.append((index, verifier_of(record, self.verifier), sent, response))
+            name = verifier_of(record, self.verifier)
+            if name in BUILT_IN:
+                sent = {key: record[key] for key in _COMPARED if key in record}
+            else:
+                sent = {key: value for key, value in record.items() if key not in _ROLLOUT}
+            work.append((index, name, sent, response))
         return work
 
     def _idle_worker(self, busy: set[_Worker]) -> _Worker:
@@ -193,7 +233,7 @@ class _Worker:
         self.replies = self.process.stdout
         self.indices: deque[int] = deque()
         self.verifiers: list[str] = []
-        self.ready = self.proven = False  # ready for the slice in hand; and whether it ever was ready
+        self.ready = False  # for the slice in hand
         self._grades: list[tuple[int, Grade]] = []
         self._due = 0.0
         self._unread = b""
@@ -224,7 +264,7 @@ class _Worker:
                 raise (UsageError if message["usage"] else InputError)(message["mistake"])
             elif "defect" in message:
                 raise RuntimeError(f"a verifier process failed:\n{message['defect']}")
-            self.ready = self.proven = True
+            self.ready = True
         if lines:
             self._due = time.monotonic() + seconds
         return bool(chunk)

@@ -1,47 +1,26 @@
-"""The verifiers: one function for each kind, from a prompt's record and a response to a grade.
+"""The verifiers by their names, from a prompt's record and a response to a grade.
 
-A verifier is named `maths`, `exact`, `reasoning-gym`, or `path/file.py:function` for a function of the user's own with
-verl's signature `function(data_source, solution_str, ground_truth, extra_info)`. A record's own `verifier` wins over
-the command's.
+`maths`, `choice`, `exact`, `reasoning-gym`, or `path/file.py:function` for a function of the user's own (functions.py). A
+record's own `verifier` wins over the command's, so that one file may hold prompts of several kinds.
 
 `grade` runs a verifier in this process, without any protection; `VerifierPool` runs the same code in processes that it
-can kill.
+can kill. Both take a response without the model's reasoning (reasoning.py).
 """
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import numbers
-import re
-import sys
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any
 
-from cropi_tools.data.errors import InputError, UsageError
-from cropi_tools.rewards import maths
-from cropi_tools.rewards.extraction import MAX_ANSWER, extract_answer
+from cropi_tools.data.errors import InputError
+from cropi_tools.rewards import choice, maths
+from cropi_tools.rewards.extraction import MAX_ANSWER, extract_answer, last_tagged
+from cropi_tools.rewards.functions import load_function, split_name
+from cropi_tools.rewards.grades import Grade, Record, prompt_name, scored
 
-Outcome = Literal["correct", "wrong", "unparsed", "timeout", "error"]
-Record = Mapping[str, Any]
-
-BUILT_IN = ("maths", "exact", "reasoning-gym")
-
-
-class Grade(NamedTuple):
-    """What a response earned.
-
-    `reward` is the verifier's score (0 for unparsed, timeout and error). `outcome` is "correct" if the score is exactly
-    1 and "wrong" for every other score, partial ones included; "unparsed" if the response holds no answer that could be
-    read; "timeout" if grading took too long; "error" if the verifier's process died or a built-in verifier failed on
-    the response.
-    """
-
-    reward: float
-    outcome: Outcome
+BUILT_IN = ("maths", "choice", "exact", "reasoning-gym")
 
 
 def grade(record: Record, response: str, verifier: str = "maths") -> Grade:
@@ -59,6 +38,8 @@ def grade_quickly(record: Record, response: str, verifier: str = "maths") -> Gra
     name = verifier_of(record, verifier)
     if name == "exact":
         return _grade_exact(record, response)
+    if name == "choice":
+        return choice.grade_choice(_choice_reference(record), response)
     if name == "maths":
         reference, answer = _maths_reference(record), extract_answer(response)
         outcome = "unparsed" if answer is None else maths.compare_plainly(reference, answer)
@@ -71,6 +52,8 @@ def check_record(record: Record, verifier: str = "maths") -> None:
     name = verifier_of(record, verifier)
     if name == "exact":
         _reference(record, name)
+    elif name == "choice":
+        _choice_reference(record)
     elif name == "maths":
         _maths_reference(record)
     elif name == "reasoning-gym":
@@ -82,56 +65,33 @@ def verifier_of(record: Record, default: str) -> str:
     return record.get("verifier") or default
 
 
-def summarise(grades: Iterable[Grade]) -> dict[str, int]:
-    """How many grades have each outcome; every outcome has an entry, in a fixed order."""
-    counts = Counter(grade.outcome for grade in grades)
-    return {outcome: counts[outcome] for outcome in get_args(Outcome)}
-
-
 @lru_cache(maxsize=256)
 def load(name: str) -> Callable[[Record, str], Grade]:
     """The verifier of that name, with its library or file imported. Raises UsageError or InputError if it cannot be."""
     if name == "maths":
-        import math_verify  # noqa: F401  (here, so that importing it is not charged to the first answer)
-
+        maths.compare_formulas("x+1", "1+x")  # imports and tables of the parser are not charged to the first answer
         return _grade_maths
+    if name == "choice":
+        return lambda record, response: choice.grade_choice(_choice_reference(record), response)
     if name == "exact":
         return _grade_exact
     if name == "reasoning-gym":
         import reasoning_gym  # noqa: F401
 
         return _grade_reasoning_gym
-    return _load_function(name)
-
-
-def split_name(name: str) -> tuple[Path, str]:
-    """`path/file.py:function` as its two parts. Raises UsageError for a name that has not that form."""
-    path, colon, function = name.rpartition(":")
-    if not colon or not path.endswith(".py") or not function.isidentifier():
-        raise UsageError(
-            f"there is no verifier {name!r}: give one of {', '.join(BUILT_IN)}, or path/file.py:function for one of"
-            " your own"
-        )
-    return Path(path), function
-
-
-def _scored(score: float) -> Grade:
-    return Grade(score, "correct" if score == 1 else "wrong")
+    split_name(name, BUILT_IN)
+    return load_function(name)
 
 
 def _compared(outcome: maths.Comparison) -> Grade:
     return Grade(float(outcome == "correct"), outcome)
 
 
-def _prompt(record: Record) -> str:
-    return f"prompt {record.get('id', '?')!r}"
-
-
 def _reference(record: Record, verifier: str) -> str:
     answer = record.get("answer")
     if answer is None:
         raise InputError(
-            f"{_prompt(record)} has no answer, which the verifier {verifier!r} needs: add one, or choose another"
+            f"{prompt_name(record)} has no answer, which the verifier {verifier!r} needs: add one, or choose another"
             " verifier"
         )
     return str(answer)
@@ -144,14 +104,24 @@ def _maths_reference(record: Record) -> str:
         reference = extract_answer(reference) or reference
     if not reference.strip() or len(reference) > MAX_ANSWER:
         raise InputError(
-            f"{_prompt(record)}: the answer is empty or longer than {MAX_ANSWER} characters, which the verifier 'maths'"
+            f"{prompt_name(record)}: the answer is empty or longer than {MAX_ANSWER} characters, which the verifier 'maths'"
             " cannot compare: mend it, or choose another verifier"
         )
     return reference
 
 
+def _choice_reference(record: Record) -> str:
+    letter = choice.read_reference(_reference(record, "choice"))
+    if letter is None:
+        raise InputError(
+            f"{prompt_name(record)}: the answer is not one letter from A to J, which the verifier 'choice' compares: mend it,"
+            " or choose another verifier"
+        )
+    return letter
+
+
 def _grade_exact(record: Record, response: str) -> Grade:
-    return _scored(float(response.strip() == _reference(record, "exact").strip()))
+    return scored(float(response.strip() == _reference(record, "exact").strip()))
 
 
 def _grade_maths(record: Record, response: str) -> Grade:
@@ -170,13 +140,10 @@ def _reasoning_gym_source(record: Record) -> Mapping[str, Any]:
     source = (record.get("extra") or {}).get("reasoning_gym")
     if not isinstance(source, Mapping) or not isinstance(source.get("entry"), Mapping) or "dataset" not in source:
         raise InputError(
-            f"{_prompt(record)} has no extra.reasoning_gym with 'dataset' and 'entry': make it with cropi-prompts, or"
+            f"{prompt_name(record)} has no extra.reasoning_gym with 'dataset' and 'entry': make it with cropi-prompts, or"
             " choose another verifier"
         )
     return source
-
-
-_ANSWER_TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
 
 
 def _grade_reasoning_gym(record: Record, response: str) -> Grade:
@@ -185,14 +152,16 @@ def _grade_reasoning_gym(record: Record, response: str) -> Grade:
     try:
         scorer = _reasoning_gym_scorer(source["dataset"])
     except ValueError as error:
-        raise InputError(f"{_prompt(record)}: reasoning-gym has no data set {source['dataset']!r}: {error}") from error
-    tagged = _ANSWER_TAG.findall(response)
-    answer = (tagged[-1] if tagged else response).strip()
+        raise InputError(
+            f"{prompt_name(record)}: reasoning-gym has no data set {source['dataset']!r}: {error}"
+        ) from error
+    tagged = last_tagged(response)
+    answer = response.strip() if tagged is None else tagged
     try:
         score = float(scorer(answer=answer, entry=source["entry"]))
     except Exception:  # a scorer that stumbles over a hostile answer: counted, with reward 0
         return Grade(0.0, "error")
-    return _scored(score) if math.isfinite(score) else Grade(0.0, "error")
+    return scored(score) if math.isfinite(score) else Grade(0.0, "error")
 
 
 @lru_cache(maxsize=256)
@@ -201,65 +170,3 @@ def _reasoning_gym_scorer(dataset: str) -> Callable[..., float]:
 
     scorer: Callable[..., float] = get_score_answer_fn(dataset)
     return scorer
-
-
-def _load_function(name: str) -> Callable[[Record, str], Grade]:
-    """Import the user's file and wrap its function. Anything the file raises is the user's to see: InputError."""
-    path, function_name = split_name(name)
-    if not path.is_file():
-        raise InputError(f"verifier {name}: there is no file {path}: check the path")
-    module_name = f"cropi_verifier_{path.stem}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module  # dataclasses and pickle look a class's module up there
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        raise InputError(f"verifier {name}: the file cannot be imported: {_described(error)}") from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        raise InputError(f"verifier {name}: {path} has no function {function_name!r}: check the name after the colon")
-
-    def verify(record: Record, response: str) -> Grade:
-        try:
-            score = function(
-                data_source=record.get("source"),
-                solution_str=response,
-                ground_truth=record.get("answer"),
-                extra_info=record.get("extra") or {},
-            )
-        except (Exception, SystemExit) as error:
-            raise InputError(f"verifier {name}, {_prompt(record)}: {_described(error)}") from error
-        return _scored(_read_score(score, name, record))
-
-    return verify
-
-
-def _read_score(value: Any, name: str, record: Record) -> float:
-    """A finite number from what the user's function returned: a number, a bool, or a mapping with "score"."""
-    score: Any = value.get("score") if isinstance(value, Mapping) else value
-    if getattr(score, "ndim", None) == 0 and hasattr(score, "item"):
-        score = score.item()  # a scalar of numpy or torch
-    try:
-        number = float(score) if isinstance(score, numbers.Real) else math.nan
-    except OverflowError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise InputError(
-            f"verifier {name}, {_prompt(record)}: it returned {_shortened(value)}: return a finite number, or a dict"
-            " with one as its 'score'"
-        )
-    return number
-
-
-def _shortened(value: Any) -> str:
-    """One line about a value, for a message."""
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _described(error: BaseException) -> str:
-    message = " ".join(str(error).split())
-    return f"{type(error).__name__}: {message}" if message else type(error).__name__

@@ -41,7 +41,7 @@ PARENT_CHECK = 2.0
 
 def main() -> None:
     """Serve until the parent closes our input. `sys.argv[1]` is the time limit of an answer in seconds."""
-    seconds = float(sys.argv[1])
+    seconds, process = float(sys.argv[1]), os.getpid()
     requests = os.dup(0)
     replies = os.fdopen(os.dup(1), "wb", buffering=0)
     nothing = os.open(os.devnull, os.O_RDONLY)
@@ -51,11 +51,14 @@ def main() -> None:
     slices: SimpleQueue[dict[str, Any]] = SimpleQueue()
     threading.Thread(target=_read_slices, args=(requests, slices), daemon=True).start()
     while True:
-        _serve(slices.get(), seconds, replies)
+        _serve(slices.get(), seconds, replies, process)
 
 
-def _serve(work: dict[str, Any], seconds: float, replies: BinaryIO) -> None:
-    """Load the verifiers of a slice, then grade it; the first mistake ends the slice, since the parent stops there."""
+def _serve(work: dict[str, Any], seconds: float, replies: BinaryIO, process: int) -> None:
+    """Load the verifiers of a slice, then grade it; the first mistake ends the slice, since the parent stops there.
+
+    process: our id. A copy of us that a verifier forked, and that came back from it, ends here: its reply would be a second one.
+    """
     try:
         for name in work["load"]:
             verifiers.load(name)
@@ -68,9 +71,13 @@ def _serve(work: dict[str, Any], seconds: float, replies: BinaryIO) -> None:
                     grade = verifiers.load(name)(record, response)
             else:
                 grade = verifiers.load(name)(record, response)
+            if os.getpid() != process:
+                os._exit(0)
             signal.setitimer(signal.ITIMER_REAL, 0)
             _reply(replies, [index, *grade])
     except CropiError as error:
+        if os.getpid() != process:
+            os._exit(0)
         _reply(replies, {"mistake": str(error), "usage": isinstance(error, UsageError)})
     except Exception:
         _reply(replies, {"defect": traceback.format_exc()})

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from cropi_tools.data.errors import InputError
 from cropi_tools.rewards import grade
 from cropi_tools.rewards.extraction import MAX_ANSWER, extract_answer
-from cropi_tools.rewards.maths import normalise, read_quantity
+from cropi_tools.rewards.quantities import Quantity, read_quantity
+from cropi_tools.rewards.spelling import normalise
 from cropi_tools.rewards.verifiers import check_record, grade_quickly
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -51,6 +52,32 @@ def outcome(reference: str, response: str) -> str:
         (r"Hence \(x \in (1, 2]\), as claimed.", r"x \in (1, 2]"),
         ("She paid $18 and kept only 20$ of it.", "20"),
         ("H2O is\nblue", "blue"),
+        ("The answer is (-2,0).", "(-2,0)"),
+        ("**(-2, 0)**", "(-2, 0)"),
+        (r"**-\frac12**", r"-\frac12"),
+        (r"So it is 3\sqrt{13}.", r"3\sqrt{13}"),
+        ("Thus 6 - 5i.", "6 - 5i"),
+        ("So we have x^2 - 2x + 2.", "x^2 - 2x + 2"),
+        (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}"),
+        ("x + 2y - 9 = 0", "x + 2y - 9 = 0"),
+        ("5 + 3 = 8", "8"),
+        ("5g - 2g = 3g", "3"),
+        ("f(x) = 7", "7"),
+        ("I bought a 5", "5"),
+        ("He runs (on foot) 5 km", "5"),
+        ("There are 3 (three) cats.", "3"),
+        ("Total: 1,200 (approx.)", "1,200"),
+        ("The values are 3, 5 and 7", "7"),
+        ("The answer is 3, 5 and 7.", "3, 5 and 7"),
+        ("There are 12 values of $n$.", "12"),
+        ("With 12 steps the answer is $p - q$.", "p - q"),
+        ("The final answer is $48$, $384$.", "$48$, $384$"),
+        ("After 3 days: the answer is Tuesday.", "Tuesday"),
+        ("The answer is that all 12 of them fail", "12"),
+        ("At 3:30 pm.", "3:30 pm"),
+        ("The ratio is 3:5", "3:5"),
+        (r"It has 96,\!569 people", r"96,\!569"),
+        ("In base five: 4210_5", "4210_5"),
         ("", None),
         (" \n \n", None),
     ],
@@ -125,7 +152,7 @@ def test_every_math_answer_verifies_against_itself_and_no_other() -> None:
         ("C", "(D)", "wrong"),
         (r"\text{Tuesday}", "tuesday", "correct"),
         ("1010_2", "1010_3", "wrong"),
-        ("10 a.m.", "10 p.m.", "unparsed"),
+        ("10 a.m.", "10 p.m.", "wrong"),
         ("x+1", r"+ \le )", "unparsed"),
     ],
 )
@@ -144,6 +171,38 @@ def test_fractions_are_read_exactly(top: int, bottom: int) -> None:
         quantity = read_quantity(normalise(text))
         assert quantity is not None
         assert quantity.value == Fraction(top, bottom)
+
+
+@given(whole=st.integers(0, 99), top=st.integers(1, 98), bottom=st.integers(2, 99))
+def test_mixed_numbers_are_read_exactly(whole: int, top: int, bottom: int) -> None:
+    for text in (
+        rf"{whole}\frac{{{top}}}{{{bottom}}}",
+        f"{whole} {top}/{bottom}",
+        rf"{whole} \dfrac{{{top}}}{{{bottom}}} cm",
+    ):
+        quantity = read_quantity(normalise(text))
+        assert quantity == (Quantity(whole + Fraction(top, bottom)) if top < bottom else None), text
+
+
+@given(
+    fixed=st.from_regex(r"[0-9]{1,3}\.[0-9]{0,4}", fullmatch=True), block=st.from_regex(r"[0-9]{1,6}", fullmatch=True)
+)
+def test_repeating_decimals_are_read_exactly(fixed: str, block: str) -> None:
+    quantity = read_quantity(normalise(rf"{fixed}\overline{{{block}}}"))
+    assert quantity is not None
+    long = Fraction(fixed + block * 40)
+    assert long <= quantity.value <= long + Fraction(1, 10**30)
+    written_out = read_quantity(normalise(f"{fixed}{block * 3}..."))
+    assert written_out is not None
+    assert written_out.value == quantity.value
+
+
+@given(value=st.decimals(-(10**6), 10**6, places=3), power=st.integers(-12, 12))
+def test_powers_of_ten_are_read_exactly(value: Any, power: int) -> None:
+    for text in (rf"{value} \times 10^{{{power}}}", f"{value}e{power}", rf"{value} \cdot 10^{{{power}}}"):
+        quantity = read_quantity(normalise(text))
+        assert quantity is not None
+        assert quantity.value == Fraction(str(value)) * Fraction(10) ** power
 
 
 HOSTILE = [

@@ -8,17 +8,19 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cropi_tools.data.errors import InputError, UsageError
+from cropi_tools.data.errors import InputError, Interrupted, UsageError
 from cropi_tools.rewards import Grade, VerifierPool, grade
+from cropi_tools.rewards.pool import default_workers
 
 # One function that does what the response says.
 OBEDIENT = """
-import os, re, sys, time, threading
+import os, re, signal, sys, time, threading
 
 def score(data_source, solution_str, ground_truth, extra_info):
     if solution_str == "hang":
@@ -37,6 +39,27 @@ def score(data_source, solution_str, ground_truth, extra_info):
     if solution_str == "print":
         print("[0, 1.0, 'correct']", flush=True)
         sys.stdin.read()
+    if solution_str == "fork":
+        os.fork()  # and both go on
+    if solution_str == "fork-and-raise" and not os.fork():
+        raise ZeroDivisionError("in the child")
+    if solution_str == "child-stays" and not os.fork():
+        time.sleep(600)
+    if solution_str == "own-alarm":
+        signal.signal(signal.SIGALRM, lambda *_: None)
+        signal.alarm(1)
+        time.sleep(0.01)
+    if solution_str == "alarm":
+        signal.alarm(1)
+        time.sleep(5)
+    if solution_str == "system-exit":
+        raise SystemExit(3)
+    if solution_str == "interrupt":
+        raise KeyboardInterrupt
+    if solution_str == "close-everything":
+        os.closerange(0, 100)
+    if solution_str == "slow":
+        time.sleep(0.2)
     if solution_str == "torch":
         return float("torch" in sys.modules)
     return float(solution_str == ground_truth)
@@ -62,6 +85,79 @@ def test_hangs_and_crashes_cost_their_own_answers_only(obedient: str) -> None:
         with VerifierPool(obedient, workers=workers, seconds=1) as pool:
             assert pool.grade_many(items(*responses)) == expected
             assert pool.grade_many(items("12", "13")) == [Grade(1.0, "correct"), Grade(0.0, "wrong")]
+
+
+@pytest.mark.parametrize(
+    ("response", "outcome"),
+    [
+        ("fork", "wrong"),
+        ("fork-and-raise", "wrong"),
+        ("child-stays", "wrong"),
+        ("own-alarm", "wrong"),
+        ("alarm", "timeout"),
+        ("interrupt", "error"),
+        ("close-everything", "error"),
+    ],
+)
+def test_what_a_function_does_to_its_process_costs_its_own_answer_only(
+    obedient: str, response: str, outcome: str
+) -> None:
+    with VerifierPool(obedient, workers=1, seconds=3) as pool:
+        outcomes = [one.outcome for one in pool.grade_many(items("12", response, "12", response, *["12"] * 40))]
+        assert outcomes == ["correct", outcome, "correct", outcome, *["correct"] * 40]
+        assert pool.grade_many(items("12", "13")) == [Grade(1.0, "correct"), Grade(0.0, "wrong")]
+
+
+def test_a_function_that_exits_is_a_mistake(obedient: str) -> None:
+    with VerifierPool(obedient, workers=1) as pool, pytest.raises(InputError, match="SystemExit: 3"):
+        pool.grade_many(items("12", "system-exit"))
+
+
+@pytest.mark.parametrize("loading", [False, True])
+def test_workers_killed_from_outside_are_replaced(obedient: str, loading: bool) -> None:
+    with VerifierPool(obedient, workers=2, seconds=5) as pool, ThreadPoolExecutor(1) as thread:
+        if loading:
+            assert pool.grade_many(items("12"))[0].outcome == "correct"
+            pool.close()
+        grades = thread.submit(pool.grade_many, items(*["slow", "12"] * 12))
+        deadline = time.monotonic() + 20
+        while len(pool.worker_pids) < 2 and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(0 if loading else 0.6)
+        for pid in pool.worker_pids:
+            os.kill(pid, signal.SIGKILL)
+        assert [one.outcome for one in grades.result(60)] == ["wrong", "correct"] * 12
+
+
+def test_a_thread_that_is_not_the_main_one_may_grade(obedient: str) -> None:
+    work = [({"id": "p", "answer": "x+1"}, r"\boxed{1+x}"), ({"id": "q", "answer": "12", "verifier": obedient}, "hang")]
+    with VerifierPool(seconds=1) as pool, ThreadPoolExecutor(1) as thread:
+        assert [one.outcome for one in thread.submit(pool.grade_many, work).result(60)] == ["correct", "timeout"]
+
+
+def test_cancelled_from_another_thread(obedient: str) -> None:
+    with VerifierPool(obedient, seconds=60) as pool, ThreadPoolExecutor(1) as thread:
+        grading = thread.submit(pool.grade_many, items("hang"))
+        time.sleep(0.5)
+        started = time.monotonic()
+        pool.cancel()
+        with pytest.raises(Interrupted):
+            grading.result(10)
+        assert time.monotonic() - started < 5
+        assert not pool.worker_pids
+
+
+def test_few_answers_start_few_workers(obedient: str) -> None:
+    assert default_workers() >= 2
+    with VerifierPool(obedient, workers=6) as pool:
+        pool.grade_many(items("12"))
+        assert len(pool.worker_pids) == 1
+        pool.grade_many(items(*["12"] * 7))
+        assert len(pool.worker_pids) == 2
+        pool.grade_many(items(*["12"] * 12))
+        assert len(pool.worker_pids) == 3
+        pool.grade_many(items(*["12"] * 400))
+        assert len(pool.worker_pids) == 6
 
 
 def test_a_hang_inside_a_long_slice(obedient: str) -> None:
@@ -167,6 +263,31 @@ def test_workers_die_with_a_killed_parent(obedient: str, response: str) -> None:
     while any(is_running(pid) for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(is_running(pid) for pid in pids)
+
+
+HANGING = """
+import sys
+from cropi_tools.rewards import VerifierPool
+pool = VerifierPool(sys.argv[1], workers=1, seconds=60)
+pool.grade_many([({"id": "p", "answer": "12"}, "12")])
+print(*pool.worker_pids, flush=True)
+pool.grade_many([({"id": "p", "answer": "12"}, "hang")])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_ctrl_c_in_the_parent_ends_the_workers(obedient: str) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", HANGING, obedient], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        time.sleep(0.5)
+        assert is_running(pid)
+        parent.send_signal(signal.SIGINT)
+        _, errors = parent.communicate(timeout=20)
+        assert errors.rstrip().endswith("KeyboardInterrupt")
+    assert not is_running(pid)
 
 
 def test_ctrl_c_reaches_the_parent_only(obedient: str) -> None:

@@ -12,22 +12,7 @@ import pytest
 import reasoning_gym
 
 from cropi_tools.data.errors import InputError, UsageError
-from cropi_tools.rewards import Grade, check_record, check_verifier, grade, summarise, verifier_fingerprint
-
-
-@pytest.fixture
-def verifier(tmp_path: Path) -> Any:
-    """Write a file with a function `score` of the given body and return the verifier's name."""
-    count = 0
-
-    def write(body: str) -> str:
-        nonlocal count
-        count += 1
-        path = tmp_path / f"mine{count}.py"
-        path.write_text(f"def score(data_source, solution_str, ground_truth, extra_info):\n    {body}\n")
-        return f"{path}:score"
-
-    return write
+from cropi_tools.rewards import Grade, check_record, check_verifier, grade, verifier_fingerprint
 
 
 def test_exact_strips_only_the_ends() -> None:
@@ -69,54 +54,15 @@ def test_reasoning_gym_names_an_unknown_data_set() -> None:
         grade(record, "1", "reasoning-gym")
 
 
-@pytest.mark.parametrize(
-    ("body", "expected"),
-    [
-        ("return solution_str == ground_truth", Grade(1.0, "correct")),
-        ("return 0.25", Grade(0.25, "wrong")),
-        ("return -1", Grade(-1.0, "wrong")),
-        ("return {'score': 1, 'note': 'x'}", Grade(1.0, "correct")),
-        ("import numpy; return numpy.float32(0.5)", Grade(0.5, "wrong")),
-        ("import numpy; return numpy.bool_(True)", Grade(1.0, "correct")),
-        ("return extra_info['k'] + (data_source == 's')", Grade(3.0, "wrong")),
-    ],
-)
-def test_a_function_of_the_user(verifier: Any, body: str, expected: Grade) -> None:
-    record = {"id": "p", "answer": "12", "source": "s", "extra": {"k": 2}}
-    assert grade(record, "12", verifier(body)) == expected
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        "return None",
-        "return float('nan')",
-        "return float('inf')",
-        "return 10 ** 400",
-        "return 'yes'",
-        "return {'acc': 1}",
-        "import numpy; return numpy.ones(2)",
-        "raise ValueError('odd')",
-        "import sys; sys.exit(3)",
-    ],
-)
-def test_a_mistake_in_it_is_named_with_file_function_and_prompt(verifier: Any, body: str) -> None:
-    name = verifier(body)
-    with pytest.raises(InputError) as caught:
-        grade({"id": "p42", "answer": "12"}, "12", name)
-    assert name in str(caught.value)
-    assert "'p42'" in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_check_verifier_accepts_what_works(verifier: Any) -> None:
-    for name in ("maths", "exact", "reasoning-gym", verifier("return 1")):
+def test_check_verifier_accepts_what_works(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def score(solution_str, **rest): return 1")
+    for name in ("maths", "choice", "exact", "reasoning-gym", f"{tmp_path}/mine.py:score"):
         check_verifier(name)
 
 
 @pytest.mark.parametrize("name", ["auto", "math", "file.py", "file.py:", "file.py:1x", "file.txt:score", ""])
 def test_an_unknown_name_is_a_usage_error_that_lists_the_known(name: str) -> None:
-    with pytest.raises(UsageError, match=r"maths, exact, reasoning-gym, or path/file\.py:function"):
+    with pytest.raises(UsageError, match=r"maths, choice, exact, reasoning-gym, or path/file\.py:function"):
         check_verifier(name)
 
 
@@ -142,14 +88,10 @@ def test_the_fingerprint_follows_the_file(tmp_path: Path) -> None:
     assert first == f"mine.py:score sha256={hashlib.sha256(path.read_bytes()).hexdigest()}"
     path.write_text("def score(**k): return 0")
     assert verifier_fingerprint(f"{path}:score") != first
-    assert verifier_fingerprint("exact") == "exact"
+    assert verifier_fingerprint("exact") == "exact rules=1"
+    assert verifier_fingerprint("choice").startswith("choice rules=")
     assert "math-verify=" in verifier_fingerprint("maths")
     assert "reasoning-gym=" in verifier_fingerprint("reasoning-gym")
-
-
-def test_summarise_counts_every_outcome() -> None:
-    grades = [Grade(1.0, "correct"), Grade(0.5, "wrong"), Grade(0.0, "wrong"), Grade(0.0, "timeout")]
-    assert summarise(grades) == {"correct": 1, "wrong": 2, "unparsed": 0, "timeout": 1, "error": 0}
 
 
 def test_the_room_imports_nothing_heavy() -> None:

@@ -1,0 +1,32 @@
+"""What a verifier says about a response."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+Outcome = Literal["correct", "wrong", "unparsed", "timeout", "error"]
+Record = Mapping[str, Any]
+
+
+class Grade(NamedTuple):
+    """What a response earned.
+
+    `reward` is the verifier's score (0 for unparsed, timeout and error). `outcome` is "correct" if the score is exactly
+    1 and "wrong" for every other score, partial ones included; "unparsed" if the response holds no answer that could be
+    read; "timeout" if grading took too long; "error" if the verifier's process died or a built-in verifier failed on
+    the response.
+    """
+
+    reward: float
+    outcome: Outcome
+
+
+def scored(score: float) -> Grade:
+    """The grade of a response that was read and got this score."""
+    return Grade(score, "correct" if score == 1 else "wrong")
+
+
+def prompt_name(record: Record) -> str:
+    """How a message names the prompt of a record."""
+    return f"prompt {record.get('id', '?')!r}"
