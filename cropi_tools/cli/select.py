@@ -11,6 +11,7 @@ from cropi_tools.cli.common import Force, Output, Quiet, Seed, Version, command
 EXAMPLE = """
 cropi-select scores.jsonl --prompts train.jsonl --ratio 0.1 -o selected.jsonl
 cropi-select --prompts train.jsonl --by random --ratio 0.1 --seed 3 -o random.jsonl
+cropi-select scores.jsonl --prompts train.jsonl --format verl -o selected.parquet
 """
 
 
@@ -31,6 +32,12 @@ def select(
         str | None,
         typer.Option("--band", help="Pass rates that --by pass-rate accepts. [default: 0.2,0.8]", metavar="LO,HI"),
     ] = None,
+    form: Annotated[
+        Literal["jsonl", "verl", "trl"],
+        typer.Option(
+            "--format", help="Rows of ours, verl's or TRL's; the last two as parquet where -o ends in .parquet."
+        ),
+    ] = "jsonl",
     seed: Seed = 0,
     force: Force = False,
     quiet: Quiet = False,
@@ -43,6 +50,7 @@ def select(
     from cropi_tools import runtime
     from cropi_tools.cli.common import numbered
     from cropi_tools.data.errors import UsageError
+    from cropi_tools.data.exports import TableOutput, exported, settings_needed
     from cropi_tools.data.manifest import Fingerprint
     from cropi_tools.data.output import JsonLinesOutput
     from cropi_tools.data.records import read_prompts, read_scores
@@ -58,8 +66,16 @@ def select(
         limits = (low, high)
     selection.selection_size(ratio, 1)
     inputs = {**numbered("prompts", prompts), **numbered("scores", scores or [])}
-    options = {"by": by, "ratio": ratio, "band": limits, "seed": seed}
-    target = JsonLinesOutput(output, Fingerprint.of("cropi-select", options, inputs), inputs, force)
+    options = {"by": by, "ratio": ratio, "band": limits, "seed": seed, "format": form}
+    fingerprint = Fingerprint.of("cropi-select", options, inputs)
+    table = output.endswith(".parquet")
+    if table and form == "jsonl":
+        raise UsageError(f"-o {output}: parquet is written with --format verl or trl")
+    target = (
+        TableOutput(output, fingerprint, inputs, force=force)
+        if table
+        else JsonLinesOutput(output, fingerprint, inputs, force)
+    )
     if not target.open():
         runtime.notify(f"{output}: up to date")
         return
@@ -73,9 +89,12 @@ def select(
     chosen = selection.select(by, list(pool), known, ratio, seed, limits)
     wanted = len(pool) if by == "full" else selection.selection_size(ratio, len(pool))
     rates = {identity: score.pass_rate for identity, score in (known or {}).items()}
-    target.append(
+    selected = [
         {**pool[item.id], "rank": item.rank, "score": item.score, "pass_rate": rates.get(item.id)} for item in chosen
-    )
+    ]
+    target.append(exported(selected, form))
+    if (needed := settings_needed(selected, form)) is not None:
+        runtime.warn(needed)
     if len(chosen) < wanted:
         runtime.warn(f"only {len(chosen)} of the {wanted} prompts asked for can be selected by {by}")
     target.finish(facts={"pool": len(pool), "wanted": wanted})

@@ -8,6 +8,7 @@ import dataclasses
 import datetime
 import difflib
 import enum
+import re
 import string
 import types
 import typing
@@ -16,6 +17,7 @@ from typing import Any
 
 from cropi_tools.data.errors import UsageError
 
+_EMPTY_BRACES = re.compile(r"(?<!\{)\{\}(?!\})")
 _CONVERSIONS: dict[str, Callable[[str], str]] = {
     "nospace": lambda text: "".join(text.split()),
     "lower": str.lower,
@@ -139,10 +141,10 @@ class _Shaper(string.Formatter):
 
 
 def shape(template: str, fields: Mapping[str, Any]) -> str:
-    """Fill a template such as `G{numbers}=` or `{question:nospace,lower}`. UsageError: unknown field or conversion,
-    open brace."""
+    """Fill a template such as `G{numbers}=` or `{question:nospace,lower}`; `{}` stays as it is, for `\\boxed{}`. UsageError:
+    unknown field or conversion, open brace."""
     try:
-        return _Shaper().vformat(template, (), fields)
+        return _Shaper().vformat(_EMPTY_BRACES.sub("{{}}", template), (), fields)
     except ValueError as error:
         raise UsageError(f"template {template!r}: {error}") from None
 

@@ -63,18 +63,47 @@ def open_binary(path: str | Path) -> Iterator[IO[bytes]]:
             with gzip.open(found, "rb") as stream:
                 yield stream  # type: ignore[misc]
         elif found.suffix == ".zst":
-            import zstandard
-
-            try:
-                with open(found, "rb") as raw, zstandard.ZstdDecompressor().stream_reader(raw) as reader:
-                    yield io.BufferedReader(reader)
-            except zstandard.ZstdError as error:
-                raise InputError(f"{shown(path)}: not a whole zstd file ({error})") from None
+            with open(found, "rb") as raw:
+                yield io.BufferedReader(_ZstdReader(raw, path), 1 << 17)
         else:
             with open(found, "rb") as stream:
                 yield stream
     except (EOFError, gzip.BadGzipFile) as error:
         raise InputError(f"{shown(path)}: not a whole gzip file ({error})") from None
+
+
+class _ZstdReader(io.RawIOBase):
+    """The content of a zstd file of one or more frames. InputError at an end within a frame, which zstandard's own reader
+    takes for the end of the data."""
+
+    def __init__(self, raw: IO[bytes], path: str | Path) -> None:
+        import zstandard
+
+        self._raw, self._path, self._error = raw, path, zstandard.ZstdError
+        self._decompressor = zstandard.ZstdDecompressor()
+        self._frame: Any = None
+        self._ready = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready:
+            packed = (self._frame.unused_data if self._frame and self._frame.eof else b"") or self._raw.read(1 << 16)
+            if not packed:
+                if self._frame and not self._frame.eof:
+                    raise InputError(f"{shown(self._path)}: not a whole zstd file (it ends within its data)")
+                return 0
+            if not self._frame or self._frame.eof:
+                self._frame = self._decompressor.decompressobj()
+            try:
+                self._ready = memoryview(self._frame.decompress(packed))
+            except self._error as error:
+                raise InputError(f"{shown(self._path)}: not a whole zstd file ({error})") from None
+        count = min(len(buffer), len(self._ready))
+        buffer[:count] = self._ready[:count]
+        self._ready = self._ready[count:]
+        return count
 
 
 def read_jsonl(path: str | Path) -> Iterator[tuple[int, Record]]:
@@ -95,17 +124,17 @@ def parse_line(line: bytes, path: str | Path, number: int) -> Record:
         raise InputError(f"{shown(path)}:{number}: broken JSON ({reason}); mend or remove the line") from None
     if not isinstance(record, dict):
         raise InputError(f"{shown(path)}:{number}: expected a JSON object, found {type(record).__name__}")
-    if b"\\ud" in line.lower() and _has_lone_surrogate(record):
-        raise InputError(f"{shown(path)}:{number}: broken Unicode (half of a surrogate pair); mend or remove the line")
+    if b"\\ud" in line.lower():
+        refuse_half_characters(record, f"{shown(path)}:{number}")
     return record
 
 
-def _has_lone_surrogate(record: Record) -> bool:
+def refuse_half_characters(record: Record, where: str) -> None:
+    """InputError when a text of the record is none: JSON's escapes can write half of a surrogate pair."""
     try:
         dump_line(record).encode()
     except UnicodeEncodeError:
-        return True
-    return False
+        raise InputError(f"{where}: broken Unicode (half of a surrogate pair); mend or remove it") from None
 
 
 def dump_line(record: Record) -> str:

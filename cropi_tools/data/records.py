@@ -7,14 +7,21 @@ malformed field into one sentence that names the file, the line, the field and t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cropi_tools.data.errors import InputError
+from cropi_tools.data.foreign import FORMS, foreign_form
 from cropi_tools.data.jsonl import Record, read_jsonl, shown
+from cropi_tools.data.seen import Seen
 
 PROMPT_FIELDS = ("id", "prompt", "answer", "source")
+RESERVED_KWARGS = frozenset(
+    {"conversation", "tokenize", "add_generation_prompt", "continue_final_message", "return_dict", "return_tensors"}
+    | {"chat_template", "padding", "truncation", "max_length", "return_assistant_tokens_mask", "tokenizer_kwargs"}
+)
+"""What `chat_template_kwargs` cannot set: how the commands call the chat template."""
 
 
 class Sample(NamedTuple):
@@ -57,12 +64,14 @@ def read_prompts(paths: Sequence[str | Path]) -> Iterator[Record]:
             )
         if not isinstance(record["source"], str):
             raise InputError(f"{shown(path)}:{number}: 'source' must be text")
+        if "chat_template_kwargs" in record:
+            _check_template_kwargs(record["chat_template_kwargs"], f"{shown(path)}:{number}")
         yield record
 
 
 def read_rollouts(paths: Sequence[str | Path], vocabulary: int | None = None) -> Iterator[Rollout]:
     """Yield the rollouts of all files in order; with `vocabulary`, token ids must lie below it. Errors as `read_prompts`."""
-    for path, number, record in _unique(paths):
+    for path, number, record in _unique(paths, _refuse_foreign):
         where = f"{shown(path)}:{number}"
         for field in ("source", "prompt_token_ids", "samples"):
             if field not in record:
@@ -93,6 +102,23 @@ def read_scores(paths: Sequence[str | Path]) -> Iterator[Record]:
                 f"{shown(path)}:{number}: 'scores' must be an object of cosines by validation set, or null"
             )
         yield record
+
+
+def _check_template_kwargs(value: Any, where: str) -> None:
+    if value is None:
+        return
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: 'chat_template_kwargs' must be an object such as {{\"enable_thinking\": false}}")
+    for name in sorted(RESERVED_KWARGS & value.keys()):
+        raise InputError(f"{where}: 'chat_template_kwargs' sets {name}, which the commands set themselves; remove it")
+
+
+def _refuse_foreign(record: Record, where: str) -> None:
+    form = foreign_form(record)
+    if form != "ours":
+        raise InputError(
+            f"{where}: {FORMS[form]}, text without tokens; cropi-rollout --verify-only FILE --model FOLDER makes our rollouts of it"
+        )
 
 
 def _sample(value: Any, where: str, vocabulary: int | None) -> Sample:
@@ -132,19 +158,23 @@ def _is_messages(value: Any) -> bool:
     )
 
 
-def _unique(paths: Sequence[str | Path]) -> Iterator[tuple[str | Path, int, Record]]:
-    """Records of all files with their place; every id is text and comes once, and there is at least one record."""
-    seen: set[str] = set()
+def _unique(
+    paths: Sequence[str | Path], check: Callable[[Record, str], None] | None = None
+) -> Iterator[tuple[str | Path, int, Record]]:
+    """Records of all files with their place; every id is text and comes once, and there is at least one record. `check` looks at
+    each record first."""
+    seen = Seen()
     for path in paths:
         empty = True
         for number, record in read_jsonl(path):
             empty = False
             identity = record.get("id")
+            if check is not None:
+                check(record, f"{shown(path)}:{number}")
             if not isinstance(identity, str) or not identity:
                 raise InputError(f"{shown(path)}:{number}: no 'id' (text) in the record")
-            if identity in seen:
+            if not seen.add(identity):
                 raise InputError(f"{shown(path)}:{number}: id '{identity}' comes twice; ids must be unique")
-            seen.add(identity)
             yield path, number, record
         if empty:
             raise InputError(f"{shown(path)}: holds no record")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import zstandard
 from command_table import CASES, own
 
 Harm = Callable[[Path], object]
@@ -176,6 +177,75 @@ BROKEN = [
         row("prompts"),
         line("raw.jsonl", 2, '{"id": "p1", "prompt": "\\ud800", "answer": "1", "source": "s"}'),
         ("raw.jsonl:2", "Unicode"),
+    ),
+    Broken(
+        "prompts: a column that is not there",
+        "cropi-prompts raw.jsonl --map prompt=question",
+        nothing,
+        ("raw.jsonl:1", "'question'", "columns are id, prompt"),
+    ),
+    Broken(
+        "prompts: nothing to map", "cropi-prompts raw.jsonl --map question=prompt", nothing, ("'question'", "prompt"), 2
+    ),
+    Broken(
+        "prompts: a broken table",
+        "cropi-prompts raw.csv",
+        lambda place: (place / "raw.csv").write_text("prompt,answer\nq,1\nq,2,3\n"),
+        ("raw.csv:3", "more fields"),
+    ),
+    Broken(
+        "prompts: a packed file cut short",
+        "cropi-prompts raw.jsonl.zst",
+        lambda place: (place / "raw.jsonl.zst").write_bytes(zstandard.compress(b'{"prompt": "q"}\n' * 99)[:-9]),
+        ("raw.jsonl.zst", "zstd"),
+    ),
+    Broken(
+        "prompts: a split not chosen",
+        "cropi-prompts both",
+        lambda place: [
+            ((place / "both").mkdir(exist_ok=True), shutil.copy(place / "raw.jsonl", place / "both" / f"{split}.jsonl"))
+            for split in ("train", "test")
+        ],
+        ("both", "test, train", "--split"),
+    ),
+    Broken("prompts: a split of a file", row("prompts") + " --split train", nothing, ("--split", "folder"), 2),
+    Broken(
+        "prompts: a field no row has",
+        row("prompts") + " --template {promt}",
+        nothing,
+        ("promt", "answer, id, prompt"),
+        2,
+    ),
+    Broken(
+        "prompts: arguments the template is given anyway",
+        row("prompts") + " --chat-template-kwargs tokenize=false",
+        nothing,
+        ("tokenize",),
+        2,
+    ),
+    Broken(
+        "prompts: a second system message",
+        row("prompts") + " --system brief",
+        record("raw.jsonl", 1, lambda r: r.update(prompt=[{"role": "system", "content": "a"}])),
+        ("raw.jsonl:1", "--system"),
+    ),
+    Broken(
+        "prompts: a solution in the prompt",
+        row("prompts"),
+        record("raw.jsonl", 1, lambda r: r.update(prompt=[{"role": "assistant", "content": "a"}])),
+        ("raw.jsonl:1", "--last-assistant"),
+    ),
+    Broken(
+        "rollout: arguments of the template that are none",
+        row("rollout"),
+        record("prompts.jsonl", 2, lambda r: r.update(chat_template_kwargs=[1])),
+        ("prompts.jsonl:2", "chat_template_kwargs"),
+    ),
+    Broken(
+        "grad: rollouts of others",
+        row("grad-raw"),
+        line("rollouts.jsonl", 1, '{"id": "p0", "prompt": "q", "answer": "1", "responses": ["1"], "rewards": [1]}'),
+        ("rollouts.jsonl:1", "authors", "--verify-only"),
     ),
     Broken(
         "rollout: not UTF-8",

@@ -52,6 +52,8 @@ def test_a_missing_field_is_named(tmp_path: Path, field: str) -> None:
         ({"prompt": []}, "'prompt' must be text or a list of messages"),
         ({"prompt": [{"role": "user"}]}, "'prompt' must be text or a list of messages"),
         ({"source": None}, "'source' must be text"),
+        ({"chat_template_kwargs": "enable_thinking=false"}, "'chat_template_kwargs' must be an object"),
+        ({"chat_template_kwargs": {"tokenize": False}}, "'chat_template_kwargs' sets tokenize"),
         ({"id": 7}, "no 'id'"),
         ({"id": ""}, "no 'id'"),
         ({"id": "first"}, "id 'first' comes twice"),

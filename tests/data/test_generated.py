@@ -1,8 +1,7 @@
-"""Sources of prompts: reproducible, typed, shaped, kept apart, and readable in the forms of others."""
+"""Generated prompts: reproducible, typed, shaped, kept apart."""
 
 from __future__ import annotations
 
-import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,8 @@ import pytest
 
 from cropi_tools.data.errors import InputError, UsageError
 from cropi_tools.data.families import plain, shape
-from cropi_tools.data.sources import (
-    Exclusion,
-    jsonl_prompts,
-    normalise_question,
-    questions,
-    reasoning_gym_prompts,
-    recipe_prompts,
-    to_verl,
-)
+from cropi_tools.data.generated import reasoning_gym_prompts, recipe_prompts
+from cropi_tools.data.questions import Exclusion
 
 
 def write(path: Path, *rows: Any) -> Path:
@@ -92,9 +84,10 @@ def test_template_language() -> None:
     fields = {"question": "What  Is 2?", "numbers": (48, 36), "word": "Sun"}
     assert shape("G{numbers}=", fields) == "G48,36="
     assert shape("{question:nospace,lower}|{word:upper}{{}}", fields) == "whatis2?|SUN{}"
+    assert shape("{word} \\boxed{} {{x}}", fields) == "Sun \\boxed{} {x}"
     for template, said in (
         ("{nubmers}", "no field 'nubmers'; there are numbers, question, word"),
-        ("{}", "no field '0'"),
+        ("{0}", "no field '0'"),
         ("{word:tiny}", "no conversion 'tiny'; there are nospace"),
         ("{word!r}", "'!r' is not supported"),
         ("{word", "expected '}'"),
@@ -103,28 +96,15 @@ def test_template_language() -> None:
             shape(template, fields)
 
 
-def test_the_normalised_question() -> None:
-    assert normalise_question("  What\n is \uff12? ") == normalise_question("what IS 2?") == "what is 2?"
-    messages = [{"role": "system", "content": "Be  brief."}, {"role": "user", "content": "Go"}]
-    assert normalise_question(messages) == "be brief. go"
-
-
-def test_exclusion_keeps_questions_apart_and_counts() -> None:
-    records = [{"prompt": prompt} for prompt in ("a", "B", "b ", "c", "a", "d")]
-    exclusion = Exclusion({"a", "d"})
-    assert [record["prompt"] for record in exclusion.filter(records)] == ["B", "c"]
-    assert (exclusion.kept, exclusion.excluded, exclusion.duplicates) == (2, 3, 1)
-
-
-def test_further_items_replace_excluded_ones_until_the_family_runs_out(tmp_path: Path) -> None:
+def test_further_items_replace_excluded_ones_until_the_family_runs_out() -> None:
     small = {"min_value": "1", "max_value": "6"}  # 36 questions
     first = list(reasoning_gym_prompts("gcd", 12, 1, small))
-    seen = write(tmp_path / "seen.jsonl", *first)
-    exclusion = Exclusion(questions(seen))
+    exclusion = Exclusion()
+    exclusion.forbid("seen", (record["prompt"] for record in first))
     second = list(reasoning_gym_prompts("gcd", 12, 2, small, exclusion=exclusion))
     assert len({record["prompt"] for record in first + second}) == 24
     assert exclusion.kept == 12
-    assert exclusion.excluded + exclusion.duplicates > 0
+    assert exclusion.excluded + exclusion.exact > 0
     assert len({record["id"] for record in second}) == 12
     assert 30 <= len(list(reasoning_gym_prompts("gcd", 50, 3, small))) <= 36
 
@@ -164,85 +144,6 @@ def test_a_faulty_recipe_names_the_line(tmp_path: Path, line: dict[str, Any], sa
     recipe = write(tmp_path / "r.jsonl", {"family": "lcm", "size": 1}, line)
     with pytest.raises(InputError, match=f"r.jsonl:2: {said}"):
         list(recipe_prompts(recipe, 1))
-
-
-def test_our_own_and_the_authors_rows(tmp_path: Path) -> None:
-    messages = [{"role": "user", "content": "two?"}]
-    rows = [
-        {"id": "a", "prompt": "one?", "answer": "1", "source": "s", "verifier": "exact", "extra": {"k": [1]}},
-        {"id": 7, "prompt": messages, "answer": 2, "responses": ["2"], "rewards": [1.0]},
-        {"prompt": "three?", "answer": "3"},
-    ]
-    path = tmp_path / "my.data.jsonl.gz"
-    with gzip.open(path, "wt") as stream:
-        stream.writelines(json.dumps(row) + "\n" for row in rows)
-    assert list(jsonl_prompts(path)) == [
-        rows[0],
-        {"id": "my-7", "prompt": messages, "answer": "2", "source": "my"},
-        {"id": "my-2", "prompt": "three?", "answer": "3", "source": "my"},
-    ]
-    assert {record["source"] for record in jsonl_prompts(path, source="other")} == {"other"}
-
-
-def test_verl_rows_make_the_round_trip_through_parquet(tmp_path: Path) -> None:
-    import pyarrow
-    from pyarrow import parquet
-
-    records = [
-        *reasoning_gym_prompts("gcd", 2, 1),
-        *reasoning_gym_prompts("simple_equations", 2, 1),
-        {"id": "x", "prompt": [{"role": "user", "content": "one?"}], "answer": "1", "source": "s"},
-    ]
-    path = tmp_path / "train.parquet"
-    parquet.write_table(pyarrow.Table.from_pylist([to_verl(record) for record in records]), path)
-    for record, back in zip(records, jsonl_prompts(path), strict=True):
-        assert normalise_question(back.pop("prompt")) == normalise_question(record["prompt"])
-        assert back == {key: value for key, value in record.items() if key != "prompt"}
-    assert set(questions(path)) == {normalise_question(record["prompt"]) for record in records}
-
-
-def test_a_plain_verl_row(tmp_path: Path) -> None:
-    row = {
-        "data_source": "openai/gsm8k",
-        "prompt": [{"role": "user", "content": "How many?"}],
-        "ability": "math",
-        "reward_model": {"style": "rule", "ground_truth": "72"},
-        "extra_info": {"split": "train", "index": 3},
-    }
-    assert list(jsonl_prompts(write(tmp_path / "gsm.jsonl", row))) == [
-        {"id": "gsm-3", "prompt": row["prompt"], "answer": "72", "source": "openai/gsm8k", "extra": {"split": "train"}}
-    ]
-
-
-@pytest.mark.parametrize(
-    ("row", "said"),
-    [
-        ({"answer": "1"}, "no 'prompt'"),
-        ({"prompt": "a"}, "no 'answer'"),
-        ({"prompt": " ", "answer": "1"}, "'prompt' must be"),
-        ({"prompt": [{"content": "no role"}], "answer": "1"}, "'prompt' must be"),
-        ({"prompt": "a", "answer": True}, "'answer' must be a text or a number, found bool"),
-        ({"prompt": "a", "data_source": "s"}, "no 'reward_model'"),
-        ({"prompt": "a", "reward_model": {}}, "no 'reward_model.ground_truth'"),
-    ],
-)
-def test_a_faulty_row_is_named(tmp_path: Path, row: dict[str, Any], said: str) -> None:
-    import pyarrow
-    from pyarrow import parquet
-
-    good = {"prompt": "a", "answer": "1", "reward_model": {"ground_truth": "1"}}
-    with pytest.raises(InputError, match=f"p.jsonl:2: {said}"):
-        list(jsonl_prompts(write(tmp_path / "p.jsonl", good, row)))
-    if row.get("reward_model") != {}:
-        parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "p.parquet")
-        with pytest.raises(InputError, match=f"p.parquet: row 1: {said}"):
-            list(jsonl_prompts(tmp_path / "p.parquet"))
-
-
-def test_a_broken_parquet_file_is_named(tmp_path: Path) -> None:
-    (tmp_path / "p.parquet").write_bytes(b"PAR1 not really")
-    with pytest.raises(InputError, match="not a readable parquet file"):
-        list(jsonl_prompts(tmp_path / "p.parquet"))
 
 
 def test_plain_is_what_json_gives_back() -> None:
