@@ -7,6 +7,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from cropi_tools.data.errors import InputError
+
 if TYPE_CHECKING:
     from cropi_tools.policy.loading import Policy
 
@@ -43,7 +45,11 @@ class Engine(ABC):
     Requests come in groups, which are what a caller commits at once. Groups are answered in order, each whole and in the order of its
     requests. An engine may begin later groups before an earlier one is done, and takes only as many from `groups` as it needs to stay busy;
     what a request is answered depends on the request alone, beyond float rounding of the logits.
+
+    own_weights: whether it samples from a copy of the weights, which follows a policy in training only by `update_weights`.
     """
+
+    own_weights = False
 
     @abstractmethod
     def stream(self, groups: Iterable[Sequence[Request]], sampling: Sampling) -> Iterator[list[Completion]]:
@@ -58,10 +64,10 @@ class Engine(ABC):
     def settings(self, sampling: Sampling) -> dict[str, Any]:
         """Everything that shapes the sampled distribution, as it was really set, and the engine's version: for the manifest."""
 
-    def update_weights(self, policy: Policy) -> None:
+    def update_weights(self, policy: Policy) -> None:  # noqa: B027 - most engines have nothing to do
         """Sample from these weights from now on. Nothing to do for an engine that reads the policy's own."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most engines hold nothing
         """Give back what the engine holds: processes, connections, memory."""
 
 
@@ -69,3 +75,14 @@ def sample_seed(*parts: str | int) -> int:
     """A 64-bit seed from its coordinates, such as (run seed, prompt id, sample number); stable across machines and versions."""
     text = "\0".join(str(part) for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def scores_not_finite(folder: str) -> InputError:
+    """The error of an engine whose policy gives NaN or infinite scores.
+
+    Unnoticed, every sample would be the same token, all rewards equal, and training would go on without a gradient.
+    """
+    return InputError(
+        f"{folder}: the policy's scores are not finite; its weights are damaged or its training has diverged "
+        "(go back to an earlier policy, lower --learning-rate), or the number format overflows (--dtype float32)"
+    )

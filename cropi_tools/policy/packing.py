@@ -32,8 +32,8 @@ _active: PackedBatch | None = None
 _plain = False
 
 
-class _Unpackable(Exception):
-    """The model's attention has something the packed one does not know."""
+class Unpackable(Exception):
+    """The model's attention has something that an attention function of ours does not know."""
 
 
 class PackedBatch(NamedTuple):
@@ -186,7 +186,7 @@ def _probe(model: Any) -> bool:
         try:
             with packed(model, batch):
                 found = batch.select(batch.forward(model).logits)
-        except (_Unpackable, ValueError, KeyError, TypeError, RuntimeError):  # the library has no one error for this
+        except (Unpackable, ValueError, KeyError, TypeError, RuntimeError):  # the library has no one error for this
             return False
         rows = [
             model(input_ids=torch.tensor([prompt + response], device=device), use_cache=False).logits[
@@ -210,9 +210,9 @@ def _attention(
 ) -> tuple[torch.Tensor, None]:
     """Attention of the active packed batch: query [1, heads, N, size], key and value [1, key heads, N, size] -> [1, N, heads, size]."""
     batch = _active
-    unknown = [name for name, given in others.items() if given is not None and name not in _HARMLESS]
-    if batch is None or query.shape[0] != 1 or query.shape[2] != batch.input_ids.shape[1] or dropout or unknown:
-        raise _Unpackable(", ".join(unknown))
+    refuse_unknown(dropout, others)
+    if batch is None or query.shape[0] != 1 or query.shape[2] != batch.input_ids.shape[1]:
+        raise Unpackable
     query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))  # [N, heads, size]
 
     def laid_out(places: torch.Tensor) -> Iterator[torch.Tensor]:
@@ -230,14 +230,21 @@ def _attention(
     wide = prefix_query.shape[2]
     causal = torch.ones(1, 1, wide, wide, dtype=torch.bool, device=query.device).tril()
     outputs = (
-        _attend(prefix_query, prefix_key, prefix_value, causal, scaling),
-        _attend(own_query, all_key, all_value, batch.visible, scaling),
+        attend(prefix_query, prefix_key, prefix_value, causal, scaling),
+        attend(own_query, all_key, all_value, batch.visible, scaling),
     )
     flat = torch.cat([output.transpose(1, 2).flatten(0, 1) for output in outputs])
     return flat.index_select(0, batch.origin)[None], None
 
 
-def _attend(
+def refuse_unknown(dropout: float, others: dict[str, Any]) -> None:
+    """Unpackable where a model gives its attention function something that plain causal attention does not have."""
+    unknown = [name for name, given in others.items() if given is not None and name not in _HARMLESS]
+    if dropout or unknown:
+        raise Unpackable(", ".join(unknown))
+
+
+def attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, visible: torch.Tensor, scale: float | None
 ) -> torch.Tensor:
     """Attention of query [rows, heads, longest, size] to key and value [rows, key heads, keys, size] where `visible`, like the query."""

@@ -1,0 +1,218 @@
+"""A decoding loop of ours, for models of plain full attention, where it is much faster than the library's `generate`.
+
+A prompt is computed once for all its samples. Rows that are finished are closed up or refilled from the requests that wait; a row is one
+response, and no row waits for another. What a row is answered depends on nothing else, beyond float rounding: it has numbers of its own
+(`next_token.py`) and sees its prompt and itself (`decoding_attention.py`). The model is called as anybody calls it; which models allow
+it is tried out, not looked up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+
+from cropi_tools.engines.decoding_attention import PromptPass, ResponsePass, Seating, Store, decoding, logits_of
+from cropi_tools.engines.next_token import choose, uniforms
+from cropi_tools.engines.protocol import Request, Sampling
+from cropi_tools.policy.logprobs import token_limited
+from cropi_tools.policy.packing import Unpackable, trial_prompts
+
+PROMPT_TOKENS = 1 << 14  # of prompts computed together, padding included
+_IDLE = 16  # rows are closed up once one in so many is finished
+_TOLERANCE = 1e-3  # of log-probabilities, in the trial
+_allowed: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+
+
+class Decoded(NamedTuple):
+    """The tokens drawn for each request, in order, and their values as `choose` gives them: [requests, tokens].
+
+    What comes after an end token means nothing.
+    """
+
+    tokens: torch.Tensor
+    values: torch.Tensor
+
+
+@torch.no_grad()
+def decode(
+    model: Any, requests: Sequence[Request], sampling: Sampling, end_token_ids: Sequence[int], rows: int
+) -> Decoded:
+    """Sample all requests, at most `rows` at once. The model must be one that `can_decode`.
+
+    Requests of the same prompt that come one after another share its computation.
+    """
+    loop = _Loop(model, requests, sampling, end_token_ids, rows)
+    with decoding(model):
+        loop.run()
+    return Decoded(loop.tokens[:, :-1], loop.values[:, :-1])
+
+
+def can_decode(model: Any) -> bool:
+    """Whether the loop is of use and its log-probabilities are those of the model's own forward pass; tried out on a few tokens, once a model.
+
+    On CPUs in float32 only: nowhere else has the loop been measured against `generate`.
+    """
+    parameter = next(model.parameters())
+    if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
+        return False
+    if model not in _allowed:
+        _allowed[model] = _probe(model)
+    return _allowed[model]
+
+
+@torch.no_grad()
+def _probe(model: Any) -> bool:
+    prompts = trial_prompts(model.get_input_embeddings().num_embeddings)
+    requests = [Request(prompt, seed) for seed, (prompt, _) in enumerate([*prompts, *prompts])]
+    try:
+        # fewer rows than requests: refilling is part of the trial
+        tokens, values = decode(model, requests, Sampling(6, 1.0), [], len(requests) - 1)
+    except (Unpackable, ValueError, KeyError, TypeError, RuntimeError):  # the library has no one error for this
+        return False
+    for request, response, found in zip(requests, tokens, values, strict=True):
+        row = torch.cat([torch.tensor(request.prompt_token_ids, device=response.device), response])
+        logits = model(input_ids=row[None], use_cache=False).logits[0, -len(response) - 1 : -1].float()
+        expected = torch.log_softmax(logits, -1).gather(-1, response[:, None])[:, 0]
+        if not (found - expected).abs().max() <= _TOLERANCE:
+            return False
+    return True
+
+
+class _Loop:
+    """Rows 0 to R - 1 are the responses in hand. What is known of each stands on the host, its keys and values on the device."""
+
+    def __init__(
+        self, model: Any, requests: Sequence[Request], sampling: Sampling, ends: Sequence[int], rows: int
+    ) -> None:
+        self._model, self._requests, self._temperature = model, requests, sampling.temperature
+        self._limit, self._most = sampling.max_tokens, rows
+        self._device = next(model.parameters()).device
+        self._ends = torch.tensor(list(ends), dtype=torch.long, device=self._device)
+        self._seeds = np.array([request.seed for request in requests], dtype=np.uint64)
+        shape = len(requests), self._limit + 1  # the last column takes what finished rows still draw
+        self.tokens = torch.zeros(shape, dtype=torch.long, device=self._device)
+        self.values = torch.zeros(shape, device=self._device)
+        self._prompts = Store(max(len(request.prompt_token_ids) for request in requests))
+        self._responses = Store(self._limit)
+        self._started = 0  # requests taken so far
+        # of each row: its request, tokens drawn, the place of its prompt, whether it is finished
+        self._rows = np.zeros((4, 0), dtype=np.int64)
+        self._last = torch.zeros(0, dtype=torch.long, device=self._device)  # the token each row drew last
+        self._lengths = np.zeros(0, dtype=np.int64)  # of the prompt at each place
+        self._open: tuple[int, torch.Tensor] | None = None  # the place and logits of a prompt the next request shares
+        self._seating: Seating | None = None
+
+    def run(self) -> None:
+        """Until every request has its tokens."""
+        while self._rows.shape[1] or self._started < len(self._requests):
+            if self._rows[3].sum() * _IDLE >= self._rows.shape[1]:
+                self._close_up()
+                self._refill()
+            else:
+                self._draw()
+
+    def _close_up(self) -> None:
+        """Give up finished rows, and prompts that nobody needs any more."""
+        sources, targets, count = _moves(self._rows[3] == 0)
+        self._rows[:, targets] = self._rows[:, sources]
+        self._rows = self._rows[:, :count]
+        self._last[targets] = self._last[sources]
+        self._last = self._last[:count]
+        self._responses.move(sources, targets)
+        needed = np.bincount(self._rows[2], minlength=len(self._lengths)) > 0
+        if self._open:
+            needed[self._open[0]] = True
+        sources, targets, count = _moves(needed)
+        renamed = np.arange(len(needed))
+        renamed[sources] = targets
+        self._rows[2] = renamed[self._rows[2]]
+        self._lengths[targets] = self._lengths[sources]
+        self._lengths = self._lengths[:count]
+        if self._open:
+            self._open = int(renamed[self._open[0]]), self._open[1]
+        self._prompts.move(sources, targets)
+
+    def _refill(self) -> None:
+        """Take as many requests as there is room for, compute their prompts and draw their first tokens."""
+        first = self._started
+        self._started = min(len(self._requests), first + self._most - self._rows.shape[1])
+        if self._started > first:
+            places, logits = self._first_logits(range(first, self._started))
+            request = np.arange(first, self._started)
+            numbers = torch.from_numpy(uniforms(self._seeds[request], 0)).to(self._device)
+            chosen, values = choose(logits, numbers, self._temperature)
+            self.tokens[first : self._started, 0] = chosen
+            self.values[first : self._started, 0] = values
+            done = torch.isin(chosen, self._ends).cpu().numpy() | (self._limit == 1)
+            self._rows = np.hstack([self._rows, [request, np.ones_like(request), places, done]])
+            self._last = torch.cat([self._last, chosen])
+        if self._rows.shape[1]:
+            self._seating = Seating.of(
+                self._rows[2], self._lengths, self._prompts.key_heads, self._model.dtype, self._device
+            )
+
+    def _first_logits(self, numbers: range) -> tuple[list[int], torch.Tensor]:
+        """The places of these requests' prompts, and the logits [requests, vocabulary] of their first tokens."""
+        fresh: list[list[int]] = []
+        places: list[int] = []
+        known = len(self._lengths)
+        for number in numbers:
+            if not self._repeats(number):
+                fresh.append(self._requests[number].prompt_token_ids)
+                places.append(known + len(fresh) - 1)
+            elif places:
+                places.append(places[-1])
+            else:
+                assert self._open is not None
+                places.append(self._open[0])
+        logits = self._read(fresh)
+        if self._open:
+            logits.append(self._open[1])  # its place is below `known`: the last of the list, as index -1
+        of_requests = torch.stack([logits[max(place - known, -1)] for place in places])
+        more = numbers.stop < len(self._requests) and self._repeats(numbers.stop)
+        self._open = (places[-1], of_requests[-1].clone()) if more else None
+        return places, of_requests
+
+    def _repeats(self, number: int) -> bool:
+        """Whether a request has the prompt of the one before it."""
+        ids = self._requests[number].prompt_token_ids
+        return number > 0 and ids == self._requests[number - 1].prompt_token_ids
+
+    def _read(self, prompts: list[list[int]]) -> list[torch.Tensor]:
+        """Keep prompts at the next places of the store; the logits [vocabulary] after each."""
+        logits: list[torch.Tensor] = []
+        for some in token_limited([(ids, []) for ids in prompts], PROMPT_TOKENS):
+            part = [prompts[number] for number in some]
+            keep = torch.arange(len(part)) + len(self._lengths)
+            self._lengths = np.append(self._lengths, [len(ids) for ids in part])
+            self._prompts.reserve(len(self._lengths), max(map(len, part)))
+            now, ids, positions = PromptPass.of(self._prompts, keep, part, self._device)
+            last = torch.from_numpy(np.cumsum([len(ids) for ids in part]) - 1)
+            logits += logits_of(self._model, now, ids, positions, last.to(self._device))
+        return logits
+
+    def _draw(self) -> None:
+        """The next token of every row, finished or not."""
+        request, count, prompt, done = self._rows
+        numbers = torch.from_numpy(uniforms(self._seeds[request], count)).to(self._device)
+        before = self._lengths[prompt] + np.minimum(count, self._limit - 1) - 1
+        index = torch.from_numpy(np.stack([request, count, before])).to(self._device)
+        longest = int(count.max())
+        self._responses.reserve(len(request), longest)
+        assert self._seating is not None
+        now = ResponsePass.at(self._prompts, self._responses, self._seating, index[1] - 1, longest)
+        self._last, values = choose(logits_of(self._model, now, self._last, index[2]), numbers, self._temperature)
+        self.tokens[index[0], index[1]] = self._last
+        self.values[index[0], index[1]] = values
+        count += count < self._limit
+        done |= torch.isin(self._last, self._ends).cpu().numpy() | (count == self._limit)
+
+
+def _moves(wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """How to have the wanted places first, few of them moved: from where, to where, and how many are wanted."""
+    count = int(wanted.sum())
+    return count + np.flatnonzero(wanted[count:]), np.flatnonzero(~wanted[:count]), count
