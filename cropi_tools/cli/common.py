@@ -37,6 +37,9 @@ Force = Annotated[
     bool, typer.Option("--force", help="Replace an output made by other options or inputs, after success.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No messages and no progress on stderr; errors remain.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Measure a few records and estimate time, disk and memory; write nothing.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random in this command.")]
 Limit = Annotated[int | None, typer.Option("--limit", help="Use only the first N records.", min=1, metavar="N")]
@@ -49,7 +52,8 @@ Temperature = Annotated[float, typer.Option("--temperature", help="Sampling temp
 Verifier = Annotated[
     str,
     typer.Option(
-        "--verifier", help="maths, exact, reasoning-gym, or FILE.py:FUNCTION; a record's own `verifier` comes first."
+        "--verifier",
+        help="maths, choice, exact, reasoning-gym, or FILE.py:FUNCTION; a record's own `verifier` comes first.",
     ),
 ]
 Version = Annotated[
@@ -103,6 +107,7 @@ def _run(app: typer.Typer, name: str) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is imported
     runtime.install_signal_handlers()
     try:
         app(prog_name=name, standalone_mode=True)

@@ -2,49 +2,109 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from cropi_tools.cli.common import (
     AsJson,
     Device,
+    DryRun,
     Dtype,
     Force,
     Limit,
-    MaxTokens,
-    Model,
     Output,
     Quiet,
-    Samples,
     Seed,
     Shard,
     Temperature,
-    Verifier,
     Version,
     command,
 )
 
+if TYPE_CHECKING:
+    from cropi_tools.data.manifest import Input
+
 EXAMPLE = """
 cropi-rollout --model P0 train.jsonl -n 8 -o train.rollouts.jsonl
 cropi-rollout --model P1 test.jsonl -n 4 --json -o test.rollouts.jsonl | jq .accuracy
+cropi-rollout --model P1 --refresh train.rollouts.jsonl --where zero-advantage -o train.2.rollouts.jsonl
+cropi-rollout --verify-only train.rollouts.jsonl --verifier mine.py:reward -o regraded.jsonl
 """
 
 
 def rollout(
-    prompts: Annotated[list[str], typer.Argument(help="Prompts (JSONL, .gz, .zst, or `-`).", metavar="FILE")],
-    model: Model,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Argument(help="Prompts (JSONL, .gz, .zst, or `-`); with --verify-only, rollouts.", metavar="[FILE]"),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="The policy: a Hugging Face folder.", metavar="FOLDER")
+    ] = None,
     output: Output = "-",
-    samples: Samples = 8,
-    max_tokens: MaxTokens = 1024,
+    samples: Annotated[int, typer.Option("-n", "--samples", help="Samples per prompt.", min=1)] = 8,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-tokens",
+            help="Longest response, in tokens; with --verify-only on texts, the limit they had. [default: 1024]",
+            min=1,
+        ),
+    ] = None,
     temperature: Temperature = 1.0,
-    verifier: Verifier = "maths",
-    engine: Annotated[Literal["transformers"], typer.Option("--engine", help="What samples.")] = "transformers",
+    verifier: Annotated[
+        str,
+        typer.Option(
+            "--verifier",
+            help="maths, choice, exact, reasoning-gym, or FILE.py:FUNCTION; a record's own `verifier` comes first. With "
+            "--verify-only also `recorded`: the rewards stay.",
+        ),
+    ] = "maths",
+    engine: Annotated[
+        Literal["transformers", "vllm", "server"],
+        typer.Option("--engine", help="What samples: in this process, or an OpenAI-compatible server."),
+    ] = "transformers",
+    server: Annotated[
+        str | None,
+        typer.Option("--server", help="Its address; a key is read from OPENAI_API_KEY alone.", metavar="URL"),
+    ] = None,
+    served_model: Annotated[
+        str | None, typer.Option("--served-model", help="The model's name there. [default: the only one]")
+    ] = None,
+    concurrency: Annotated[int, typer.Option("--concurrency", help="Most requests at once to a server.", min=1)] = 64,
+    verify_only: Annotated[
+        bool, typer.Option("--verify-only", help="Grade the responses of rollouts again; nothing is sampled.")
+    ] = False,
+    dump_prompts: Annotated[
+        list[str] | None,
+        typer.Option("--prompts", help="With --verify-only on verl's dumps: the prompts they are of.", metavar="FILE"),
+    ] = None,
+    refresh: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--refresh", help="Rollouts of which to sample some prompts anew, keeping the rest.", metavar="FILE"
+        ),
+    ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--where",
+            help="Which: zero-advantage, empty, zero-gradient, low-ess[=SHARE] or all; may be repeated.",
+            metavar="STATUS",
+        ),
+    ] = None,
+    index: Annotated[
+        list[str] | None,
+        typer.Option("--index", help="The gradient store that knows a status; may be repeated.", metavar="STORE"),
+    ] = None,
     seed: Seed = 0,
     shard: Shard = "1/1",
     limit: Limit = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    dry_run: DryRun = False,
     as_json: AsJson = False,
     force: Force = False,
     quiet: Quiet = False,
@@ -52,7 +112,8 @@ def rollout(
 ) -> None:
     """Sample responses to every prompt, verify them, and say how accurate they are.
 
-    Every sample has its own seed, made of --seed, the prompt's id and the sample's number.
+    Every sample has its own seed, made of --seed, the prompt's id and the sample's number. The summary (accuracy with a bootstrap
+    interval over prompts, pass@k, lengths; for every source) goes to stderr, or with --json to stdout.
     """
     from cropi_tools import runtime
     from cropi_tools.cli.common import numbered, parse_shard
@@ -60,90 +121,127 @@ def rollout(
     from cropi_tools.data.jsonl import is_stream
     from cropi_tools.data.manifest import Fingerprint
     from cropi_tools.data.output import JsonLinesOutput
-    from cropi_tools.data.policies import policy_input, tokenizer_digest
-
-    runtime.set_quiet(quiet)
-    if as_json and is_stream(output):
-        raise UsageError("--json prints the summary on stdout, where the rollouts go; name a file with -o")
-    index, shards = parse_shard(shard)
+    from cropi_tools.data.policies import policy_input, tokens_input
     from cropi_tools.rewards import check_verifier, verifier_fingerprint
 
-    check_verifier(verifier)
-    inputs = {"policy": policy_input(model), **numbered("prompts", prompts)}
-    options = {
-        "samples": samples,
-        "max_tokens": max_tokens,
-        "temperature": temperature,
-        "verifier": verifier_fingerprint(verifier),
-        "engine": engine,
-        "seed": seed,
-        "shard": shard,
-        "limit": limit,
-        "dtype": dtype,
-    }
+    runtime.set_quiet(quiet)
+    if as_json and is_stream(output) and not dry_run:
+        raise UsageError("--json prints the summary on stdout, where the rollouts go; name a file with -o")
+    part = parse_shard(shard)
+    sources = refresh or prompts or []
+    _check_mode(
+        prompts=prompts,
+        model=model,
+        engine=engine,
+        server=server,
+        verify_only=verify_only,
+        dump_prompts=dump_prompts,
+        refresh=refresh,
+        where=where,
+        index=index,
+        dry_run=dry_run,
+    )
+    keep_rewards = verify_only and verifier == "recorded"
+    if not keep_rewards:
+        check_verifier(verifier)
+    inputs: dict[str, Input] = {}
+    graded_by = verifier if keep_rewards else verifier_fingerprint(verifier)
+    options: dict[str, Any] = {"verifier": graded_by, "shard": shard, "limit": limit}
+    if model is not None:
+        inputs["policy"] = (tokens_input if verify_only or engine == "server" else policy_input)(model)
+    inputs |= numbered("rollouts" if refresh or verify_only else "prompts", sources)
+    inputs |= numbered("prompts of the dump", dump_prompts or [])
+    if verify_only:
+        options |= {"verify_only": True, "max_tokens": max_tokens}
+    else:
+        max_tokens = max_tokens or 1024
+        options |= {"samples": samples, "max_tokens": max_tokens, "temperature": temperature, "engine": engine}
+        options |= {"seed": seed, "dtype": dtype}
+        if engine == "server":
+            options["served_model"] = served_model
+    indexes: list[str] = []
+    if refresh:
+        from cropi_tools.rollouts.refreshing import index_files
+
+        options["where"] = sorted(set(where or []))
+        indexes = index_files(where or [], index or [])
+        inputs |= numbered("index", indexes)
     target = JsonLinesOutput(output, Fingerprint.of("cropi-rollout", options, inputs), inputs, force)
-    if not target.open():
+    if not dry_run and not target.open():
         runtime.notify(f"{output}: up to date")
         _show(target.finished_facts()["summary"], as_json)
         return
+    if verify_only:
+        from cropi_tools.rollouts.regrading import Regrading, regrade
 
-    from itertools import islice
+        _show(
+            regrade(Regrading(sources, verifier, model, dump_prompts or [], max_tokens, part, limit), target), as_json
+        )
+        return
 
-    from cropi_tools.data.records import read_prompts, shard_range
+    from cropi_tools.engines.choose import Server
     from cropi_tools.engines.protocol import Sampling
-    from cropi_tools.engines.transformers_engine import TransformersEngine
-    from cropi_tools.policy.loading import load_policy
-    from cropi_tools.rewards import VerifierPool, check_record
-    from cropi_tools.rollouts import Tallies, chunks, sample_and_verify
+    from cropi_tools.rollouts import plan
 
-    # the whole file is checked before the first sample: a bad line at its end is found now
-    count = 0
-    for record in read_prompts(prompts):
-        check_record(record, verifier)
-        count += 1
-    start, stop = shard_range(count if limit is None else min(count, limit), index, shards)
-    policy = load_policy(model, device, dtype)
-    sampler = TransformersEngine(policy)
-    sampling = Sampling(max_tokens, temperature)
-    tallies = Tallies(target.state)
-    wanted = islice(read_prompts(prompts), start + target.lines, stop)
-    with VerifierPool(verifier) as pool, runtime.progress("rollouts", stop - start, target.lines) as shown:
-        for group in chunks(wanted, samples):
-            keys = [(seed, record["id"]) for record in group]
-            rows = sample_and_verify(sampler, policy, pool, group, samples, sampling, keys)
-            tallies.add(rows)
-            target.append(rows)
-            target.commit(tallies.saved())
-            total = tallies.total()
-            shown.advance(len(rows), f"accuracy {total.correct / total.samples:.3f}")
-            runtime.stop_if_requested()
-    summary = tallies.summary()
-    total = tallies.total()
-    target.finish(
-        ledger={"tokens_generated": total.tokens, "tokens_prompt": total.prompt_tokens, "device": str(policy.device)},
-        facts={"tokenizer": tokenizer_digest(model), "summary": summary},
+    assert model is not None
+    assert max_tokens is not None
+    wish = plan.Plan(
+        sources=sources,
+        policy=model,
+        policy_digest=inputs["policy"].sha256,
+        refresh=where if refresh else None,
+        indexes=indexes,
+        samples=samples,
+        sampling=Sampling(max_tokens, temperature),
+        seed=seed,
+        verifier=verifier,
+        shard=part,
+        limit=limit,
+        engine=engine,
+        server=Server(server, served_model, concurrency) if server else None,
+        device=device,
+        dtype=dtype,
     )
-    _show(summary, as_json)
+    if dry_run:
+        found = plan.dry_run(wish)
+        print(json.dumps(found._asdict()) if as_json else "\n".join(found.lines()))
+        return
+    _show(plan.sample(wish, target), as_json)
 
 
-def _show(summary: dict[str, Any], as_json: bool) -> None:
+def _check_mode(**given: Any) -> None:
+    """UsageError for options that contradict each other or lack another."""
+    from cropi_tools.data.errors import UsageError
+
+    sampling = not given["verify_only"]
+    mistakes = [
+        (given["prompts"] and given["refresh"], "--refresh FILE names the rollouts; leave the prompts out"),
+        (not (given["prompts"] or given["refresh"]), "name a file of prompts"),
+        (sampling and not given["model"], "--model FOLDER says which policy to sample from"),
+        (not sampling and given["refresh"], "--verify-only samples nothing, --refresh does: choose one"),
+        (not sampling and given["dry_run"], "--dry-run measures sampling; --verify-only has none"),
+        (given["refresh"] and not given["where"], "--refresh needs --where STATUS, such as --where zero-advantage"),
+        (given["where"] and not given["refresh"], "--where chooses prompts of --refresh FILE"),
+        (given["index"] and not given["refresh"], "--index tells the status of prompts of --refresh FILE"),
+        (given["dump_prompts"] and sampling, "--prompts names the prompts of dumps that --verify-only reads"),
+        (given["engine"] == "server" and not given["server"], "--engine server needs --server URL"),
+        (given["engine"] != "server" and given["server"], "--server URL is for --engine server"),
+    ]
+    for wrong, remedy in mistakes:
+        if wrong:
+            raise UsageError(remedy)
+
+
+def _show(summary: Mapping[str, Any], as_json: bool) -> None:
     """The summary as JSON on stdout, or as a table on stderr."""
     from cropi_tools import runtime
+    from cropi_tools.rollouts.tally import table
 
     if as_json:
-        import json
-
         print(json.dumps(summary))
         return
-    most = max(summary["pass_at"], key=int)
-    rows = [*summary["by_source"].items()] if len(summary["by_source"]) > 1 else []
-    width = max(len(name) for name in ("source", "all", *summary["by_source"]))
-    runtime.notify(f"{'source':{width}}  prompts  accuracy  {'pass@' + most:>8}  tokens  truncated  equal rewards")
-    for name, found in [*rows, ("all" if rows else next(iter(summary["by_source"])), summary)]:
-        runtime.notify(
-            f"{name:{width}}  {found['prompts']:7d}  {found['accuracy']:8.3f}  {found['pass_at'][most]:8.3f}  "
-            f"{found['response_tokens']:6.1f}  {found['truncated_fraction']:9.3f}  {found['equal_rewards_fraction']:13.3f}"
-        )
+    for line in table(summary):
+        runtime.notify(line)
 
 
 main = command(rollout, name="cropi-rollout", example=EXAMPLE)

@@ -62,7 +62,15 @@ def compute(request: Request, output: Output) -> tuple[dict[str, int], int]:
     for file in request.rollouts:
         same_tokenizer(file, request.model)
     policy = load_policy(request.model, request.device, request.dtype)
-    work = survey(request.rollouts, policy.vocabulary, request.settings, request.shard, request.limit, request.samples)
+    work = survey(
+        request.rollouts,
+        policy.vocabulary,
+        request.settings,
+        request.shard,
+        request.limit,
+        request.samples,
+        request.facts["objective"]["behavior"] if request.behavior else None,
+    )
     if request.lora:
         add_adapters(policy, request.lora, request.seed)
     elif request.params:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
+from cropi_tools.data.errors import InputError
 from cropi_tools.data.records import Rollout, read_rollouts, shard_range
 from cropi_tools.influence.prompt_objective import GradientSettings, Task, prepare
 
@@ -56,13 +57,24 @@ def survey(
     shard: tuple[int, int] = (1, 1),
     limit: int | None = None,
     samples: int | None = None,
+    behavior: str | None = None,
 ) -> Work:
     """Read and check all rollouts once, before any model work: a bad line at the end of a long job's input is found at once.
 
     shard: (i, n), 1-based; limit: use the first prompts only, before they are divided into shards; samples: use the first of each prompt.
+    behavior: digest of the policy that will recompute the behavior policy's log-probabilities. InputError: a prompt was sampled by another.
     """
     everything = Work(paths, vocabulary, 0, sys.maxsize, 0, samples)
-    live = [isinstance(prepare(rollout, settings), Task) for rollout in everything.rollouts()][:limit]
+    live = []
+    for rollout in everything.rollouts():
+        sampled_by = rollout.record.get("sampled_by")
+        if behavior is not None and sampled_by not in (None, behavior):
+            raise InputError(
+                f"prompt '{rollout.id}' was sampled anew by another policy than that of --behavior; leave --behavior out, "
+                "its log-probabilities are recorded"
+            )
+        live.append(isinstance(prepare(rollout, settings), Task))
+    live = live[:limit]
     start, stop = shard_range(len(live), *shard)
     return everything._replace(start=start, stop=stop, live=sum(live[start:stop]))
 

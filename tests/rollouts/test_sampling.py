@@ -1,9 +1,9 @@
-"""Rollout records, their seeds, and the figures counted over them."""
+"""Rollout records and their seeds."""
 
 from __future__ import annotations
 
-import itertools
 import random
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,35 +11,23 @@ import naive_policy
 import pytest
 import tiny_policy
 import torch
+from transformers import AddedToken
 
 from cropi_tools.data.jsonl import dump_line
 from cropi_tools.data.records import read_rollouts
-from cropi_tools.engines.protocol import Sampling, sample_seed
+from cropi_tools.engines.protocol import Completion, Engine, Request, Sampling, sample_seed
 from cropi_tools.engines.transformers_engine import TransformersEngine
+from cropi_tools.policy.tokens import Tokens
 from cropi_tools.rewards.verifiers import Grade
-from cropi_tools.rollouts import Tallies, Tally, chunks, pass_at_k, sample_and_verify
-
-
-@pytest.mark.parametrize("samples", [1, 2, 5, 7])
-def test_pass_at_k_equals_enumeration(samples: int) -> None:
-    """The share of all k-subsets of the samples that hold a correct one."""
-    for correct, k in itertools.product(range(samples + 1), range(1, samples + 1)):
-        subsets = list(itertools.combinations([True] * correct + [False] * (samples - correct), k))
-        assert pass_at_k(samples, correct, k) == pytest.approx(sum(map(any, subsets)) / len(subsets), abs=1e-12)
-
-
-def test_pass_at_k_is_unbiased() -> None:
-    """Its mean over all outcomes of 6 samples that are correct with probability p is 1 - (1 - p)^k."""
-    for p, k in itertools.product((0.1, 0.5, 0.9), range(1, 7)):
-        mean = sum(
-            p ** sum(outcome) * (1 - p) ** (6 - sum(outcome)) * pass_at_k(6, sum(outcome), k)
-            for outcome in itertools.product((0, 1), repeat=6)
-        )
-        assert mean == pytest.approx(1 - (1 - p) ** k)
+from cropi_tools.rollouts.grading import graded, without_grades
+from cropi_tools.rollouts.sampling import Task, chunks, sample_and_verify
 
 
 class Parity:
     """A pool in this process: correct when the response has an even number of characters, else a partial reward."""
+
+    def __init__(self, verifier: str = "exact") -> None:
+        self.verifier = verifier
 
     def grade_many(self, items: list[tuple[dict[str, Any], str]]) -> list[Grade]:
         self.seen = items
@@ -48,8 +36,8 @@ class Parity:
 
 def sampled(prompts: list[dict[str, Any]], temperature: float = 1.0) -> tuple[list[dict[str, Any]], Parity]:
     policy, pool = naive_policy.policy(), Parity()
-    keys = [(0, prompt["id"]) for prompt in prompts]
-    rows = sample_and_verify(TransformersEngine(policy), policy, pool, prompts, 3, Sampling(8, temperature), keys)  # type: ignore[arg-type]
+    tasks = [Task(prompt, (0, prompt["id"])) for prompt in prompts]
+    rows = sample_and_verify(TransformersEngine(policy), policy.tokens, pool, tasks, 3, Sampling(8, temperature))  # type: ignore[arg-type]
     return rows, pool
 
 
@@ -123,46 +111,47 @@ def test_chunks_do_not_depend_on_where_a_run_was_resumed() -> None:
     assert [len(group) for group in chunks(iter(records[:3]), 1000)] == [1, 1, 1]
 
 
-def row(source: str, rewards: list[float], lengths: list[int]) -> dict[str, Any]:
-    return {
-        "source": source,
-        "prompt_token_ids": [5, 6],
-        "samples": [
-            {
-                "token_ids": [7] * length,
-                "reward": reward,
-                "outcome": "correct" if reward == 1.0 else "wrong",
-                "finish_reason": "length" if length == 4 else "stop",
-            }
-            for reward, length in zip(rewards, lengths, strict=True)
-        ],
-    }
-
-
-def test_summary() -> None:
-    tallies = Tallies()
-    tallies.add([row("a", [1.0, 0.0, 0.0], [1, 2, 4]), row("b", [0.5, 0.5, 0.5], [4, 4, 4])])
-    tallies = Tallies(tallies.saved())  # as after a resume
-    tallies.add([row("a", [1.0, 1.0, 0.0], [1, 1, 1])])
-    found = tallies.summary()
-    assert found["prompts"] == 3
-    assert found["samples"] == 9
-    assert found["accuracy"] == pytest.approx(3 / 9)
-    assert found["mean_reward"] == pytest.approx(4.5 / 9)
-    assert found["pass_at"] == {
-        "1": pytest.approx(1 / 3),
-        "2": pytest.approx((2 / 3 + 0 + 1) / 3),
-        "3": pytest.approx(2 / 3),
-    }
-    assert found["response_tokens"] == pytest.approx(22 / 9)
-    assert found["truncated_fraction"] == pytest.approx(4 / 9)
-    assert found["equal_rewards_fraction"] == pytest.approx(1 / 3)
-    assert found["outcomes"] == {"correct": 3, "wrong": 6}
-    assert found["by_source"]["a"]["accuracy"] == pytest.approx(3 / 6)
-    assert found["by_source"]["b"]["pass_at"]["3"] == 0.0
-    assert Tally().samples == 0
-
-
 def test_seeds_are_stable() -> None:
     """Seeds are part of the file format: a resumed or repeated run must draw the same samples under any version."""
     assert sample_seed(0, "p0", 0) == 0x8169E4FE266DCC9F
+
+
+class Scripted(Engine):
+    """Answers with given token ids, in order."""
+
+    def __init__(self, answers: list[list[int]]) -> None:
+        self.answers = answers
+
+    def stream(self, groups: Iterable[Sequence[Request]], sampling: Sampling) -> Iterator[list[Completion]]:
+        for requests in groups:
+            yield [Completion(self.answers.pop(0), None, "length") for _ in requests]
+
+    def settings(self, sampling: Sampling) -> dict[str, Any]:
+        return {}
+
+
+@pytest.mark.parametrize("special", [False, True])
+@pytest.mark.parametrize("opened", [False, True])
+def test_reasoning_is_kept_apart_from_the_answer(special: bool, opened: bool) -> None:
+    """The verifier sees what follows the reasoning, the record keeps all of it; markers that are special tokens are no less markers."""
+    tokenizer = tiny_policy.tokenizer()
+    tokenizer.add_tokens([AddedToken(mark, special=special) for mark in ("[THINK]", "[/THINK]")])
+    tokenizer.add_tokens([AddedToken("<|tool|>", special=True)])
+    start, end, tool = (tokenizer.convert_tokens_to_ids(mark) for mark in ("[THINK]", "[/THINK]", "<|tool|>"))
+    digit = {c: tokenizer.convert_tokens_to_ids(c) for c in "0123456789"}
+    begin = [] if opened else [start]
+    answers = [[*begin, digit["7"], end, digit["4"], tool, 1], [*begin, digit["4"], digit["2"]], [digit["4"]]]
+    prompt = {**tiny_policy.prompts(1)[0], "prompt": "1+2=" + ("[THINK]" if opened else "")}
+    pool = Parity()
+    tokens = Tokens(tokenizer, [1], "")
+    (row,) = sample_and_verify(Scripted(answers), tokens, pool, [Task(prompt, (0, "p"))], 3, Sampling(8, 1.0))  # type: ignore[arg-type]
+    shown = "" if opened else "[THINK]"
+    assert [sample["text"] for sample in row["samples"]] == [f"{shown}7[/THINK]4", f"{shown}42", "4"]
+    assert [text for _, text in pool.seen] == ["4", "", "" if opened else "4"]
+    assert row.get("reasoning_open", False) is opened
+    again = Parity()
+    assert graded(again, [without_grades(row)]) == [row]  # --verify-only sees the same
+    assert [text for _, text in again.seen] == [text for _, text in pool.seen]
+    whole = Parity("mine.py:reward")  # a function of the user's own may reward how the model reasons
+    graded(whole, [without_grades(row)])
+    assert [text for _, text in whole.seen] == [sample["text"] for sample in row["samples"]]

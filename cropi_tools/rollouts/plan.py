@@ -1,0 +1,119 @@
+"""cropi-rollout from options to output: which prompts to sample, with which seeds, by which engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from cropi_tools import runtime
+from cropi_tools.data.jsonl import Record
+from cropi_tools.data.output import JsonLinesOutput
+from cropi_tools.data.policies import same_tokenizer, tokenizer_digest
+from cropi_tools.data.records import read_prompts, shard_range
+from cropi_tools.engines.choose import Server, open_engine
+from cropi_tools.engines.protocol import Sampling
+from cropi_tools.rewards import VerifierPool, check_record
+from cropi_tools.rollouts.estimate import Estimate, estimate, probe_places
+from cropi_tools.rollouts.refreshing import marked, parse_wish, prompt_of, wanted_ids
+from cropi_tools.rollouts.sampling import Task, chunks, sample_groups
+from cropi_tools.rollouts.writing import write
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What cropi-rollout was asked to sample; the options of its page, resolved.
+
+    refresh: the statuses of `--where` when `sources` are rollouts of which some prompts are sampled anew, else None. shard: (i, n) from 1.
+    """
+
+    sources: Sequence[str]
+    policy: str
+    policy_digest: str
+    refresh: Sequence[str] | None
+    indexes: Sequence[str]
+    samples: int
+    sampling: Sampling
+    seed: int
+    verifier: str
+    shard: tuple[int, int]
+    limit: int | None
+    engine: str
+    server: Server | None
+    device: str
+    dtype: str
+
+    def tasks(self) -> Iterator[Task]:
+        """Every prompt, or rollout to pass on, in file order, before the division into shards."""
+        if self.refresh is None:
+            for record in islice(read_prompts(self.sources), self.limit):
+                yield Task(record, (self.seed, record["id"]))
+            return
+        wish = parse_wish(self.refresh)
+        listed = wanted_ids(self.indexes, wish)
+        for record, chosen in islice(marked(self.sources, wish, listed), self.limit):
+            if not chosen:
+                yield Task(record, None)
+                continue
+            # Not the seeds of the first time: with the same ones a policy that has moved little would give the same responses. The digest
+            # says whose samples these are, since the rest of the file is another policy's.
+            prompt = {**prompt_of(record), "sampled_by": self.policy_digest}
+            key = (self.seed, "refresh", self.policy_digest, record["id"])
+            yield Task(prompt, key, record["prompt_token_ids"])
+
+    def sampled_now(self, record: Record) -> bool:
+        """Whether a rollout's samples are this plan's own, and not passed on."""
+        return self.refresh is None or record.get("sampled_by") == self.policy_digest
+
+    def survey(self) -> tuple[int, int, int]:
+        """This shard's [start, stop) and how many of its prompts are sampled; all records checked, a bad line at the end too."""
+        sampled = []
+        for task in self.tasks():
+            check_record(task.record, self.verifier)
+            sampled.append(task.key is not None)
+        start, stop = shard_range(len(sampled), *self.shard)
+        return start, stop, sum(sampled[start:stop])
+
+
+def sample(plan: Plan, target: JsonLinesOutput) -> Mapping[str, Any]:
+    """Sample, verify and write; returns the summary."""
+    if plan.refresh is not None:
+        for file in plan.sources:
+            same_tokenizer(file, plan.policy)
+    start, stop, sampled = plan.survey()
+    if plan.refresh is not None:
+        runtime.notify(f"{sampled} of {stop - start} prompts are sampled anew")
+    engine, tokens, device = open_engine(plan.engine, plan.policy, plan.device, plan.dtype, plan.server)
+    try:
+        settings = engine.settings(plan.sampling)
+        wanted = islice(plan.tasks(), start + target.lines, stop)
+        with VerifierPool(plan.verifier) as pool:
+            groups = sample_groups(engine, tokens, pool, chunks(wanted, plan.samples), plan.samples, plan.sampling)
+            written = write(target, groups, stop - start, "rollouts", plan.sampled_now)
+    finally:
+        engine.close()
+    summary, cost = written.tallies.summary(), written.sampled
+    target.finish(
+        ledger={"tokens_generated": cost.tokens, "tokens_prompt": cost.prompt_tokens, "device": device},
+        facts={"tokenizer": tokenizer_digest(plan.policy), "sampling": settings, "summary": summary},
+    )
+    return summary
+
+
+def dry_run(plan: Plan) -> Estimate:
+    """Sample a few prompts, spread evenly over this shard, and say what all of them will cost. Nothing is written."""
+    start, stop, sampled = plan.survey()
+    places = set(probe_places(sampled, plan.samples))
+    chosen = (task for task in islice(plan.tasks(), start, stop) if task.key is not None)
+    probe = [task for place, task in enumerate(chosen) if place in places]
+    engine, tokens, _ = open_engine(plan.engine, plan.policy, plan.device, plan.dtype, plan.server)
+    try:
+        with VerifierPool(plan.verifier) as pool:
+
+            def run(tasks: Sequence[Task]) -> Iterator[list[Record]]:
+                return sample_groups(engine, tokens, pool, chunks(tasks, plan.samples), plan.samples, plan.sampling)
+
+            return estimate(sampled, plan.samples, probe, run)
+    finally:
+        engine.close()

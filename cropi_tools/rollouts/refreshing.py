@@ -1,0 +1,96 @@
+"""Which prompts of a rollouts file to sample anew from the current policy.
+
+Rollouts are sampled once and reused in every stage. A prompt whose samples all failed, or all succeeded, under the old policy has no gradient
+and so is never selected again, though the current policy may be able to learn from it; one from whose samples the policy has drifted far has an
+estimate of little worth. Sampling those anew, and keeping the rest, locks out no prompt for ever.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from cropi_tools.data.errors import InputError, UsageError
+from cropi_tools.data.jsonl import Record, read_jsonl
+from cropi_tools.data.records import read_rollouts
+
+INDEX = "index.jsonl"
+LOW_ESS = 0.1  # of the tokens, where --where low-ess names no other share
+OF_REWARDS = "zero-advantage"
+OF_INDEX = ("empty", "zero-gradient")
+STATUSES = (OF_REWARDS, *OF_INDEX, "low-ess", "all")
+
+
+class Wish(NamedTuple):
+    """What `--where` asks for: statuses, and the effective sample size (a share of the tokens) below which a prompt counts as drifted."""
+
+    statuses: frozenset[str]
+    least_ess: float | None
+
+    @property
+    def needs_index(self) -> bool:
+        """Whether it takes the index of a gradient store to tell."""
+        return self.least_ess is not None or bool(self.statuses & set(OF_INDEX))
+
+
+def parse_wish(texts: Sequence[str]) -> Wish:
+    """`zero-advantage`, `low-ess`, `low-ess=0.2`, ... as a wish. UsageError: no such status, or a share that is not above 0 and up to 1."""
+    statuses, least = set(), None
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if name not in STATUSES or (equals and name != "low-ess"):
+            raise UsageError(f"--where {text}: expected {', '.join(STATUSES)}, or low-ess=SHARE")
+        if name != "low-ess":
+            statuses.add(name)
+            continue
+        try:
+            share = float(value) if equals else LOW_ESS
+        except ValueError:
+            share = math.nan
+        if not 0 < share <= 1:
+            raise UsageError(f"--where {text}: expected a share of the tokens above 0 and up to 1, such as low-ess=0.2")
+        least = max(share, least or 0.0)
+    return Wish(frozenset(statuses), least)
+
+
+def index_files(where: Sequence[str], stores: Sequence[str]) -> list[str]:
+    """The index of each gradient store. UsageError: the wish takes none, or one that is not given. InputError: a store has none."""
+    wish = parse_wish(where)
+    if wish.needs_index and not stores:
+        raise UsageError(f"--where {' '.join(where)} takes the gradients to tell: give their store with --index")
+    if stores and not wish.needs_index:
+        raise UsageError(f"--where {' '.join(where)} is told from the rewards alone; leave --index out")
+    found = [str(Path(store) / INDEX) for store in stores]
+    for path in found:
+        if not Path(path).is_file():
+            raise InputError(f"{path}: no such file; --index takes a store of cropi-grad")
+    return found
+
+
+def wanted_ids(indexes: Sequence[str], wish: Wish) -> set[str]:
+    """Ids of the prompts that the stores' indexes show to be what is wished for. InputError: a line is not of an index."""
+    found = set()
+    for path in indexes:
+        for number, line in read_jsonl(path):
+            if not isinstance(line.get("id"), str) or "status" not in line:
+                raise InputError(f"{path}:{number}: no 'id' and 'status'; expected the index of a gradient store")
+            ess = line.get("effective_sample_size")
+            drifted = wish.least_ess is not None and ess is not None and ess < wish.least_ess
+            if line["status"] in wish.statuses or drifted:
+                found.add(line["id"])
+    return found
+
+
+def marked(paths: Sequence[str], wish: Wish, listed: set[str]) -> Iterator[tuple[Record, bool]]:
+    """Each rollout's record and whether to sample it anew."""
+    for rollout in read_rollouts(paths):
+        rewards = rollout.rewards
+        flat = OF_REWARDS in wish.statuses and (len(rewards) < 2 or min(rewards) == max(rewards))
+        yield rollout.record, flat or "all" in wish.statuses or rollout.id in listed
+
+
+def prompt_of(record: Record) -> Record:
+    """The prompt's own record in a rollout's."""
+    return {key: value for key, value in record.items() if key not in ("prompt_token_ids", "samples", "reasoning_open")}

@@ -1,0 +1,118 @@
+"""`cropi-rollout --verify-only`: the responses of existing rollouts graded again, by another verifier or a mended one.
+
+Rollouts of others are read as well (text only, or verl's dumps): they become rollouts of ours, with token ids and without log-probabilities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from cropi_tools import runtime
+from cropi_tools.data.errors import InputError
+from cropi_tools.data.foreign import foreign_form
+from cropi_tools.data.jsonl import Record, read_jsonl, shown
+from cropi_tools.data.manifest import read_manifest
+from cropi_tools.data.output import JsonLinesOutput
+from cropi_tools.data.policies import same_tokenizer, tokenizer_digest
+from cropi_tools.data.records import read_rollouts, shard_range
+from cropi_tools.rewards import VerifierPool, check_record
+from cropi_tools.rollouts.grading import CHUNK_RESPONSES, graded, reasoning_mark, without_grades
+from cropi_tools.rollouts.writing import write
+
+RECORDED = "recorded"
+"""In place of a verifier: the rewards that are in the file stay."""
+
+
+@dataclass(frozen=True)
+class Regrading:
+    """What `--verify-only` was asked for.
+
+    policy, prompts, longest: for rollouts of others, whose tokenizer reads their texts, what the prompts of dumps were, and the limit in
+    tokens that they were sampled under, where it is known.
+    """
+
+    sources: Sequence[str]
+    verifier: str
+    policy: str | None
+    prompts: Sequence[str]
+    longest: int | None
+    shard: tuple[int, int]
+    limit: int | None
+
+    def records(self) -> Iterator[Record]:
+        """All rollouts in our form, before the division into shards."""
+        return islice(self._records(), self.limit)
+
+    def _records(self) -> Iterator[Record]:
+        _, first = next(read_jsonl(self.sources[0]), (0, {}))
+        if foreign_form(first) == "ours":
+            return (rollout.record for rollout in read_rollouts(self.sources))
+        if self.policy is None:
+            raise InputError(f"{shown(self.sources[0])}: holds texts; --model FOLDER says whose tokenizer reads them")
+        from cropi_tools.policy.imported import imported_rollouts
+        from cropi_tools.policy.tokens import load_tokens
+
+        tokens = load_tokens(self.policy)
+        found = imported_rollouts(self.sources, tokens, self.prompts or None, self.longest)
+        return ({**record, **reasoning_mark(tokens.tokenizer, record["prompt_token_ids"])} for record in found)
+
+
+def regrade(wish: Regrading, target: JsonLinesOutput) -> Mapping[str, Any]:
+    """Grade, write, and return the summary."""
+    if wish.policy is not None:
+        for file in wish.sources:
+            same_tokenizer(file, wish.policy)
+    keep = wish.verifier == RECORDED
+    count = 0
+    for record in wish.records():
+        if keep:
+            _check_rewards(record)
+        else:
+            check_record(record, wish.verifier)
+        count += 1
+    start, stop = shard_range(count, *wish.shard)
+    groups = _groups(islice(wish.records(), start + target.lines, stop))
+    if keep:
+        summary = _written(target, groups, stop - start)
+    else:
+        with VerifierPool(wish.verifier) as pool:
+            regraded = (graded(pool, [without_grades(record) for record in group]) for group in groups)
+            summary = _written(target, regraded, stop - start)
+    target.finish(facts={"tokenizer": _tokenizer(wish.sources, wish.policy), "summary": summary})
+    return summary
+
+
+def _written(target: JsonLinesOutput, groups: Iterator[list[Record]], total: int) -> Mapping[str, Any]:
+    return write(target, groups, total, "verified", lambda _: False).tallies.summary()
+
+
+def _check_rewards(record: Record) -> None:
+    if any(sample.get("reward") is None for sample in record["samples"]):
+        raise InputError(f"prompt '{record['id']}' has samples without a reward; name a verifier to grade them")
+
+
+def _groups(records: Iterator[Record]) -> Iterator[list[Record]]:
+    """Records in groups of about CHUNK_RESPONSES responses; ends early, after a group, when a signal asks to stop."""
+    group: list[Record] = []
+    responses = 0
+    for record in records:
+        group.append(record)
+        responses += len(record["samples"])
+        if responses >= CHUNK_RESPONSES:
+            yield group
+            if runtime.stop_requested():
+                return
+            group, responses = [], 0
+    if group:
+        yield group
+
+
+def _tokenizer(sources: Sequence[str], policy: str | None) -> str | None:
+    """The tokenizer of the rollouts' tokens: the policy's, or what their manifests say if they agree."""
+    if policy is not None:
+        return tokenizer_digest(policy)
+    found = {(read_manifest(file) or {}).get("facts", {}).get("tokenizer") for file in sources if file != "-"}
+    return found.pop() if len(found) == 1 else None

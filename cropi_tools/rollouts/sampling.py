@@ -1,0 +1,162 @@
+"""From prompts to rollout records: requests to an engine, texts from its tokens, grades from the verifiers."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
+
+from cropi_tools import runtime
+from cropi_tools.data.errors import Interrupted
+from cropi_tools.data.jsonl import Record, float32_text
+from cropi_tools.engines.protocol import Completion, Engine, Request, Sampling, sample_seed
+from cropi_tools.policy.prompts import prompt_token_ids
+from cropi_tools.policy.tokens import Tokens
+from cropi_tools.rewards.pool import VerifierPool
+from cropi_tools.rewards.reasoning import MARKERS
+from cropi_tools.rollouts.grading import CHUNK_RESPONSES, graded, reasoning_mark
+
+GROUPS_AHEAD = 4  # sampled groups that may wait for their grades: a hung verifier must not stop the engine at once, nor memory grow
+
+T = TypeVar("T")
+
+
+class Task(NamedTuple):
+    """A prompt to sample: its record, and what the seeds of its samples are made of, such as (run seed, prompt id).
+
+    key None: the record is a rollout already and is passed on as it is. prompt_token_ids: where they are known, as in a rollout.
+    """
+
+    record: Record
+    key: tuple[str | int, ...] | None
+    prompt_token_ids: list[int] | None = None
+
+
+def chunks(records: Iterable[T], samples: int) -> Iterator[list[T]]:
+    """Prompts in groups of about CHUNK_RESPONSES responses."""
+    size = max(1, CHUNK_RESPONSES // samples)
+    group: list[T] = []
+    for record in records:
+        group.append(record)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def sample_and_verify(
+    engine: Engine, tokens: Tokens, pool: VerifierPool, tasks: Sequence[Task], samples: int, sampling: Sampling
+) -> list[Record]:
+    """The rollout records of one group, in order.
+
+    Each is its prompt's record with `prompt_token_ids` and `samples`: token_ids, logprobs (None when greedy), text (without end and special
+    tokens), finish_reason, reward, outcome.
+    """
+    group = _encoded(tokens, tasks)
+    return graded(pool, _records(tokens, group, engine.sample(_requests(group, samples), sampling), samples))
+
+
+def sample_groups(
+    engine: Engine,
+    tokens: Tokens,
+    pool: VerifierPool,
+    groups: Iterable[Sequence[Task]],
+    samples: int,
+    sampling: Sampling,
+) -> Iterator[list[Record]]:
+    """The rollout records of each group, in order, as `sample_and_verify`; verifiers work while the engine goes on.
+
+    When a signal asks to stop, the group in hand and what is already sampled are still given; then the iterator ends early.
+    """
+    begun: deque[list[Task]] = deque()
+
+    def requests() -> Iterator[list[Request]]:
+        for tasks in groups:
+            group = _encoded(tokens, tasks)
+            begun.append(group)
+            yield _requests(group, samples)
+
+    answers = engine.stream(requests(), sampling)
+    waiting: deque[Future[list[Record]]] = deque()
+    verifying = ThreadPoolExecutor(1, "verify")
+    try:
+        while True:
+            try:
+                completions = next(answers)
+            except (StopIteration, Interrupted):
+                break
+            waiting.append(verifying.submit(graded, pool, _records(tokens, begun.popleft(), completions, samples)))
+            while waiting and (waiting[0].done() or len(waiting) > GROUPS_AHEAD):
+                yield waiting.popleft().result()
+            if runtime.stop_requested():
+                break
+        while waiting:
+            yield waiting.popleft().result()
+    except BaseException:
+        pool.cancel()
+        raise
+    finally:
+        verifying.shutdown(wait=True, cancel_futures=True)
+
+
+def _encoded(tokens: Tokens, tasks: Sequence[Task]) -> list[Task]:
+    """The tasks with their prompts' token ids."""
+    return [
+        task
+        if task.key is None or task.prompt_token_ids is not None
+        else task._replace(prompt_token_ids=prompt_token_ids(tokens.tokenizer, task.record))
+        for task in tasks
+    ]
+
+
+def _requests(group: Sequence[Task], samples: int) -> list[Request]:
+    return [
+        Request(task.prompt_token_ids, sample_seed(*task.key, k))
+        for task in group
+        if task.key is not None and task.prompt_token_ids is not None
+        for k in range(samples)
+    ]
+
+
+def _records(tokens: Tokens, group: Sequence[Task], completions: Sequence[Completion], samples: int) -> list[Record]:
+    """Rollout records without grades."""
+    found: list[Record] = []
+    own = iter(completions)
+    silent = silent_token_ids(tokens)
+    for task in group:
+        if task.key is None:
+            found.append(task.record)
+            continue
+        assert task.prompt_token_ids is not None
+        found.append(
+            {
+                **task.record,
+                "prompt_token_ids": task.prompt_token_ids,
+                **reasoning_mark(tokens.tokenizer, task.prompt_token_ids),
+                "samples": [_sample(tokens, next(own), silent) for _ in range(samples)],
+            }
+        )
+    return found
+
+
+def _sample(tokens: Tokens, completion: Completion, silent: frozenset[int]) -> Record:
+    token_ids, logprobs, finish_reason = completion
+    return {
+        "token_ids": token_ids,
+        "logprobs": None if logprobs is None else [float32_text(value) for value in logprobs],
+        "text": tokens.tokenizer.decode([token for token in token_ids if token not in silent]),
+        "finish_reason": finish_reason,
+    }
+
+
+def silent_token_ids(tokens: Tokens) -> frozenset[int]:
+    """Tokens that are no part of a response's text: those that end it and special ones, but not those that mark a model's reasoning."""
+    marks = [mark for pair in MARKERS.items() for mark in pair]
+    special = {
+        token_id
+        for token_id, token in tokens.tokenizer.added_tokens_decoder.items()
+        if token.special and not any(token.content in mark for mark in marks)
+    }
+    return frozenset(special | set(tokens.end_token_ids))

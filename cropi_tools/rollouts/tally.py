@@ -1,0 +1,178 @@
+"""Counts over rollouts: accuracy with a bootstrap interval, pass@k, lengths, outcomes; for each source and for all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+RESAMPLES = 10_000  # of the bootstrap
+CONFIDENCE = 0.95
+
+
+def pass_at_k(samples: int, correct: int, k: int) -> float:
+    """Unbiased estimate of the probability that one of k samples is correct: 1 - C(n-c, k) / C(n, k) (arXiv 2107.03374, equation 1)."""
+    return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
+
+
+@dataclass
+class Tally:
+    """Counts over the prompts of one source, added up as rollouts come; kept in the commit, so that a resumed run counts all.
+
+    by_correct: how many prompts have c of n samples correct, by `c/n`. Accuracy, pass@k and their bootstrap need no more, so that memory
+    does not grow with the prompts.
+    """
+
+    prompts: int = 0
+    samples: int = 0
+    reward: float = 0.0
+    tokens: int = 0
+    prompt_tokens: int = 0
+    truncated: int = 0
+    equal_rewards: int = 0
+    by_correct: dict[str, int] = field(default_factory=dict)
+    outcomes: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def correct(self) -> int:
+        """Samples with full reward."""
+        return self.outcomes.get("correct", 0)
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Count one rollout record."""
+        samples = row["samples"]
+        correct = sum(sample["outcome"] == "correct" for sample in samples)
+        self.prompts += 1
+        self.samples += len(samples)
+        self.reward += math.fsum(sample["reward"] for sample in samples)
+        self.tokens += sum(len(sample["token_ids"]) for sample in samples)
+        self.prompt_tokens += len(row["prompt_token_ids"])
+        self.truncated += sum(sample["finish_reason"] == "length" for sample in samples)
+        self.equal_rewards += len({sample["reward"] for sample in samples}) == 1
+        _count(self.by_correct, f"{correct}/{len(samples)}")
+        for sample in samples:
+            _count(self.outcomes, sample["outcome"])
+
+    def saved(self) -> dict[str, Any]:
+        """The counts as JSON values; the constructor takes them back."""
+        return asdict(self)
+
+    def merge(self, other: Tally) -> None:
+        """Add the counts of another tally."""
+        for name, value in other.saved().items():
+            if isinstance(value, dict):
+                for key, count in value.items():
+                    _count(getattr(self, name), key, count)
+            else:
+                setattr(self, name, getattr(self, name) + value)
+
+    def summary(self) -> dict[str, Any]:
+        """Accuracy (share of correct samples), its interval, pass@k for k = 1, 2, 4, ... and all, mean length, truncated share.
+
+        Figures that nothing was counted for, as of an empty shard, are None.
+        """
+        cells = [
+            (int(correct), int(samples), count)
+            for (correct, samples), count in sorted((name.split("/"), count) for name, count in self.by_correct.items())
+        ]
+        fewest = min((samples for _, samples, _ in cells), default=0)
+        wanted = sorted(
+            {1 << i for i in range(fewest.bit_length()) if 1 << i <= fewest} | ({fewest} if fewest else set())
+        )
+        pass_at = {
+            str(k): math.fsum(count * pass_at_k(samples, correct, k) for correct, samples, count in cells)
+            / self.prompts
+            for k in wanted
+        }
+        return {
+            "prompts": self.prompts,
+            "samples": self.samples,
+            "accuracy": _share(self.correct, self.samples),
+            "accuracy_interval": bootstrap_interval(cells),
+            "mean_reward": _share(self.reward, self.samples),
+            "pass_at": pass_at,
+            "response_tokens": _share(self.tokens, self.samples),
+            "truncated_fraction": _share(self.truncated, self.samples),
+            "equal_rewards_fraction": _share(self.equal_rewards, self.prompts),
+            "outcomes": dict(sorted(self.outcomes.items())),
+        }
+
+
+def bootstrap_interval(cells: Sequence[tuple[int, int, int]]) -> list[float] | None:
+    """The 95 % percentile interval of the accuracy over resampled prompts; None for a single prompt.
+
+    cells: (correct, samples, prompts) for every combination that occurs. Prompts are what is drawn: samples of one prompt are alike, and
+    an interval over samples would be too narrow. Seeded, so that the same counts have the same interval.
+    """
+    import numpy as np
+
+    prompts = sum(count for *_, count in cells)
+    if prompts < 2:
+        return None
+    correct, samples, counts = (np.array(column, dtype=np.float64) for column in zip(*cells, strict=True))
+    drawn = np.random.default_rng(0).multinomial(prompts, counts / prompts, size=RESAMPLES)
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile((drawn @ correct) / (drawn @ samples), [tail, 1 - tail])
+    return [float(low), float(high)]
+
+
+class Tallies:
+    """A `Tally` a source."""
+
+    def __init__(self, saved: Mapping[str, Any] | None = None) -> None:
+        self._by_source = {name: Tally(**value) for name, value in (saved or {}).items()}
+
+    def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Count rollout records."""
+        for row in rows:
+            self._by_source.setdefault(row["source"], Tally()).add(row)
+
+    def saved(self) -> dict[str, Any]:
+        """The counts as JSON values; the constructor takes them back."""
+        return {name: tally.saved() for name, tally in self._by_source.items()}
+
+    def total(self) -> Tally:
+        """All sources together."""
+        whole = Tally()
+        for tally in self._by_source.values():
+            whole.merge(tally)
+        return whole
+
+    def summary(self) -> dict[str, Any]:
+        """The summary of everything, and of each source under `by_source`."""
+        return {
+            **self.total().summary(),
+            "by_source": {name: tally.summary() for name, tally in sorted(self._by_source.items())},
+        }
+
+
+def table(summary: Mapping[str, Any]) -> list[str]:
+    """The summary as lines for people: a line a source, and one for all where there are several."""
+    if not summary["samples"]:
+        return ["no prompts"]
+    most = max(summary["pass_at"], key=int)
+    sources = summary["by_source"]
+    rows = [*sources.items(), ("all", summary)] if len(sources) > 1 else [*sources.items()]
+    width = max(len(name) for name, _ in (*rows, ("source", None)))
+    lines = [
+        f"{'source':{width}}  prompts  accuracy (95 % interval)  {'pass@' + most:>8}  tokens  truncated  unparsed  timeouts  equal rewards"
+    ]
+    for name, found in rows:
+        interval = found["accuracy_interval"]
+        between = "" if interval is None else f"[{interval[0]:.3f}, {interval[1]:.3f}]"
+        share = {outcome: found["outcomes"].get(outcome, 0) / found["samples"] for outcome in ("unparsed", "timeout")}
+        lines.append(
+            f"{name:{width}}  {found['prompts']:7d}  {found['accuracy']:8.3f} {between:15}  {found['pass_at'][most]:8.3f}  "
+            f"{found['response_tokens']:6.1f}  {found['truncated_fraction']:9.3f}  {share['unparsed']:8.3f}  {share['timeout']:8.3f}  "
+            f"{found['equal_rewards_fraction']:13.3f}"
+        )
+    return lines
+
+
+def _count(counts: dict[str, int], key: str, more: int = 1) -> None:
+    counts[key] = counts.get(key, 0) + more
+
+
+def _share(part: float, whole: int) -> float | None:
+    return part / whole if whole else None

@@ -1,0 +1,144 @@
+"""Sampling some prompts of a rollouts file anew."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_policy
+
+from cropi_tools.cli.rollout import main
+from cropi_tools.data.errors import InputError, UsageError
+from cropi_tools.data.manifest import read_manifest
+from cropi_tools.data.policies import policy_input
+from cropi_tools.rollouts.refreshing import index_files, marked, parse_wish, prompt_of, wanted_ids
+
+
+def rollout(name: str, rewards: list[float], **more: Any) -> dict[str, Any]:
+    samples = [
+        {
+            "token_ids": [5, 1],
+            "logprobs": [-1.0, -2.0],
+            "text": "3",
+            "finish_reason": "stop",
+            "reward": reward,
+            "outcome": "correct" if reward == 1 else "wrong",
+        }
+        for reward in rewards
+    ]
+    prompt = {"id": name, "prompt": "1+2=", "answer": "3", "source": "sums"}
+    return {**prompt, **more, "prompt_token_ids": [3, 12, 4, 14], "samples": samples}
+
+
+ROLLOUTS = [
+    rollout("none", [0.0, 0.0]),
+    rollout("mixed", [1.0, 0.0], kept=1),
+    rollout("all", [1.0, 1.0]),
+    rollout("tenths", [0.1, 0.1]),
+    rollout("alone", [1.0]),
+]
+INDEX = [
+    {"id": "none", "status": "zero-advantage"},
+    {"id": "mixed", "status": "ok", "effective_sample_size": 0.15},
+    {"id": "all", "status": "empty"},
+    {"id": "tenths", "status": "ok", "effective_sample_size": 0.9},
+    {"id": "alone", "status": "zero-gradient"},
+]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    store = tmp_path / "grads.zarr"
+    store.mkdir()
+    tiny_policy.write_jsonl(store / "index.jsonl", INDEX)
+    return tiny_policy.write_jsonl(tmp_path / "r.jsonl", ROLLOUTS), store
+
+
+@pytest.mark.parametrize(
+    ("where", "chosen"),
+    [
+        (["zero-advantage"], ["none", "all", "tenths", "alone"]),
+        (["low-ess"], []),
+        (["low-ess=0.2"], ["mixed"]),
+        (["low-ess=1"], ["mixed", "tenths"]),
+        (["low-ess", "low-ess=0.2"], ["mixed"]),
+        (["empty"], ["all"]),
+        (["zero-gradient", "low-ess=0.2"], ["mixed", "alone"]),
+        (["all"], ["none", "mixed", "all", "tenths", "alone"]),
+    ],
+)
+def test_which_prompts(files: tuple[Path, Path], where: list[str], chosen: list[str]) -> None:
+    wish = parse_wish(where)
+    indexes = index_files(where, [str(files[1])]) if wish.needs_index else []
+    found = list(marked([str(files[0])], wish, wanted_ids(indexes, wish)))
+    assert [record for record, _ in found] == ROLLOUTS
+    assert [record["id"] for record, wanted in found if wanted] == chosen
+
+
+@pytest.mark.parametrize("text", ["ok", "zero-advantage=1", "low-ess=", "low-ess=0", "low-ess=1.5", "low-ess=nan", ""])
+def test_no_such_status(text: str) -> None:
+    with pytest.raises(UsageError, match="--where"):
+        parse_wish([text])
+
+
+def test_a_status_that_only_gradients_tell_needs_their_store(files: tuple[Path, Path], tmp_path: Path) -> None:
+    for where in (["low-ess"], ["empty"], ["zero-advantage", "zero-gradient"]):
+        with pytest.raises(UsageError, match="--index"):
+            index_files(where, [])
+    with pytest.raises(UsageError, match="leave --index out"):
+        index_files(["zero-advantage"], [str(files[1])])
+    with pytest.raises(InputError, match="no such file"):
+        index_files(["low-ess"], [str(tmp_path / "other.zarr")])
+    with pytest.raises(InputError, match=r"r\.jsonl:1.*index of a gradient store"):
+        wanted_ids([str(files[0])], parse_wish(["low-ess"]))
+
+
+def test_the_prompt_in_a_rollout() -> None:
+    assert prompt_of({**ROLLOUTS[1], "reasoning_open": True}) == {
+        "id": "mixed",
+        "prompt": "1+2=",
+        "answer": "3",
+        "source": "sums",
+        "kept": 1,
+    }
+
+
+def run(*words: str) -> int:
+    """cropi-rollout in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["cropi-rollout", *words])
+        with pytest.raises(SystemExit) as stop:
+            main()
+    return int(stop.value.code or 0)
+
+
+def test_the_command_samples_those_and_passes_on_the_rest(tmp_path: Path, files: tuple[Path, Path]) -> None:
+    policy = tiny_policy.save(tmp_path / "P1", seed=3)
+    options = ["--model", str(policy), "-n", "3", "--max-tokens", "5", "--verifier", "exact", "--quiet"]
+    refresh = ["--refresh", str(files[0]), "--where", "zero-advantage", "-o", str(tmp_path / "new.jsonl")]
+    assert run(*options, *refresh) == 0
+    rows = [json.loads(line) for line in (tmp_path / "new.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == [row["id"] for row in ROLLOUTS]
+    assert rows[1] == ROLLOUTS[1]
+    digest = policy_input(policy).sha256
+    for row in (rows[0], *rows[2:]):
+        assert row["sampled_by"] == digest
+        assert len(row["samples"]) == 3
+        assert row["prompt_token_ids"] == [3, 12, 4, 14]
+        assert all(sample["logprobs"] for sample in row["samples"])
+    manifest = read_manifest(tmp_path / "new.jsonl")
+    assert manifest is not None
+    new = [row for row in rows if "sampled_by" in row]
+    assert manifest["ledger"]["tokens_generated"] == sum(len(s["token_ids"]) for row in new for s in row["samples"])
+    # the same policy sampled the first time: the seeds must be others, or a policy that moved little would answer the same
+    plain = tiny_policy.write_jsonl(tmp_path / "p.jsonl", [prompt_of(row) for row in ROLLOUTS])
+    assert run(*options, str(plain), "-o", str(tmp_path / "first.jsonl")) == 0
+    first = [json.loads(line) for line in (tmp_path / "first.jsonl").read_text().splitlines()]
+    same = [
+        a["token_ids"] == b["token_ids"]
+        for i in (0, 2, 3, 4)
+        for a, b in zip(first[i]["samples"], rows[i]["samples"], strict=True)
+    ]
+    assert sum(same) <= 2

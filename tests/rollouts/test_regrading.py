@@ -1,0 +1,129 @@
+"""`cropi-rollout --verify-only`: responses graded again, and rollouts of others."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_policy
+from test_refreshing import ROLLOUTS, run
+
+from cropi_tools.data.records import read_rollouts
+
+
+@pytest.fixture
+def policy(tmp_path: Path) -> Path:
+    return tiny_policy.save(tmp_path / "P0")
+
+
+def refused(*words: str) -> str:
+    """What cropi-rollout says when it fails; in a process of its own, which gives back the lock of its output."""
+    program = str(Path(sys.executable).parent / "cropi-rollout")
+    found = subprocess.run([program, *words], capture_output=True, text=True)
+    assert found.returncode == 1
+    return found.stderr
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_only_rewards_and_outcomes_change(tmp_path: Path) -> None:
+    source = tiny_policy.write_jsonl(tmp_path / "r.jsonl", ROLLOUTS)
+    assert run("--verify-only", str(source), "--verifier", "exact", "-o", str(tmp_path / "new.jsonl"), "--quiet") == 0
+    rows = read(tmp_path / "new.jsonl")
+    for old, new in zip(ROLLOUTS, rows, strict=True):
+        assert {**new, "samples": old["samples"]} == old
+        for before, after in zip(old["samples"], new["samples"], strict=True):
+            assert after == {**before, "reward": 1.0, "outcome": "correct"}
+            assert list(after) == list(before)
+
+
+def test_a_record_s_own_verifier_comes_first(tmp_path: Path) -> None:
+    (tmp_path / "never.py").write_text(
+        "def reward(data_source, solution_str, ground_truth, extra_info):\n    return 0.25\n"
+    )
+    rows = [{**ROLLOUTS[0], "verifier": f"{tmp_path}/never.py:reward"}, ROLLOUTS[1]]
+    source = tiny_policy.write_jsonl(tmp_path / "r.jsonl", rows)
+    assert run("--verify-only", str(source), "-o", str(tmp_path / "new.jsonl"), "--quiet") == 0
+    first, second = read(tmp_path / "new.jsonl")
+    assert [sample["reward"] for sample in first["samples"]] == [0.25, 0.25]
+    assert [sample["reward"] for sample in second["samples"]] == [1.0, 1.0]
+
+
+AUTHORS = [
+    {"id": "a1", "prompt": "1+2=", "answer": "3", "responses": ["3", "4", ""], "rewards": [1.0, 0.0, 0.0]},
+    {"id": "a2", "prompt": "2+2=", "answer": "4", "responses": ["3", "5", "44"], "rewards": [0.5, 0.0, 0.0]},
+]
+
+
+def test_the_authors_rollouts(tmp_path: Path, policy: Path) -> None:
+    source = tiny_policy.write_jsonl(tmp_path / "theirs.jsonl", AUTHORS)
+    target = tmp_path / "ours.jsonl"
+    line = ["--verify-only", str(source), "--verifier", "exact", "-o", str(target), "--quiet"]
+    assert "--model" in refused(*line)
+    assert run(*line, "--model", str(policy)) == 0
+    found = list(read_rollouts([target], 71))
+    assert [rollout.id for rollout in found] == ["a1", "a2"]
+    assert found[0].rewards == [1.0, 0.0, 0.0]
+    assert found[1].rewards == [0.0, 0.0, 0.0]  # graded anew: theirs said .5
+    tokenizer = tiny_policy.tokenizer()
+    assert found[0].prompt_token_ids == tokenizer("1+2=")["input_ids"]
+    assert [sample.token_ids for sample in found[1].samples] == [tokenizer(t)["input_ids"] for t in ("3", "5", "44")]
+    assert [sample.logprobs for sample in found[0].samples] == [None] * 3
+    assert {sample["finish_reason"] for sample in found[0].record["samples"]} == {"unknown"}
+
+
+def test_recorded_rewards_stay(tmp_path: Path, policy: Path) -> None:
+    source = tiny_policy.write_jsonl(tmp_path / "theirs.jsonl", AUTHORS)
+    target = tmp_path / "ours.jsonl"
+    line = ["--verify-only", "--model", str(policy), "--verifier", "recorded", "-o", str(target), "--quiet"]
+    assert run(*line, str(source), "--max-tokens", "2") == 0
+    found = list(read_rollouts([target], 71))
+    assert [rollout.rewards for rollout in found] == [[1.0, 0.0, 0.0], [0.5, 0.0, 0.0]]
+    reasons = [[sample["finish_reason"] for sample in rollout.record["samples"]] for rollout in found]
+    assert reasons == [["stop", "stop", "stop"], ["stop", "stop", "length"]]
+    assert found[0].samples[2].token_ids == [1]  # empty, but it ended
+    bare = [{key: value for key, value in row.items() if key != "rewards"} for row in AUTHORS]
+    source = tiny_policy.write_jsonl(tmp_path / "bare.jsonl", bare)
+    said = refused(*line[:-2], str(tmp_path / "other.jsonl"), str(source))
+    assert "'a1' has samples without a reward" in said
+    assert run("--model", str(policy), "--verifier", "recorded", str(source)) == 2
+
+
+def test_verl_dumps(tmp_path: Path, policy: Path) -> None:
+    prompts = tiny_policy.prompts(3)
+    plain = tiny_policy.write_jsonl(tmp_path / "p.jsonl", prompts)
+    lines = [
+        {
+            "input": prompt["prompt"],
+            "output": text,
+            "gts": prompt["answer"],
+            "score": float(text == prompt["answer"]),
+            "step": 1,
+        }
+        for text in ("0", "1")
+        for prompt in prompts[:2]
+    ]
+    dump = tiny_policy.write_jsonl(tmp_path / "1.jsonl", lines)
+    target = tmp_path / "ours.jsonl"
+    line = ["--verify-only", "--model", str(policy), "--verifier", "exact", "-o", str(target), "--quiet", str(dump)]
+    assert "--prompts FILE" in refused(*line)
+    assert run(*line, "--prompts", str(plain)) == 0
+    found = list(read_rollouts([target], 71))
+    assert [rollout.id for rollout in found] == ["p0", "p1"]
+    assert [rollout.rewards for rollout in found] == [[1.0, 0.0], [0.0, 1.0]]
+
+
+def test_shards_one_after_another_are_the_whole(tmp_path: Path) -> None:
+    source = tiny_policy.write_jsonl(tmp_path / "r.jsonl", ROLLOUTS)
+    line = ["--verify-only", str(source), "--verifier", "exact", "--quiet"]
+    assert run(*line, "-o", str(tmp_path / "all.jsonl")) == 0
+    for i in (1, 2):
+        assert run(*line, "-o", str(tmp_path / f"{i}.jsonl"), "--shard", f"{i}/2") == 0
+    parts = (tmp_path / "1.jsonl").read_text() + (tmp_path / "2.jsonl").read_text()
+    assert parts == (tmp_path / "all.jsonl").read_text()
