@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import contextlib
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -19,6 +20,10 @@ from cropi_tools.cli.common import (
     Version,
     command,
 )
+
+if TYPE_CHECKING:
+    from cropi_tools.engines.protocol import Engine
+    from cropi_tools.policy.loading import Policy
 
 EXAMPLE = """
 cropi-train --model P0 selected.jsonl --steps 50 -o P1
@@ -76,6 +81,14 @@ def train(
     ] = 0.0,
     save_every: Annotated[int, typer.Option("--save-every", help="Steps between checkpoints.", min=1)] = 25,
     seed: Seed = 0,
+    engine: Annotated[
+        Literal["transformers", "vllm"],
+        typer.Option("--engine", help="What samples: the policy itself, or vLLM beside it in this process."),
+    ] = "transformers",
+    engine_memory: Annotated[
+        float,
+        typer.Option("--engine-memory", help="Share of a GPU's memory that vLLM may fill.", min=0.01, max=1.0),
+    ] = 0.4,
     device: Device = "auto",
     dtype: Annotated[
         Literal["float32", "bfloat16", "auto"],
@@ -103,6 +116,10 @@ def train(
     bounds = _pair(clip if "," in clip else f"{clip},{clip}", "--clip")
     sets = dict(parse_named(text, "--eval") for text in evaluation or [])
     check_verifier(verifier)
+    if engine == "vllm":
+        from cropi_tools.engines.vllm_engine import check_vllm
+
+        check_vllm()
     inputs = {"policy": policy_input(model), **numbered("prompts", prompts)}
     inputs.update({f"evaluation set {name}": file_input(path) for name, path in sets.items()})
     if kl > 0:
@@ -129,6 +146,7 @@ def train(
         "eval_temperature": evaluation_temperature,
         "save_every": save_every,
         "seed": seed,
+        "engine": engine,
         "dtype": dtype,
     }
     target = Output(output, Fingerprint.of("cropi-train", options, inputs), inputs, folder=True, force=force)
@@ -138,7 +156,6 @@ def train(
 
     from cropi_tools.data.records import read_prompts
     from cropi_tools.engines.protocol import Sampling
-    from cropi_tools.engines.transformers_engine import TransformersEngine
     from cropi_tools.policy.loading import choose_device, load_policy
     from cropi_tools.rewards import VerifierPool, check_record
     from cropi_tools.training.checkpoints import resume_folder
@@ -153,6 +170,7 @@ def train(
     start = resume_folder(target.part, target.state)
     policy = load_policy(str(start or model), device, "float32")._replace(folder=model)
     known = load_policy(reference or model, device, "float32") if kl > 0 else None
+    sampler = _engine(engine, policy, "bfloat16" if autocast else "float32", engine_memory)
     settings = TrainSettings(
         steps=steps,
         batch=batch,
@@ -171,13 +189,27 @@ def train(
         save_every=save_every,
         seed=seed,
     )
-    with VerifierPool(verifier) as pool:
-        counters = Trainer(
-            policy, known, TransformersEngine(policy), pool, records, evaluations, settings, target
-        ).run()
-    facts = {"tokenizer": tokenizer_digest(model), "steps": steps}
+    with contextlib.closing(sampler), VerifierPool(verifier) as pool:
+        counters = Trainer(policy, known, sampler, pool, records, evaluations, settings, target).run()
+        facts = {
+            "tokenizer": tokenizer_digest(model),
+            "steps": steps,
+            "sampling": sampler.settings(settings.sampling),
+            "evaluation_sampling": sampler.settings(settings.evaluation_sampling),
+        }
     target.finish(rows=steps, ledger={**counters, "device": str(policy.device)}, facts=facts)
     runtime.notify(f"{output}: trained for {steps} steps on {len(records)} prompts")
+
+
+def _engine(name: str, policy: Policy, dtype: str, memory: float) -> Engine:
+    """What samples: from the policy's present weights, or from a copy in vLLM that follows them."""
+    if name == "vllm":
+        from cropi_tools.engines.vllm_engine import VllmEngine
+
+        return VllmEngine(policy.folder, policy.tokens, dtype, memory)
+    from cropi_tools.engines.transformers_engine import TransformersEngine
+
+    return TransformersEngine(policy)
 
 
 def _pair(text: str, option: str) -> tuple[float, float]:

@@ -23,8 +23,10 @@ from cropi_tools.data.output import Output
 from cropi_tools.engines.protocol import Engine, Sampling, sample_seed
 from cropi_tools.policy.loading import Policy
 from cropi_tools.rewards.pool import VerifierPool
-from cropi_tools.rollouts import Tallies, sample_and_verify
+from cropi_tools.rollouts.sampling import Task, sample_and_verify
+from cropi_tools.rollouts.tally import Tallies
 from cropi_tools.training.checkpoints import keep_only, load_optimizer, promote, resume_folder, save_checkpoint
+from cropi_tools.training.engine_sync import EngineSync
 from cropi_tools.training.update import LossSettings, backward, clip_gradient
 
 LOGS = ("metrics.jsonl", "evaluations.jsonl", "timings.jsonl")
@@ -136,12 +138,17 @@ class Trainer:
         if found is not None:
             load_optimizer(found, policy, self._optimizer)
         self._logs = _Logs(output.part, output.state.get("logs", {}))
+        self._sync = None
+        if engine.own_weights:
+            self._sync = EngineSync(engine, policy, prompts, settings.sampling, settings.loss.autocast, settings.seed)
+        self._mismatch: dict[str, float] = {}
 
     def run(self) -> dict[str, Any]:
         """Train to the last step; returns the ledger's counters. Raises Interrupted after a checkpoint when a signal asks to stop."""
         settings = self._settings
         note = ""
         with contextlib.closing(self._logs), runtime.progress("training", settings.steps, self._step) as shown:
+            self._hand_over(self._step)
             if self._step == 0:
                 self._evaluate(0)
             while self._step < settings.steps:
@@ -167,15 +174,9 @@ class Trainer:
         settings = self._settings
         started = time.monotonic()
         drawn = self._order.batch(step, settings.batch)
-        keys = [(settings.seed, "train", place, record["id"]) for place, record in drawn]
+        tasks = [Task(record, (settings.seed, "train", place, record["id"])) for place, record in drawn]
         rollouts = sample_and_verify(
-            self._engine,
-            self._policy,
-            self._pool,
-            [record for _, record in drawn],
-            settings.samples,
-            settings.sampling,
-            keys,
+            self._engine, self._policy.tokens, self._pool, tasks, settings.samples, settings.sampling
         )
         sampled = time.monotonic()
         found = backward(self._policy, self._reference, rollouts, settings.loss)
@@ -214,8 +215,10 @@ class Trainer:
                 "learning_rate": rate,
                 "tokens_generated": total.tokens,
                 "tokens_trained": int(found["tokens_trained"]),
+                **self._mismatch,
             },
         )
+        self._hand_over(step)
         updated = time.monotonic()
         self._logs.write(
             "timings.jsonl",
@@ -228,21 +231,31 @@ class Trainer:
         )
         return f"accuracy {summary['accuracy']:.3f}"
 
+    def _hand_over(self, step: int) -> None:
+        """Give the weights after `step` to an engine that has its own, and check that it samples from them."""
+        if self._sync is None:
+            return
+        try:
+            self._mismatch = {"engine_mismatch": self._sync(step)}
+        except CropiError as error:
+            raise type(error)(
+                f"{self._output.path}: {error}; the last checkpoint in {self._output.part} is good"
+            ) from None
+
     def _evaluate(self, step: int) -> str:
         """Accuracy on every evaluation set; the same sample seeds at every step, so that differences are the policy's."""
         settings = self._settings
         started = time.monotonic()
         found = []
         for name, records in self._evaluations.items():
-            keys = [(settings.seed, "evaluation", name, record["id"]) for record in records]
+            tasks = [Task(record, (settings.seed, "evaluation", name, record["id"])) for record in records]
             rows = sample_and_verify(
                 self._engine,
-                self._policy,
+                self._policy.tokens,
                 self._pool,
-                records,
+                tasks,
                 settings.evaluation_samples,
                 settings.evaluation_sampling,
-                keys,
             )
             tallies = Tallies()
             tallies.add(rows)

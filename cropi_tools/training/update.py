@@ -63,7 +63,7 @@ def backward(
     for rows in token_limited(sequences, TOKENS_PER_PASS):
         part = [responses[row] for row in rows]
         batch = sequence_batch([sequences[row] for row in rows], policy.device)
-        with _autocast(policy.device, settings.autocast):
+        with mixed_precision(policy.device, settings.autocast):
             logprobs, entropy = response_logprobs(
                 policy.model, batch, settings.temperature, "gradient" if settings.entropy else "value"
             )
@@ -78,7 +78,7 @@ def backward(
         terms = policy_terms(logprobs, behavior, advantages, batch.lengths, Estimator(ppo_clip=settings.clip))
         loss = -(weights * terms.surrogate).sum()
         if reference is not None:
-            with torch.no_grad(), _autocast(policy.device, settings.autocast):
+            with torch.no_grad(), mixed_precision(policy.device, settings.autocast):
                 known, _ = response_logprobs(reference.model, batch, settings.temperature)
             divergence = kl_k3(known - logprobs)
             loss = loss + settings.kl * (weights * divergence).sum()
@@ -117,7 +117,8 @@ def _responses(rollouts: Sequence[Record], aggregation: Aggregation) -> list[_Re
     return found
 
 
-def _autocast(device: torch.device, wanted: bool) -> Any:
+def mixed_precision(device: torch.device, wanted: bool) -> Any:
+    """A block in which matrix products are in bfloat16, if wanted."""
     return torch.autocast(device.type, torch.bfloat16) if wanted else contextlib.nullcontext()
 
 

@@ -51,6 +51,8 @@ PARITY = f"{Path(__file__).parent.parent / 'parity.py'}:reward"
 class Watched:
     """The embedded engine; asks the run to stop, or dies, when it samples for the given training step."""
 
+    own_weights = False
+
     def __init__(self, inner: TransformersEngine, stop_at: int | None = None, die_at: int | None = None) -> None:
         self.inner, self.stop_at, self.die_at, self.steps = inner, stop_at, die_at, 0
         self.seeds: list[int] = []
