@@ -12,6 +12,9 @@
 #   RUN MODEL POOL             the run's folder, the starting policy, the pool's prompts
 #   VALID TEST                 names of validation and test sets; their prompts are VALID_FILE.NAME and TEST_FILE.NAME
 #   STAGES STEPS ARMS SEEDS    stages, steps a stage, arms (cropi full random static shuffled learnability pass-rate), seeds
+#   ROLLOUT_OPTIONS            such as --engine vllm
+#   REFRESH                    statuses (zero-advantage, low-ess=0.1, ...) whose prompts the later stages of cropi sample anew; none: the
+#                              rollouts of the starting policy serve all stages, as in the paper
 #   GPUS                       parts of rollouts and gradients, each a file of its own: keep it for the life of a run
 VALID ?=
 TEST ?=
@@ -21,6 +24,8 @@ VALID_SAMPLES ?= 32
 MAX_TOKENS ?= 1024
 ROLLOUT_TEMPERATURE ?= 1.0
 VERIFIER ?= maths
+ROLLOUT_OPTIONS ?=
+REFRESH ?=
 GRAD_OPTIONS ?=
 STORE_OPTIONS ?=
 TRAIN_OPTIONS ?=
@@ -94,12 +99,15 @@ rule = $(if $(filter cropi static,$(1)),influence,$(1))
 
 ALL := $(call cells,$(ARMS),$(NUMBERS))
 SCORED := $(S) $(if $(filter cropi,$(ARMS)),$(call cells,cropi,$(filter-out 1,$(NUMBERS))))
-TRAIN_ROLLOUTS := $(call shards,$(S)/train.rollouts,.jsonl)
-TRAIN_ROLLOUT_PARTS := $(call parts,$(TRAIN_ROLLOUTS:%=%.manifest.json))
+# $(call rollouts-at,CELL): the folder of the rollouts that a cell's gradients are of
+rollouts-at = $(if $(REFRESH),$(1),$(S))
+ROLLOUTS = $(call shards,$(1)/train.rollouts,.jsonl)
 STORES = $(call shards,$(1)/grads,.zarr)
 $(foreach cell,$(SCORED),$(eval STORE_PARTS.$(cell) := $(call parts,$(call shards,$(cell)/grads,.zarr/manifest.json))))
+SAMPLED := $(if $(REFRESH),$(SCORED),$(S))
+$(foreach cell,$(SAMPLED),$(eval ROLLOUT_PARTS.$(cell) := $(call parts,$(call shards,$(cell)/train.rollouts,.jsonl.manifest.json))))
 # a stop or a failure removes no manifest: with some shards done and some not, those that are done stay
-.PRECIOUS: $(TRAIN_ROLLOUT_PARTS) $(foreach cell,$(SCORED),$(STORE_PARTS.$(cell))) $(ALL:%=%/policy/manifest.json)
+.PRECIOUS: $(foreach cell,$(SAMPLED),$(ROLLOUT_PARTS.$(cell))) $(foreach cell,$(SCORED),$(STORE_PARTS.$(cell))) $(ALL:%=%/policy/manifest.json)
 
 .PHONY: starting-policy curriculum report
 starting-policy: $(MODEL_MADE)
@@ -114,10 +122,11 @@ $(RUN)/report.html: $(ALL:%=%/policy/manifest.json)
 .SECONDEXPANSION:
 
 # -- once: rollouts of the starting policy
-ROLLOUT = cropi-rollout --model $(MODEL) --max-tokens $(MAX_TOKENS) --temperature $(ROLLOUT_TEMPERATURE) --verifier $(VERIFIER)
+SAMPLING = --max-tokens $(MAX_TOKENS) --temperature $(ROLLOUT_TEMPERATURE) --verifier $(VERIFIER) $(ROLLOUT_OPTIONS)
+ROLLOUT = cropi-rollout --model $(MODEL) $(SAMPLING)
 TRAIN_ROLLOUT = $(ROLLOUT) $(POOL) -n $(SAMPLES) --seed 0
 $(eval $(call remember,train-rollouts,TRAIN_ROLLOUT))
-$(firstword $(TRAIN_ROLLOUT_PARTS)): $(POOL) $(MODEL_MADE) $(RUN)/settings/train-rollouts
+$(firstword $(ROLLOUT_PARTS.$(S))): $(POOL) $(MODEL_MADE) $(RUN)/settings/train-rollouts
 	@mkdir -p $(S)
 	$(call run-shards,$(TRAIN_ROLLOUT),$(S)/train.rollouts,.jsonl,.manifest.json)
 
@@ -136,14 +145,27 @@ $(SCORED:%=%/valid-$(1).mean.safetensors.manifest.json): %/valid-$(1).mean.safet
 endef
 $(foreach name,$(VALID),$(eval $(call valid-rules,$(name))))
 
-# -- each stage
+# -- each stage; with REFRESH, from stage 2 on, first the rollouts of the stage before with some prompts sampled anew
+REFRESHING = $(SAMPLING) -n $(SAMPLES) $(REFRESH:%=--where %)
+$(if $(REFRESH),$(eval $(call remember,refreshing,REFRESHING)))
+scored-before = $(if $(filter 2,$(call part,$(1),3)),$(S),$(call before,$(1)))
+told-by = $(if $(filter low-ess% empty zero-gradient,$(REFRESH)),$(patsubst %,--index %,$(call STORES,$(1))))
+refreshed = $(patsubst %,--refresh %,$(call ROLLOUTS,$(1))) $(call told-by,$(1))
+define refresh-rule
+$(firstword $(ROLLOUT_PARTS.$(1))): $(ROLLOUT_PARTS.$(call scored-before,$(1))) \
+    $(STORE_PARTS.$(call scored-before,$(1))) $(call policy-made,$(1)) $(RUN)/settings/refreshing
+	@mkdir -p $(1)
+	$$(call run-shards,cropi-rollout --model $(call policy,$(1)) $(call refreshed,$(call scored-before,$(1))) $$(REFRESHING),$(1)/train.rollouts,.jsonl,.manifest.json)
+endef
+$(foreach cell,$(filter-out $(S),$(SAMPLED)),$(eval $(call refresh-rule,$(cell))))
+
 STORE = $(GRAD_OPTIONS) $(STORE_OPTIONS) $(VALID:%=--against %)
 against = $(foreach name,$(VALID),--against $(name)=$(1)/valid-$(name).mean.safetensors)
 $(eval $(call remember,gradients,STORE))
 define grad-rule
-$(firstword $(STORE_PARTS.$(1))): $(TRAIN_ROLLOUT_PARTS) \
+$(firstword $(STORE_PARTS.$(1))): $(ROLLOUT_PARTS.$(call rollouts-at,$(1))) \
     $(VALID:%=$(1)/valid-%.mean.safetensors.manifest.json) $(call policy-made,$(1)) $(RUN)/settings/gradients
-	$$(call run-shards,cropi-grad --model $(call policy,$(1)) $(TRAIN_ROLLOUTS) $(call against,$(1)) $$(GRAD_OPTIONS) $$(STORE_OPTIONS),$(1)/grads,.zarr,/manifest.json)
+	$$(call run-shards,cropi-grad --model $(call policy,$(1)) $(call ROLLOUTS,$(call rollouts-at,$(1))) $(call against,$(1)) $$(GRAD_OPTIONS) $$(STORE_OPTIONS),$(1)/grads,.zarr,/manifest.json)
 endef
 $(foreach cell,$(SCORED),$(eval $(call grad-rule,$(cell))))
 

@@ -318,3 +318,46 @@ def test_no_config_says_what_to_give() -> None:
     refusal = subprocess.run(["make", "-C", str(ROOT), "curriculum", "CONFIG="], capture_output=True, text=True)
     assert refusal.returncode == 2
     assert "CONFIG=FILE" in refusal.stderr
+
+
+def test_refresh_samples_some_prompts_of_the_stage_before_anew(tmp_path: Path) -> None:
+    """Each later stage of cropi from the rollouts and the store of the stage before it, with the policy that its gradients are of."""
+    curriculum = BookkeptCurriculum(tmp_path, STAGES=3, REFRESH="zero-advantage low-ess=0.2")
+    curriculum.make()
+    words = {entry["output"]: entry["words"] for entry in curriculum.asked()}
+    run = curriculum.run
+
+    def after(line: list[str], option: str) -> list[str]:
+        return [line[place + 1] for place, word in enumerate(line) if word == option]
+
+    for stage, before in ((2, run / "start"), (3, run / "cropi/1/2")):
+        cell = run / f"cropi/1/{stage}"
+        line = words[str(cell / "train.rollouts.jsonl")]
+        assert after(line, "--refresh") == [str(before / "train.rollouts.jsonl")]
+        assert after(line, "--index") == [str(before / "grads.zarr")]
+        assert after(line, "--where") == ["zero-advantage", "low-ess=0.2"]
+        policy = [str(run / f"cropi/1/{stage - 1}/policy")]
+        assert after(line, "--model") == policy == after(words[str(cell / "grads.zarr")], "--model")
+        assert str(cell / "train.rollouts.jsonl") in words[str(cell / "grads.zarr")]
+    assert str(run / "start/train.rollouts.jsonl") in words[str(run / "start/grads.zarr")]
+    assert sum(line[0] == "cropi-rollout" for line in words.values()) == 4
+    assert curriculum.nothing_left()
+    # the old rollouts have changed: what was made of them is made anew, and only that
+    curriculum.make("REFRESH=zero-advantage", "FORCE=--force")
+    again = [entry for entry in curriculum.asked() if entry["outcome"] == "made"]
+    assert {Path(entry["output"]).name for entry in again} >= {"train.rollouts.jsonl", "grads.zarr", "policy"}
+    assert all("cropi/1/2" in entry["output"] or "cropi/1/3" in entry["output"] for entry in again)
+    assert not any("--index" in entry["words"] for entry in again)
+
+
+def test_refresh_in_shards(tmp_path: Path) -> None:
+    """Every shard reads all of the stage before and writes its own part."""
+    curriculum = BookkeptCurriculum(tmp_path, STAGES=2, GPUS=2, REFRESH="zero-advantage", ARMS="cropi")
+    curriculum.make()
+    made = [entry["words"] for entry in curriculum.asked() if entry["outcome"] == "made"]
+    lines = [line for line in made if "--refresh" in line]
+    assert [line[line.index("--shard") + 1] for line in sorted(lines, key=str)] == ["1/2", "2/2"]
+    for line in lines:
+        for part in ("1-of-2", "2-of-2"):
+            assert str(curriculum.run / f"start/train.rollouts.{part}.jsonl") in line
+    assert curriculum.nothing_left()
