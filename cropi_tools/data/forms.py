@@ -16,6 +16,7 @@ from cropi_tools.data.datasets import Dataset
 from cropi_tools.data.errors import InputError, UsageError
 from cropi_tools.data.families import near
 from cropi_tools.data.jsonl import Record
+from cropi_tools.data.records import ROLLOUT_FIELDS
 
 MAPPED = ("prompt", "answer", "source", "id", "verifier")
 """What `--map` can fill."""
@@ -25,7 +26,7 @@ _QUESTIONS = ("prompt", "question", "problem", "query", "instruction", "input", 
 _USUAL_ANSWERS = (*_ANSWERS, "final_answer", "final", "target", "label", "output", "response")
 _OURS = frozenset({"id", "prompt", "answer", "source", "verifier", "extra", "chat_template_kwargs"})
 _ADDED_LATER = frozenset(
-    {"responses", "rewards", "prompt_token_ids", "samples", "rank", "score", "pass_rate"}
+    {*ROLLOUT_FIELDS, "responses", "rewards", "rank", "score", "pass_rate"}
 )  # by rollouts and selections
 _KNOWN = _OURS | _ADDED_LATER
 _VERL = frozenset({"data_source", "prompt", "ability", "reward_model", "extra_info"})

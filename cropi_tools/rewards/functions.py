@@ -25,9 +25,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cropi_tools.data.errors import InputError, UsageError
+from cropi_tools.data.records import ROLLOUT_FIELDS
 from cropi_tools.rewards.grades import Grade, Record, prompt_name, scored
 
-NOT_COLUMNS = frozenset({"prompt", "samples", "prompt_token_ids", "reasoning_open", "extra"})
+NOT_COLUMNS = frozenset({"prompt", "extra", *ROLLOUT_FIELDS})
 """Keys of a record that are no columns of the data set: TRL passes the prompt by another name, the rest is of rollouts."""
 
 _VERL = ("data_source", "solution_str", "ground_truth", "extra_info")

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from cropi_tools.data.errors import InputError, UsageError
 from cropi_tools.data.jsonl import Record, read_jsonl
-from cropi_tools.data.records import read_rollouts
+from cropi_tools.data.records import ROLLOUT_FIELDS, read_rollouts
 
 INDEX = "index.jsonl"
 LOW_ESS = 0.1  # of the tokens, where --where low-ess names no other share
@@ -93,4 +93,4 @@ def marked(paths: Sequence[str], wish: Wish, listed: set[str]) -> Iterator[tuple
 
 def prompt_of(record: Record) -> Record:
     """The prompt's own record in a rollout's."""
-    return {key: value for key, value in record.items() if key not in ("prompt_token_ids", "samples", "reasoning_open")}
+    return {key: value for key, value in record.items() if key not in ROLLOUT_FIELDS}

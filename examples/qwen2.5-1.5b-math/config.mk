@@ -32,6 +32,9 @@ VALID_SAMPLES := 32
 ROLLOUT_TEMPERATURE := 0.5
 MAX_TOKENS := 2048
 VERIFIER := maths
+# vLLM samples (pip install 'cropi-tools[vllm]'); ENGINE=transformers does without
+ENGINE ?= vllm
+ROLLOUT_OPTIONS := --engine $(ENGINE)
 
 # Behavior probabilities recomputed, token ratio, no clip (paper). Sketch of 32768 dimensions; the paper keeps 15M coordinates (1 %) and projects with a
 # Gaussian: `STORE_OPTIONS := --sketch sparse-jl --keep 0.01 --dim 32768` is that with signs for Gaussians. Scores do not use the sketch here: they are exact.
@@ -42,4 +45,5 @@ STORE_OPTIONS := --sketch countsketch --dim 32768
 # gradient norm 1, weight decay .01, one update a batch). Reference of the KL term: not published; ours is the starting policy in all stages.
 # Evaluation: temperature and samples not published; ours is greedy, once, every 20 steps.
 TRAIN_OPTIONS := --batch 128 --temperature 1.0 --learning-rate 1e-6 --schedule constant --weight-decay 0.01 --betas 0.9,0.999 --max-gradient-norm 1.0 \
-  --clip 0.2 --aggregation token --kl 0.001 --reference $(MODEL) --entropy 0.001 --eval-every 20 --eval-samples 1 --eval-temperature 0 --save-every 10
+  --clip 0.2 --aggregation token --kl 0.001 --reference $(MODEL) --entropy 0.001 --eval-every 20 --eval-samples 1 --eval-temperature 0 --save-every 10 \
+  --engine $(ENGINE)
