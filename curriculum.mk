@@ -146,14 +146,18 @@ endef
 $(foreach name,$(VALID),$(eval $(call valid-rules,$(name))))
 
 # -- each stage; with REFRESH, from stage 2 on, first the rollouts of the stage before with some prompts sampled anew
-REFRESHING = $(SAMPLING) -n $(SAMPLES) $(REFRESH:%=--where %)
-$(if $(REFRESH),$(eval $(call remember,refreshing,REFRESHING)))
+$(if $(REFRESH),$(if $(findstring --behavior,$(GRAD_OPTIONS)),$(error REFRESH makes rollouts of several policies, which --behavior in \
+  GRAD_OPTIONS cannot recompute; leave one of them out)))
+REFRESHING = $(if $(REFRESH),$(SAMPLING) -n $(SAMPLES) $(REFRESH:%=--where %))
+# a run that never had REFRESH need not remember that
+REFRESHED := $(if $(REFRESH)$(wildcard $(RUN)/settings/refreshing),$(RUN)/settings/refreshing)
+$(if $(REFRESHED),$(eval $(call remember,refreshing,REFRESHING)))
 scored-before = $(if $(filter 2,$(call part,$(1),3)),$(S),$(call before,$(1)))
 told-by = $(if $(filter low-ess% empty zero-gradient,$(REFRESH)),$(patsubst %,--index %,$(call STORES,$(1))))
 refreshed = $(patsubst %,--refresh %,$(call ROLLOUTS,$(1))) $(call told-by,$(1))
 define refresh-rule
 $(firstword $(ROLLOUT_PARTS.$(1))): $(ROLLOUT_PARTS.$(call scored-before,$(1))) \
-    $(STORE_PARTS.$(call scored-before,$(1))) $(call policy-made,$(1)) $(RUN)/settings/refreshing
+    $(STORE_PARTS.$(call scored-before,$(1))) $(call policy-made,$(1)) $(REFRESHED)
 	@mkdir -p $(1)
 	$$(call run-shards,cropi-rollout --model $(call policy,$(1)) $(call refreshed,$(call scored-before,$(1))) $$(REFRESHING),$(1)/train.rollouts,.jsonl,.manifest.json)
 endef
@@ -164,7 +168,7 @@ against = $(foreach name,$(VALID),--against $(name)=$(1)/valid-$(name).mean.safe
 $(eval $(call remember,gradients,STORE))
 define grad-rule
 $(firstword $(STORE_PARTS.$(1))): $(ROLLOUT_PARTS.$(call rollouts-at,$(1))) \
-    $(VALID:%=$(1)/valid-%.mean.safetensors.manifest.json) $(call policy-made,$(1)) $(RUN)/settings/gradients
+    $(VALID:%=$(1)/valid-%.mean.safetensors.manifest.json) $(call policy-made,$(1)) $(RUN)/settings/gradients $(if $(filter-out $(S),$(1)),$(REFRESHED))
 	$$(call run-shards,cropi-grad --model $(call policy,$(1)) $(call ROLLOUTS,$(call rollouts-at,$(1))) $(call against,$(1)) $$(GRAD_OPTIONS) $$(STORE_OPTIONS),$(1)/grads,.zarr,/manifest.json)
 endef
 $(foreach cell,$(SCORED),$(eval $(call grad-rule,$(cell))))

@@ -143,6 +143,8 @@ def prompts(
         "chat_template_kwargs": dict(dressing.chat_template_kwargs),
         "last_assistant": last_assistant,
         "source": source,
+        # ids and sources that data lacks are named after its files
+        "names": None if source else [datasets[name].stem for name in data],
         "only": only,
     }
     target = JsonLinesOutput(output, Fingerprint.of("cropi-prompts", options, inputs), inputs, force)

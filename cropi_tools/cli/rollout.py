@@ -121,8 +121,8 @@ def rollout(
     from cropi_tools.data.jsonl import is_stream
     from cropi_tools.data.manifest import Fingerprint
     from cropi_tools.data.output import JsonLinesOutput
-    from cropi_tools.data.policies import policy_input, tokens_input
-    from cropi_tools.rewards import check_verifier, verifier_fingerprint
+    from cropi_tools.data.policies import has_weights, policy_input, tokens_input
+    from cropi_tools.rewards import check_own_verifiers, check_verifier, verifier_fingerprint
 
     runtime.set_quiet(quiet)
     if as_json and is_stream(output) and not dry_run:
@@ -147,8 +147,16 @@ def rollout(
     inputs: dict[str, Input] = {}
     graded_by = verifier if keep_rewards else verifier_fingerprint(verifier)
     options: dict[str, Any] = {"verifier": graded_by, "shard": shard, "limit": limit}
+    if not keep_rewards:
+        options["own_verifiers"] = check_own_verifiers(sources)
     if model is not None:
-        inputs["policy"] = (tokens_input if verify_only or engine == "server" else policy_input)(model)
+        # a folder with the tokenizer alone will do where nothing is sampled from it here
+        bare = verify_only or (engine == "server" and not has_weights(model))
+        if bare and refresh:
+            raise UsageError(
+                "--refresh notes whose the new samples are: --model must be the served policy, with its weights"
+            )
+        inputs["policy"] = (tokens_input if bare else policy_input)(model)
     inputs |= numbered("rollouts" if refresh or verify_only else "prompts", sources)
     inputs |= numbered("prompts of the dump", dump_prompts or [])
     if verify_only:

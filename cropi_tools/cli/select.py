@@ -92,8 +92,9 @@ def select(
     selected = [
         {**pool[item.id], "rank": item.rank, "score": item.score, "pass_rate": rates.get(item.id)} for item in chosen
     ]
+    needed = settings_needed(selected, form)
     target.append(exported(selected, form))
-    if (needed := settings_needed(selected, form)) is not None:
+    if needed is not None:
         runtime.warn(needed)
     if len(chosen) < wanted:
         runtime.warn(f"only {len(chosen)} of the {wanted} prompts asked for can be selected by {by}")

@@ -108,7 +108,7 @@ def train(
     from cropi_tools.data.manifest import Fingerprint, file_input
     from cropi_tools.data.output import Output
     from cropi_tools.data.policies import policy_input, tokenizer_digest
-    from cropi_tools.rewards import check_verifier, verifier_fingerprint
+    from cropi_tools.rewards import check_own_verifiers, check_verifier, verifier_fingerprint
 
     runtime.set_quiet(quiet)
     if temperature == 0.0:
@@ -131,6 +131,7 @@ def train(
         "max_tokens": max_tokens,
         "temperature": temperature,
         "verifier": verifier_fingerprint(verifier),
+        "own_verifiers": check_own_verifiers([*prompts, *sets.values()]),
         "learning_rate": learning_rate,
         "schedule": schedule,
         "warmup": warmup,

@@ -25,7 +25,7 @@ _TRL_OWN = frozenset({"prompts", "completion", "completions", "completion_ids", 
 
 
 def exported(records: Sequence[Record], form: Format) -> Iterator[Record]:
-    """The rows of `form`, in order. InputError: `chat_template_kwargs` with other names in other rows, for TRL."""
+    """The rows of `form`, in order; `settings_needed` says which cannot be rows of one table."""
     if form == "jsonl":
         return iter(records)
     if form == "verl":
@@ -59,11 +59,6 @@ def _trl_rows(records: Sequence[Record]) -> Iterator[Record]:
     """Rows for TRL: `prompt`, `answer`, `id`, `source`, and where a record has them `verifier`, `chat_template_kwargs`, rank, score and
     pass rate. Of `extra`, what is text, a number or a boolean in all rows becomes a column for reward functions; the
     rest is JSON text under `extra`."""
-    names = {tuple(sorted(record.get("chat_template_kwargs") or ())) for record in records}
-    if len(names) > 1:
-        raise InputError(
-            "the prompts have different chat_template_kwargs, which one table for TRL cannot hold; export them apart"
-        )
     columns = _plain_columns(records)
     present = [name for name in ("verifier", *_SELECTED) if any(record.get(name) is not None for record in records)]
     leftover = any((record.get("extra") or {}).keys() - columns for record in records)
@@ -117,9 +112,17 @@ class TableOutput(Output):
 
 
 def settings_needed(records: Sequence[Record], form: Format) -> str | None:
-    """What the other trainer has to be told, since it does not read it from the rows; None when there is nothing."""
+    """What the other trainer has to be told, since it does not read it from the rows; None when there is nothing. InputError: it would
+    have to be told one thing for some rows and another for others."""
+    if form == "jsonl":
+        return None
     kwargs: Mapping[str, Any] = next((found for r in records if (found := r.get("chat_template_kwargs"))), {})
-    if not kwargs or form == "jsonl":
+    other = next((record for record in records if (record.get("chat_template_kwargs") or {}) != kwargs), None)
+    if other is not None:
+        raise InputError(
+            f"prompt '{other['id']}' has other chat_template_kwargs than others, and {form} takes one setting for all; export them apart"
+        )
+    if not kwargs:
         return None
     if form == "trl":
         return f"TRL's GRPOTrainer takes chat_template_kwargs from its settings: GRPOConfig(chat_template_kwargs={dict(kwargs)})"

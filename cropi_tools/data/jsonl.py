@@ -13,6 +13,7 @@ import json
 import shutil
 import sys
 import tempfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -68,7 +69,7 @@ def open_binary(path: str | Path) -> Iterator[IO[bytes]]:
         else:
             with open(found, "rb") as stream:
                 yield stream
-    except (EOFError, gzip.BadGzipFile) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"{shown(path)}: not a whole gzip file ({error})") from None
 
 

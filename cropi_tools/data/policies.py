@@ -23,9 +23,14 @@ _NOT_POLICY = (FOLDER_MANIFEST, "progress.json")
 def policy_files(folder: str | Path) -> list[Path]:
     """The files that make up a policy: weights, configuration, tokenizer. InputError when the folder is not a whole policy."""
     files = _model_files(folder)
-    if not any(path.suffix == ".safetensors" for path in files):
+    if not has_weights(folder):
         raise InputError(f"{folder}: holds no .safetensors weights")
     return files
+
+
+def has_weights(folder: str | Path) -> bool:
+    """Whether a model folder holds weights."""
+    return any(path.suffix == ".safetensors" for path in _model_files(folder))
 
 
 def _model_files(folder: str | Path) -> list[Path]:

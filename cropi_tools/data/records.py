@@ -160,6 +160,11 @@ def _is_messages(value: Any) -> bool:
     )
 
 
+def prompt_of(record: Record) -> Record:
+    """The prompt's own record in a rollout's."""
+    return {key: value for key, value in record.items() if key not in ROLLOUT_FIELDS}
+
+
 def _unique(
     paths: Sequence[str | Path], check: Callable[[Record, str], None] | None = None
 ) -> Iterator[tuple[str | Path, int, Record]]:

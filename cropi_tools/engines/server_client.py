@@ -18,6 +18,7 @@ from cropi_tools.data.errors import InputError, UsageError
 
 RETRIES = 8  # pauses of 0.5 s, then twice as long each time, at most 8 s: a server may be away for about 40 s
 _RETRIES_AT_FIRST = 2  # an address that never answered is more likely wrong than busy
+_FIRST_SECONDS = 30.0  # for an answer about the server itself
 _KEY = "OPENAI_API_KEY"
 
 T = TypeVar("T")
@@ -78,7 +79,9 @@ class Client:
     async def models(self) -> list[dict[str, Any]]:
         """What /v1/models lists. InputError: it lists nothing, or nobody answers."""
         try:
-            found: Any = await self._client.with_options(max_retries=_RETRIES_AT_FIRST).get("/models", cast_to=object)
+            found: Any = await self._client.with_options(max_retries=_RETRIES_AT_FIRST, timeout=_FIRST_SECONDS).get(
+                "/models", cast_to=object
+            )
         except self._openai.NotFoundError:
             raise InputError(
                 f"{self.url}: no OpenAI-compatible server (it has no {self.url}/models); correct the address"
@@ -92,7 +95,10 @@ class Client:
 
     async def ask(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
         """What a page beside /v1 answers, with a body by POST; None when the server has no such page, or not for us."""
-        client, page = self._client.with_options(max_retries=_RETRIES_AT_FIRST), self.root + path
+        client, page = (
+            self._client.with_options(max_retries=_RETRIES_AT_FIRST, timeout=_FIRST_SECONDS),
+            self.root + path,
+        )
         try:
             found: Any = await (
                 client.get(page, cast_to=object) if body is None else client.post(page, body=body, cast_to=object)

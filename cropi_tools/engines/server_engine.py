@@ -57,7 +57,7 @@ class ServerEngine(Engine):
         self._warned: set[str] = set()
         self._client = Client(url, concurrency, timeout)
         try:
-            served = _choose(self._client.url, self._client.submit(self._client.models()).result(), served_model)
+            served = _choose(self._client.url, self._await(self._client.models()), served_model)
             self._served: str = served["id"]
             self._longest = served.get("max_model_len")
             self._dialect = dialect_of(served.get("owned_by"))
@@ -79,7 +79,10 @@ class ServerEngine(Engine):
         try:
             while True:
                 while (
-                    pace.left < pace.enough
+                    not (
+                        held and held[0].ready
+                    )  # a group without requests is ready at once: giving it comes before taking more
+                    and pace.left < pace.enough
                     and sum(len(group.futures) for group in held) < _HELD * self._concurrency
                     and (requests := next(waiting, None)) is not None
                 ):

@@ -123,7 +123,8 @@ class VllmEngine(Engine):
         own: set[str] = set()
         try:
             while True:
-                while more and len(self._begun) < self._window:
+                # a group without requests is whole at once: giving it comes before taking more
+                while more and len(self._begun) < self._window and not (waiting and waiting[0].left == 0):
                     requests = next(source, None)
                     more = requests is not None
                     if requests is not None:

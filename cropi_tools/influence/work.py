@@ -62,16 +62,19 @@ def survey(
     """Read and check all rollouts once, before any model work: a bad line at the end of a long job's input is found at once.
 
     shard: (i, n), 1-based; limit: use the first prompts only, before they are divided into shards; samples: use the first of each prompt.
-    behavior: digest of the policy that will recompute the behavior policy's log-probabilities. InputError: a prompt was sampled by another.
+    behavior: digest of the policy that will recompute the behavior policy's log-probabilities. InputError: prompts were sampled by another,
+    or by several.
     """
     everything = Work(paths, vocabulary, 0, sys.maxsize, 0, samples)
-    live = []
+    live: list[bool] = []
+    origin: str | None = None  # of the first prompt: None, as for all that were not sampled anew
     for rollout in everything.rollouts():
         sampled_by = rollout.record.get("sampled_by")
-        if behavior is not None and sampled_by not in (None, behavior):
+        origin = origin if live else sampled_by
+        if behavior is not None and (sampled_by != origin or sampled_by not in (None, behavior)):
             raise InputError(
-                f"prompt '{rollout.id}' was sampled anew by another policy than that of --behavior; leave --behavior out, "
-                "its log-probabilities are recorded"
+                f"prompt '{rollout.id}': these rollouts are of several policies, or of another than that of --behavior; leave --behavior out, "
+                "the log-probabilities of those who sampled are recorded"
             )
         live.append(isinstance(prepare(rollout, settings), Task))
     live = live[:limit]

@@ -8,14 +8,14 @@ not have been sampled, and `finish_reason` is `unknown`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from cropi_tools.data.errors import InputError
 from cropi_tools.data.foreign import TextRollout, text_rollouts
 from cropi_tools.data.jsonl import Record, shown
-from cropi_tools.data.records import read_prompts
+from cropi_tools.data.records import prompt_of, read_prompts
 from cropi_tools.data.seen import Seen
 from cropi_tools.policy.prompts import prompt_token_ids
 from cropi_tools.policy.tokens import Tokens
@@ -26,6 +26,7 @@ def imported_rollouts(
     tokens: Tokens,
     prompts: Sequence[str | Path] | None = None,
     longest: int | None = None,
+    repeated: Callable[[str], None] = lambda identity: None,
 ) -> Iterator[Record]:
     """Yield the rollouts of all files, in order, in our form.
 
@@ -33,8 +34,8 @@ def imported_rollouts(
     becomes when it is rendered and decoded likewise. The authors' rows are found by id, then by prompt; without `prompts` a row is
     its own prompt. The record is then the prompt's, and responses and rewards alone come from the rollouts.
 
-    A prompt that comes again (another step, another file) is left out: the first met is kept, so name the files in the
-    order in which they matter. `reward` and `outcome` are null where the file has no rewards, to be verified. Memory holds the records
+    A prompt that comes again (another step, another file) is left out, and `repeated` is told its id: the first met is kept, so name the files
+    in the order in which they matter. `reward` and `outcome` are null where the file has no rewards, to be verified. Memory holds the records
     of the prompts that occur in verl's dumps, and one step of a dump. InputError: a dump without `prompts`, a prompt that is
     not among them or that two of them may be, malformed rows.
     """
@@ -50,7 +51,9 @@ def imported_rollouts(
         else:
             record = _own_record(rollout)
         if met.add(record["id"]):
-            yield _imported(record, rollout, tokens, longest)
+            yield _imported(prompt_of(record), rollout, tokens, longest)
+        else:
+            repeated(record["id"])
 
 
 def _imported(record: Record, rollout: TextRollout, tokens: Tokens, longest: int | None) -> Record:
@@ -90,12 +93,11 @@ def _own_record(rollout: TextRollout) -> Record:
         raise InputError(f"{where}: 'prompt' must be a text that is not empty")
     if row.get("id") is None or row.get("answer") is None:
         raise InputError(f"{where}: no field '{'id' if row.get('id') is None else 'answer'}'")
-    stem = Path(where.rpartition(":")[0]).name.split(".")[0]
     return {
         "id": str(row["id"]),
         "prompt": prompt,
         "answer": str(row["answer"]),
-        "source": str(row.get("source") or stem),
+        "source": str(row.get("source") or "authors"),
     }
 
 

@@ -10,7 +10,7 @@ never the batch. Nothing here knows of policies, tokens or gradients.
 
 from __future__ import annotations
 
-from cropi_tools.rewards.check import check_verifier, verifier_fingerprint
+from cropi_tools.rewards.check import check_own_verifiers, check_verifier, verifier_fingerprint
 from cropi_tools.rewards.grades import Grade, Outcome
 from cropi_tools.rewards.pool import VerifierPool
 from cropi_tools.rewards.reasoning import final_answer, reasoning_is_open
@@ -20,6 +20,7 @@ __all__ = [
     "Grade",
     "Outcome",
     "VerifierPool",
+    "check_own_verifiers",
     "check_record",
     "check_verifier",
     "final_answer",

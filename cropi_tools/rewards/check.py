@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+from collections.abc import Sequence
 from importlib.metadata import version
 
-from cropi_tools.data.errors import InputError
+from cropi_tools.data.errors import InputError, UsageError
+from cropi_tools.data.jsonl import open_binary, parse_line, shown
 from cropi_tools.rewards.functions import split_name
 from cropi_tools.rewards.pool import VerifierPool
 from cropi_tools.rewards.verifiers import BUILT_IN
@@ -39,6 +41,29 @@ def check_verifier(name: str) -> None:
         raise InputError(f"verifier {name}: there is no file {path}: check the path")
     with VerifierPool(name, workers=1) as pool:
         pool.load(name)
+
+
+def check_own_verifiers(paths: Sequence[str]) -> dict[str, str]:
+    """The verifiers that records of these files name for themselves, each checked once, with their fingerprints.
+
+    Raises InputError, naming file and line, where one of them cannot be used.
+    """
+    found: dict[str, str] = {}
+    for path in paths:
+        with open_binary(path) as stream:
+            for number, line in enumerate(stream, 1):
+                # most lines need no second parsing
+                name = parse_line(line, path, number).get("verifier") if b'"verifier"' in line else None
+                if not name or name in found:
+                    continue
+                try:
+                    if not isinstance(name, str):
+                        raise InputError(f"'verifier' must be a text, found {name!r}")
+                    check_verifier(name)
+                    found[name] = verifier_fingerprint(name)
+                except (InputError, UsageError) as error:
+                    raise InputError(f"{shown(path)}:{number}: {error}") from None
+    return found
 
 
 def verifier_fingerprint(name: str) -> str:

@@ -12,8 +12,8 @@ Record = Mapping[str, Any]
 class Grade(NamedTuple):
     """What a response earned.
 
-    `reward` is the verifier's score (0 for unparsed, timeout and error). `outcome` is "correct" if the score is exactly
-    1 and "wrong" for every other score, partial ones included; "unparsed" if the response holds no answer that could be
+    `reward` is the verifier's score (0 for unparsed, timeout and error). `outcome` is "correct" if the score is 1 (full
+    credit) or more and "wrong" for every other score, partial ones included; "unparsed" if the response holds no answer that could be
     read; "timeout" if grading took too long; "error" if the verifier's process died or a built-in verifier failed on
     the response.
     """
@@ -24,7 +24,7 @@ class Grade(NamedTuple):
 
 def scored(score: float) -> Grade:
     """The grade of a response that was read and got this score."""
-    return Grade(score, "correct" if score == 1 else "wrong")
+    return Grade(score, "correct" if score >= 1 else "wrong")
 
 
 def prompt_name(record: Record) -> str:

@@ -8,7 +8,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from cropi_tools.data.jsonl import Record, dump_line
+from cropi_tools import runtime
+from cropi_tools.data.jsonl import dump_line
+from cropi_tools.rollouts.grading import Row
 
 PROBE_RESPONSES = 256  # of prompts spread evenly over all: an engine's rate is that of full batches
 
@@ -45,16 +47,17 @@ def probe_places(prompts: int, samples: int) -> range:
 
 
 def estimate(
-    prompts: int, samples: int, probe: Sequence[Any], run: Callable[[Sequence[Any]], Iterator[list[Record]]]
+    prompts: int, samples: int, probe: Sequence[Any], run: Callable[[Sequence[Any]], Iterator[list[Row]]]
 ) -> Estimate:
     """Sample the probe's tasks by `run` once for warming up (the first alone) and once for measuring."""
     for _ in run(probe[:1]):
-        pass
+        runtime.stop_if_requested()
     started = time.monotonic()
-    rows = [row for group in run(probe) for row in group]
+    rows = [row.record for group in run(probe) for row in group]
+    runtime.stop_if_requested()
     seconds = time.monotonic() - started
     tokens = sum(len(sample["token_ids"]) for row in rows for sample in row["samples"])
-    share = prompts / len(rows)
+    share = prompts / len(rows) if rows else 0.0
     return Estimate(
         prompts,
         prompts * samples,
@@ -65,7 +68,7 @@ def estimate(
         _gpu_memory(),
         len(rows),
         seconds,
-        tokens / seconds,
+        tokens / max(seconds, 1e-9),
     )
 
 

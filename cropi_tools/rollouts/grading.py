@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+from cropi_tools.data.errors import InputError
 from cropi_tools.data.jsonl import Record
 from cropi_tools.rewards.pool import VerifierPool
 from cropi_tools.rewards.reasoning import final_answer, reasoning_is_open
@@ -14,19 +15,27 @@ PROMPT_END = 16  # tokens at the end of a prompt that are looked at for reasonin
 CHUNK_RESPONSES = 256  # responses between two commits; fixed, so that a resumed file has the bytes of an unbroken one
 
 
+class Row(NamedTuple):
+    """A rollout record; sampled: whether its samples were made now, or it was there before and is passed on as it is."""
+
+    record: Record
+    sampled: bool
+
+
+def graded_rows(pool: VerifierPool, rows: Sequence[Row]) -> list[Row]:
+    """The rows with a grade for every sample made now."""
+    grades = iter(graded(pool, [row.record for row in rows if row.sampled]))
+    return [row._replace(record=next(grades)) if row.sampled else row for row in rows]
+
+
 def graded(pool: VerifierPool, records: Sequence[Record]) -> list[Record]:
-    """The rollout records with `reward` and `outcome` of every sample. Records that have been passed on keep theirs."""
-    fresh = [record for record in records if not _has_grades(record)]
-    answers = [(record, _told(record, sample, pool.verifier)) for record in fresh for sample in record["samples"]]
+    """The rollout records with `reward` and `outcome` of every sample, in place of those they may have."""
+    answers = [(record, _told(record, sample, pool.verifier)) for record in records for sample in record["samples"]]
     grades = iter(pool.grade_many(answers))
-    found = []
-    for record in records:
-        if _has_grades(record):
-            found.append(record)
-            continue
-        samples = [{**sample, **next(grades)._asdict()} for sample in record["samples"]]
-        found.append({**record, "samples": samples})
-    return found
+    return [
+        {**record, "samples": [{**sample, **next(grades)._asdict()} for sample in record["samples"]]}
+        for record in records
+    ]
 
 
 def reasoning_mark(tokenizer: Any, prompt_token_ids: Sequence[int]) -> Record:
@@ -36,16 +45,9 @@ def reasoning_mark(tokenizer: Any, prompt_token_ids: Sequence[int]) -> Record:
 
 def _told(record: Record, sample: Record, verifier: str) -> str:
     """What the verifier is told of a response. verl and TRL give their functions the whole of it, which may reward how it reasons."""
+    text = sample.get("text")
+    if not isinstance(text, str):
+        raise InputError(f"prompt '{record.get('id')}' has a sample without 'text', which a verifier reads; add it")
     if verifier_of(record, verifier) not in BUILT_IN:
-        return sample["text"]
-    return final_answer(sample["text"], bool(record.get("reasoning_open")))
-
-
-def _has_grades(record: Record) -> bool:
-    return all("outcome" in sample for sample in record["samples"])
-
-
-def without_grades(record: Record) -> Record:
-    """A rollout record to be graded again; the keys of its samples keep their order."""
-    samples = [{k: v for k, v in sample.items() if k not in ("reward", "outcome")} for sample in record["samples"]]
-    return {**record, "samples": samples}
+        return text
+    return final_answer(text, bool(record.get("reasoning_open")))

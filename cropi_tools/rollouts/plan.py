@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 from cropi_tools import runtime
-from cropi_tools.data.jsonl import Record
+from cropi_tools.data.errors import InputError
 from cropi_tools.data.output import JsonLinesOutput
 from cropi_tools.data.policies import same_tokenizer, tokenizer_digest
-from cropi_tools.data.records import read_prompts, shard_range
+from cropi_tools.data.records import prompt_of, read_prompts, shard_range
 from cropi_tools.engines.choose import Server, open_engine
 from cropi_tools.engines.protocol import Sampling
 from cropi_tools.rewards import VerifierPool, check_record
 from cropi_tools.rollouts.estimate import Estimate, estimate, probe_places
-from cropi_tools.rollouts.refreshing import marked, parse_wish, prompt_of, wanted_ids
+from cropi_tools.rollouts.grading import Row
+from cropi_tools.rollouts.refreshing import marked, parse_wish, wanted_ids
 from cropi_tools.rollouts.sampling import Task, chunks, sample_groups
 from cropi_tools.rollouts.writing import write
 
@@ -48,7 +50,8 @@ class Plan:
         """Every prompt, or rollout to pass on, in file order, before the division into shards."""
         if self.refresh is None:
             for record in islice(read_prompts(self.sources), self.limit):
-                yield Task(record, (self.seed, record["id"]))
+                # a rollouts file may serve as prompts: what its samples said does not go for these
+                yield Task(prompt_of(record), (self.seed, record["id"]))
             return
         wish = parse_wish(self.refresh)
         listed = wanted_ids(self.indexes, wish)
@@ -61,10 +64,6 @@ class Plan:
             prompt = {**prompt_of(record), "sampled_by": self.policy_digest}
             key = (self.seed, "refresh", self.policy_digest, record["id"])
             yield Task(prompt, key, record["prompt_token_ids"])
-
-    def sampled_now(self, record: Record) -> bool:
-        """Whether a rollout's samples are this plan's own, and not passed on."""
-        return self.refresh is None or record.get("sampled_by") == self.policy_digest
 
     def survey(self) -> tuple[int, int, int]:
         """This shard's [start, stop) and how many of its prompts are sampled; all records checked, a bad line at the end too."""
@@ -87,10 +86,17 @@ def sample(plan: Plan, target: JsonLinesOutput) -> Mapping[str, Any]:
     engine, tokens, device = open_engine(plan.engine, plan.policy, plan.device, plan.dtype, plan.server)
     try:
         settings = engine.settings(plan.sampling)
+        # which model a server serves is known only now; the rest of what decides a sample is in the fingerprint
+        served, before = settings.get("served_model"), target.state.get("served_model")
+        if target.lines and served != before:
+            raise InputError(
+                f"the unfinished output was sampled from {before}, now the server has {served}; --force starts anew"
+            )
         wanted = islice(plan.tasks(), start + target.lines, stop)
         with VerifierPool(plan.verifier) as pool:
             groups = sample_groups(engine, tokens, pool, chunks(wanted, plan.samples), plan.samples, plan.sampling)
-            written = write(target, groups, stop - start, "rollouts", plan.sampled_now)
+            with closing(groups):
+                written = write(target, groups, stop - start, "rollouts", {"served_model": served})
     finally:
         engine.close()
     summary, cost = written.tallies.summary(), written.sampled
@@ -111,7 +117,7 @@ def dry_run(plan: Plan) -> Estimate:
     try:
         with VerifierPool(plan.verifier) as pool:
 
-            def run(tasks: Sequence[Task]) -> Iterator[list[Record]]:
+            def run(tasks: Sequence[Task]) -> Iterator[list[Row]]:
                 return sample_groups(engine, tokens, pool, chunks(tasks, plan.samples), plan.samples, plan.sampling)
 
             return estimate(sampled, plan.samples, probe, run)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from cropi_tools.data.errors import InputError, UsageError
 from cropi_tools.data.jsonl import Record, read_jsonl
-from cropi_tools.data.records import ROLLOUT_FIELDS, read_rollouts
+from cropi_tools.data.records import read_rollouts
 
 INDEX = "index.jsonl"
 LOW_ESS = 0.1  # of the tokens, where --where low-ess names no other share
@@ -89,8 +89,3 @@ def marked(paths: Sequence[str], wish: Wish, listed: set[str]) -> Iterator[tuple
         rewards = rollout.rewards
         flat = OF_REWARDS in wish.statuses and (len(rewards) < 2 or min(rewards) == max(rewards))
         yield rollout.record, flat or "all" in wish.statuses or rollout.id in listed
-
-
-def prompt_of(record: Record) -> Record:
-    """The prompt's own record in a rollout's."""
-    return {key: value for key, value in record.items() if key not in ROLLOUT_FIELDS}

@@ -5,7 +5,7 @@ Rollouts of others are read as well (text only, or verl's dumps): they become ro
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -19,7 +19,7 @@ from cropi_tools.data.output import JsonLinesOutput
 from cropi_tools.data.policies import same_tokenizer, tokenizer_digest
 from cropi_tools.data.records import read_rollouts, shard_range
 from cropi_tools.rewards import VerifierPool, check_record
-from cropi_tools.rollouts.grading import CHUNK_RESPONSES, graded, reasoning_mark, without_grades
+from cropi_tools.rollouts.grading import CHUNK_RESPONSES, Row, graded, reasoning_mark
 from cropi_tools.rollouts.writing import write
 
 RECORDED = "recorded"
@@ -42,11 +42,11 @@ class Regrading:
     shard: tuple[int, int]
     limit: int | None
 
-    def records(self) -> Iterator[Record]:
-        """All rollouts in our form, before the division into shards."""
-        return islice(self._records(), self.limit)
+    def records(self, repeated: Callable[[str], None] = lambda identity: None) -> Iterator[Record]:
+        """All rollouts in our form, before the division into shards; `repeated` is told of every prompt that comes again and is left out."""
+        return islice(self._records(repeated), self.limit)
 
-    def _records(self) -> Iterator[Record]:
+    def _records(self, repeated: Callable[[str], None]) -> Iterator[Record]:
         _, first = next(read_jsonl(self.sources[0]), (0, {}))
         if foreign_form(first) == "ours":
             return (rollout.record for rollout in read_rollouts(self.sources))
@@ -56,7 +56,7 @@ class Regrading:
         from cropi_tools.policy.tokens import load_tokens
 
         tokens = load_tokens(self.policy)
-        found = imported_rollouts(self.sources, tokens, self.prompts or None, self.longest)
+        found = imported_rollouts(self.sources, tokens, self.prompts or None, self.longest, repeated)
         return ({**record, **reasoning_mark(tokens.tokenizer, record["prompt_token_ids"])} for record in found)
 
 
@@ -66,8 +66,13 @@ def regrade(wish: Regrading, target: JsonLinesOutput) -> Mapping[str, Any]:
         for file in wish.sources:
             same_tokenizer(file, wish.policy)
     keep = wish.verifier == RECORDED
-    count = 0
-    for record in wish.records():
+    count = repeated = 0
+
+    def note_repeated(identity: str) -> None:
+        nonlocal repeated
+        repeated += 1
+
+    for record in wish.records(note_repeated):
         if keep:
             _check_rewards(record)
         else:
@@ -75,18 +80,14 @@ def regrade(wish: Regrading, target: JsonLinesOutput) -> Mapping[str, Any]:
         count += 1
     start, stop = shard_range(count, *wish.shard)
     groups = _groups(islice(wish.records(), start + target.lines, stop))
-    if keep:
-        summary = _written(target, groups, stop - start)
-    else:
-        with VerifierPool(wish.verifier) as pool:
-            regraded = (graded(pool, [without_grades(record) for record in group]) for group in groups)
-            summary = _written(target, regraded, stop - start)
-    target.finish(facts={"tokenizer": _tokenizer(wish.sources, wish.policy), "summary": summary})
+    with VerifierPool("exact" if keep else wish.verifier) as pool:
+        rows = ([Row(record, False) for record in (group if keep else graded(pool, group))] for group in groups)
+        summary = write(target, rows, stop - start, "verified").tallies.summary()
+    if repeated:
+        runtime.notify(f"{repeated} prompts came again and were left out; the first of each is kept")
+    facts = {"tokenizer": _tokenizer(wish.sources, wish.policy), "summary": summary}
+    target.finish(skipped={"repeated prompts": repeated}, facts=facts)
     return summary
-
-
-def _written(target: JsonLinesOutput, groups: Iterator[list[Record]], total: int) -> Mapping[str, Any]:
-    return write(target, groups, total, "verified", lambda _: False).tallies.summary()
 
 
 def _check_rewards(record: Record) -> None:

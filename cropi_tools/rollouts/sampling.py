@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
@@ -15,7 +15,7 @@ from cropi_tools.policy.prompts import prompt_token_ids
 from cropi_tools.policy.tokens import Tokens
 from cropi_tools.rewards.pool import VerifierPool
 from cropi_tools.rewards.reasoning import MARKERS
-from cropi_tools.rollouts.grading import CHUNK_RESPONSES, graded, reasoning_mark
+from cropi_tools.rollouts.grading import CHUNK_RESPONSES, Row, graded_rows, reasoning_mark
 
 GROUPS_AHEAD = 4  # sampled groups that may wait for their grades: a hung verifier must not stop the engine at once, nor memory grow
 
@@ -55,7 +55,8 @@ def sample_and_verify(
     tokens), finish_reason, reward, outcome.
     """
     group = _encoded(tokens, tasks)
-    return graded(pool, _records(tokens, group, engine.sample(_requests(group, samples), sampling), samples))
+    rows = _rows(tokens, group, engine.sample(_requests(group, samples), sampling), samples)
+    return [row.record for row in graded_rows(pool, rows)]
 
 
 def sample_groups(
@@ -65,10 +66,11 @@ def sample_groups(
     groups: Iterable[Sequence[Task]],
     samples: int,
     sampling: Sampling,
-) -> Iterator[list[Record]]:
+) -> Generator[list[Row], None, None]:
     """The rollout records of each group, in order, as `sample_and_verify`; verifiers work while the engine goes on.
 
-    When a signal asks to stop, the group in hand and what is already sampled are still given; then the iterator ends early.
+    When a signal asks to stop, the group in hand and what is already sampled are still given; then the iterator ends early. When the engine
+    fails, what is already sampled is given before its error is raised.
     """
     begun: deque[list[Task]] = deque()
 
@@ -79,7 +81,8 @@ def sample_groups(
             yield _requests(group, samples)
 
     answers = engine.stream(requests(), sampling)
-    waiting: deque[Future[list[Record]]] = deque()
+    waiting: deque[Future[list[Row]]] = deque()
+    failure: Exception | None = None
     verifying = ThreadPoolExecutor(1, "verify")
     try:
         while True:
@@ -87,13 +90,19 @@ def sample_groups(
                 completions = next(answers)
             except (StopIteration, Interrupted):
                 break
-            waiting.append(verifying.submit(graded, pool, _records(tokens, begun.popleft(), completions, samples)))
+            except Exception as error:
+                failure = error
+                break
+            rows = _rows(tokens, begun.popleft(), completions, samples)
+            waiting.append(verifying.submit(graded_rows, pool, rows))
             while waiting and (waiting[0].done() or len(waiting) > GROUPS_AHEAD):
                 yield waiting.popleft().result()
             if runtime.stop_requested():
                 break
         while waiting:
             yield waiting.popleft().result()
+        if failure is not None:
+            raise failure
     except BaseException:
         pool.cancel()
         raise
@@ -120,24 +129,23 @@ def _requests(group: Sequence[Task], samples: int) -> list[Request]:
     ]
 
 
-def _records(tokens: Tokens, group: Sequence[Task], completions: Sequence[Completion], samples: int) -> list[Record]:
-    """Rollout records without grades."""
-    found: list[Record] = []
+def _rows(tokens: Tokens, group: Sequence[Task], completions: Sequence[Completion], samples: int) -> list[Row]:
+    """Rollout records; those made now have no grades yet."""
+    found: list[Row] = []
     own = iter(completions)
     silent = silent_token_ids(tokens)
     for task in group:
         if task.key is None:
-            found.append(task.record)
+            found.append(Row(task.record, sampled=False))
             continue
         assert task.prompt_token_ids is not None
-        found.append(
-            {
-                **task.record,
-                "prompt_token_ids": task.prompt_token_ids,
-                **reasoning_mark(tokens.tokenizer, task.prompt_token_ids),
-                "samples": [_sample(tokens, next(own), silent) for _ in range(samples)],
-            }
-        )
+        record = {
+            **task.record,
+            "prompt_token_ids": task.prompt_token_ids,
+            **reasoning_mark(tokens.tokenizer, task.prompt_token_ids),
+            "samples": [_sample(tokens, next(own), silent) for _ in range(samples)],
+        }
+        found.append(Row(record, sampled=True))
     return found
 
 

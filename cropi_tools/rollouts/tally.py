@@ -42,17 +42,18 @@ class Tally:
     def add(self, row: Mapping[str, Any]) -> None:
         """Count one rollout record."""
         samples = row["samples"]
-        correct = sum(sample["outcome"] == "correct" for sample in samples)
+        outcomes = [outcome_of(sample) for sample in samples]
+        correct = outcomes.count("correct")
         self.prompts += 1
         self.samples += len(samples)
         self.reward += math.fsum(sample["reward"] for sample in samples)
         self.tokens += sum(len(sample["token_ids"]) for sample in samples)
         self.prompt_tokens += len(row["prompt_token_ids"])
-        self.truncated += sum(sample["finish_reason"] == "length" for sample in samples)
+        self.truncated += sum(sample.get("finish_reason") == "length" for sample in samples)
         self.equal_rewards += len({sample["reward"] for sample in samples}) == 1
         _count(self.by_correct, f"{correct}/{len(samples)}")
-        for sample in samples:
-            _count(self.outcomes, sample["outcome"])
+        for outcome in outcomes:
+            _count(self.outcomes, outcome)
 
     def saved(self) -> dict[str, Any]:
         """The counts as JSON values; the constructor takes them back."""
@@ -168,6 +169,11 @@ def table(summary: Mapping[str, Any]) -> list[str]:
             f"{found['equal_rewards_fraction']:13.3f}"
         )
     return lines
+
+
+def outcome_of(sample: Mapping[str, Any]) -> str:
+    """A sample's outcome; told from its reward where the file does not say it."""
+    return sample.get("outcome") or ("correct" if sample["reward"] >= 1 else "wrong")
 
 
 def _count(counts: dict[str, int], key: str, more: int = 1) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 from cropi_tools import runtime
-from cropi_tools.data.jsonl import Record
+from cropi_tools.data.errors import InputError
 from cropi_tools.data.output import JsonLinesOutput
+from cropi_tools.rollouts.grading import Row
 from cropi_tools.rollouts.tally import Tallies, Tally
 
 
@@ -21,26 +22,28 @@ class Written(NamedTuple):
 
 def write(
     target: JsonLinesOutput,
-    groups: Iterator[list[Record]],
+    groups: Iterator[list[Row]],
     total: int,
     label: str,
-    sampled: Callable[[Record], bool],
+    remembered: Mapping[str, Any] | None = None,
 ) -> Written:
     """Append and commit group after group until `total` records are there.
 
-    sampled: whether a record was sampled now, so that its tokens are a cost. Raises Interrupted, with everything finished on disk, when a
-    signal asked to stop before the end.
+    remembered: for a later try, beside the counts. Raises Interrupted, with everything finished on disk, when a signal asked to stop before
+    the end; InputError when the groups end before it without one.
     """
     tallies = Tallies(target.state.get("sources"))
     fresh = Tally(**target.state.get("sampled", {}))
     started, tokens_before = time.monotonic(), fresh.tokens
     with runtime.progress(label, total, target.lines) as shown:
         for rows in groups:
-            tallies.add(rows)
-            for row in filter(sampled, rows):
-                fresh.add(row)
-            target.append(rows)
-            target.commit({"sources": tallies.saved(), "sampled": fresh.saved()})
+            records = [row.record for row in rows]
+            tallies.add(records)
+            for row in rows:
+                if row.sampled:
+                    fresh.add(row.record)
+            target.append(records)
+            target.commit({"sources": tallies.saved(), "sampled": fresh.saved(), **(remembered or {})})
             sums = tallies.total()
             note = f"accuracy {sums.correct / sums.samples:.3f}"
             if fresh.tokens:
@@ -48,4 +51,7 @@ def write(
             shown.advance(len(rows), note)
     if target.lines < total:
         runtime.stop_if_requested()
+        raise InputError(
+            f"the input changed while it was read: {total - target.lines} records are missing; start again"
+        )
     return Written(tallies, fresh)

@@ -238,9 +238,8 @@ class Trainer:
         try:
             self._mismatch = {"engine_mismatch": self._sync(step)}
         except CropiError as error:
-            raise type(error)(
-                f"{self._output.path}: {error}; the last checkpoint in {self._output.part} is good"
-            ) from None
+            saved = f"; the last checkpoint in {self._output.part} is good" if self._output.state else ""
+            raise type(error)(f"{self._output.path}: {error}{saved}") from None
 
     def _evaluate(self, step: int) -> str:
         """Accuracy on every evaluation set; the same sample seeds at every step, so that differences are the policy's."""

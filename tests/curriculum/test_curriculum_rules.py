@@ -361,3 +361,19 @@ def test_refresh_in_shards(tmp_path: Path) -> None:
         for part in ("1-of-2", "2-of-2"):
             assert str(curriculum.run / f"start/train.rollouts.{part}.jsonl") in line
     assert curriculum.nothing_left()
+
+
+def test_taking_refresh_out_is_noticed(tmp_path: Path) -> None:
+    curriculum = BookkeptCurriculum(tmp_path, STAGES=2, ARMS="cropi", REFRESH="zero-advantage")
+    curriculum.make()
+    curriculum.asked()
+    assert not curriculum.nothing_left("REFRESH=")
+    curriculum.make("REFRESH=", "FORCE=--force")
+    made = [entry["words"] for entry in curriculum.asked() if entry["outcome"] == "made"]
+    (stage_two,) = [words for words in made if words[0] == "cropi-grad" and "cropi/1/2/grads.zarr" in " ".join(words)]
+    assert str(curriculum.run / "start/train.rollouts.jsonl") in stage_two
+
+
+def test_refresh_and_a_recomputed_behavior_policy_exclude_each_other(tmp_path: Path) -> None:
+    curriculum = BookkeptCurriculum(tmp_path, STAGES=2, REFRESH="zero-advantage", GRAD_OPTIONS="--behavior P0")
+    assert "leave one of them out" in curriculum.make("-n", code=2).stderr

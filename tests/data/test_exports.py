@@ -69,9 +69,11 @@ def test_a_column_has_one_type() -> None:
     assert [json.loads(row["extra"]) for row in exported(records, "trl")] == [{"level": 3}, {"level": "hard"}]
 
 
-def test_templates_that_differ_are_no_table_for_trl() -> None:
-    with pytest.raises(InputError, match="different chat_template_kwargs"):
-        list(exported([RECORDS[0], {**RECORDS[1], "chat_template_kwargs": {}}], "trl"))
+@pytest.mark.parametrize("form", ["verl", "trl"])
+@pytest.mark.parametrize("other", [{}, {"enable_thinking": True}])
+def test_settings_of_templates_that_differ_are_no_one_setting(form: Any, other: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="has other chat_template_kwargs"):
+        settings_needed([RECORDS[0], {**RECORDS[1], "chat_template_kwargs": other}], form)
 
 
 def test_verl_rows_have_one_type_a_field() -> None:

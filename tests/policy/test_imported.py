@@ -57,7 +57,7 @@ def test_the_authors_rows_need_no_prompts(tokens: Tokens, tmp_path: Path) -> Non
         "id": "7",
         "prompt": "1+1=",
         "answer": "2",
-        "source": "gsm",
+        "source": "authors",
     }
     assert found["prompt_token_ids"] == prompt_token_ids(tokens.tokenizer, {"id": "7", "prompt": "1+1="})
     assert found["samples"] == [

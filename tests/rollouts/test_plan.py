@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import threading
@@ -13,14 +14,18 @@ from typing import Any
 import naive_policy
 import pytest
 import tiny_policy
-from test_refreshing import run
+from test_refreshing import ROLLOUTS, run
 
 from cropi_tools import runtime
 from cropi_tools.data.errors import InputError
+from cropi_tools.data.manifest import Fingerprint
+from cropi_tools.data.output import JsonLinesOutput
 from cropi_tools.engines.protocol import Completion, Engine, Request, Sampling
 from cropi_tools.rewards.verifiers import Grade
 from cropi_tools.rollouts.estimate import probe_places
+from cropi_tools.rollouts.grading import Row
 from cropi_tools.rollouts.sampling import GROUPS_AHEAD, Task, chunks, sample_groups
+from cropi_tools.rollouts.writing import write
 
 
 class Counting(Engine):
@@ -58,7 +63,7 @@ class Slow:
         self.cancelled = True
 
 
-def start(engine: Engine, pool: Slow, prompts: int = 40) -> Iterator[list[dict[str, Any]]]:
+def start(engine: Engine, pool: Slow, prompts: int = 40) -> Iterator[list[Row]]:
     tasks = [Task(record, (0, record["id"])) for record in tiny_policy.prompts(prompts)]
     tokens = naive_policy.policy().tokens
     return sample_groups(engine, tokens, pool, chunks(tasks, 128), 128, Sampling(1, 1.0))  # type: ignore[arg-type]
@@ -67,7 +72,7 @@ def start(engine: Engine, pool: Slow, prompts: int = 40) -> Iterator[list[dict[s
 def test_the_engine_goes_on_while_verifiers_work() -> None:
     engine, pool = Counting(), Slow(threading.Event())
     groups = start(engine, pool)
-    first: list[list[dict[str, Any]]] = []
+    first: list[list[Row]] = []
     consumer = threading.Thread(target=lambda: first.append(next(groups)))
     consumer.start()
     deadline = time.monotonic() + 20
@@ -79,7 +84,7 @@ def test_the_engine_goes_on_while_verifiers_work() -> None:
     pool.release.set()
     consumer.join()
     found = first + list(groups)
-    assert [record["id"] for group in found for record in group] == [r["id"] for r in tiny_policy.prompts(40)]
+    assert [row.record["id"] for group in found for row in group] == [r["id"] for r in tiny_policy.prompts(40)]
     assert threading.get_ident() not in pool.threads
     assert len(pool.threads) == 1
 
@@ -90,6 +95,25 @@ def test_an_error_of_a_verifier_comes_through_and_ends_the_work() -> None:
         list(start(engine, pool))
     assert pool.cancelled
     assert engine.groups <= GROUPS_AHEAD + 2
+
+
+class Failing(Counting):
+    """Fails at its fourth group."""
+
+    def stream(self, groups: Iterable[Sequence[Request]], sampling: Sampling) -> Iterator[list[Completion]]:
+        for number, found in enumerate(super().stream(groups, sampling)):
+            if number == 3:
+                raise InputError("the server went away")
+            yield found
+
+
+def test_what_was_sampled_before_the_engine_failed_is_kept() -> None:
+    release = threading.Event()
+    threading.Timer(0.3, release.set).start()
+    groups = start(Failing(), Slow(release))
+    assert [len(next(groups)) for _ in range(3)] == [2, 2, 2]
+    with pytest.raises(InputError, match="went away"):
+        next(groups)
 
 
 def test_a_stop_keeps_what_is_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,10 +137,10 @@ def test_records_passed_on_cost_no_request() -> None:
     engine = Counting()
     tokens = naive_policy.policy().tokens
     ((first, *between, last),) = sample_groups(engine, tokens, Slow(), [tasks], 3, Sampling(1, 1.0))  # type: ignore[arg-type]
-    assert first is kept
-    assert last is kept
-    assert [len(record["samples"]) for record in between] == [3, 3]
-    assert list(sample_groups(engine, tokens, Slow(), [[tasks[0]]], 3, Sampling(1, 1.0))) == [[kept]]  # type: ignore[arg-type]
+    assert first == last == Row(kept, sampled=False)
+    assert first.record is kept
+    assert [(len(row.record["samples"]), row.sampled) for row in between] == [(3, True), (3, True)]
+    assert list(sample_groups(engine, tokens, Slow(), [[tasks[0]]], 3, Sampling(1, 1.0))) == [[first]]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("prompts", "samples"), [(1, 8), (31, 8), (33, 8), (10**6, 8), (10**6, 1000), (5, 1), (0, 8)])
@@ -151,9 +175,64 @@ def test_a_dry_run_says_what_it_will_cost_and_writes_nothing(
     assert capsys.readouterr().out.startswith("100 prompts, 400 responses")
 
 
-def test_a_shard_without_a_prompt_writes_its_file(tmp_path: Path) -> None:
+def test_a_shard_without_a_prompt_writes_its_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     policy = tiny_policy.save(tmp_path / "P0")
     prompts = tiny_policy.write_jsonl(tmp_path / "p.jsonl", tiny_policy.prompts(2))
     line = ["--model", str(policy), str(prompts), "-n", "2", "--max-tokens", "2", "--verifier", "exact"]
     assert run(*line, "--shard", "1/3", "-o", str(tmp_path / "r.jsonl")) == 0
     assert (tmp_path / "r.jsonl").read_text() == ""
+    capsys.readouterr()
+    assert run(*line, "--shard", "1/3", "--dry-run", "--json") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["prompts"], said["seconds"], said["disk"]) == (0, 0, 0)
+
+
+def test_a_dry_run_that_is_asked_to_stop_says_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = tiny_policy.save(tmp_path / "P0")
+    prompts = tiny_policy.write_jsonl(tmp_path / "p.jsonl", tiny_policy.prompts(2))
+    monkeypatch.setattr(runtime, "_stop_signal", signal.SIGTERM)
+    line = ["--model", str(policy), str(prompts), "-n", "2", "--max-tokens", "2", "--verifier", "exact", "--dry-run"]
+    assert run(*line) == 143
+    assert capsys.readouterr().out == ""
+
+
+def test_an_input_that_shrinks_meanwhile_is_an_error() -> None:
+    target = JsonLinesOutput("-", Fingerprint("c", {}, {}), {})
+    assert target.open()
+    with pytest.raises(InputError, match="2 records are missing"):
+        write(target, iter([]), 2, "rollouts")
+
+
+def test_verifiers_of_records_are_checked_before_the_first_sample_and_count(tmp_path: Path) -> None:
+    policy = tiny_policy.save(tmp_path / "P0")
+    mine = tmp_path / "mine.py"
+    mine.write_text("def f(solution_str, **more):\n    return 1.0\n")
+    records = tiny_policy.prompts(3)
+    records[1]["verifier"] = f"{mine}:f"
+    prompts = tiny_policy.write_jsonl(tmp_path / "p.jsonl", records)
+    line = ["--model", str(policy), str(prompts), "-n", "2", "--max-tokens", "2", "--verifier", "exact", "--quiet"]
+    assert run(*line, "-o", str(tmp_path / "r.jsonl")) == 0
+    mine.write_text("def f(solution_str, **more):\n    return 0.0\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.stderr", said := io.StringIO())
+        assert run(*line, "-o", str(tmp_path / "r.jsonl")) == 1
+    assert "own-verifiers" in said.getvalue()
+    records[2]["verifier"] = "nonsense"
+    tiny_policy.write_jsonl(prompts, records)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.stderr", said := io.StringIO())
+        assert run(*line, "-o", str(tmp_path / "other.jsonl")) == 1
+    assert "p.jsonl:3: there is no verifier 'nonsense'" in said.getvalue()
+    assert not list(tmp_path.glob("other*"))
+
+
+def test_rollouts_as_prompts_leave_their_marks_behind(tmp_path: Path) -> None:
+    policy = tiny_policy.save(tmp_path / "P0")
+    rows = [{**row, "sampled_by": "x", "reasoning_open": True} for row in ROLLOUTS]
+    source = tiny_policy.write_jsonl(tmp_path / "r.jsonl", rows)
+    line = ["--model", str(policy), str(source), "-n", "2", "--max-tokens", "2", "--verifier", "exact", "--quiet"]
+    assert run(*line, "-o", str(tmp_path / "new.jsonl")) == 0
+    for text in (tmp_path / "new.jsonl").read_text().splitlines():
+        assert not {"sampled_by", "reasoning_open"} & json.loads(text).keys()

@@ -13,7 +13,11 @@ from cropi_tools.cli.rollout import main
 from cropi_tools.data.errors import InputError, UsageError
 from cropi_tools.data.manifest import read_manifest
 from cropi_tools.data.policies import policy_input
-from cropi_tools.rollouts.refreshing import index_files, marked, parse_wish, prompt_of, wanted_ids
+from cropi_tools.data.records import prompt_of
+from cropi_tools.influence.prompt_objective import GradientSettings
+from cropi_tools.influence.work import survey
+from cropi_tools.objective import Estimator
+from cropi_tools.rollouts.refreshing import index_files, marked, parse_wish, wanted_ids
 
 
 def rollout(name: str, rewards: list[float], **more: Any) -> dict[str, Any]:
@@ -142,3 +146,29 @@ def test_the_command_samples_those_and_passes_on_the_rest(tmp_path: Path, files:
         for a, b in zip(first[i]["samples"], rows[i]["samples"], strict=True)
     ]
     assert sum(same) <= 2
+    # refreshed again by the same policy with nothing to do: passed on, at no cost
+    bare = [
+        {**row, "samples": [{k: v for k, v in s.items() if k != "outcome"} for s in row["samples"]]} for row in rows
+    ]
+    again = tiny_policy.write_jsonl(tmp_path / "bare.jsonl", [row for row in bare if row["id"] == "mixed"])
+    twice = ["--refresh", str(again), "--where", "zero-advantage", "-o", str(tmp_path / "twice.jsonl")]
+    assert run(*options, *twice) == 0
+    assert (tmp_path / "twice.jsonl").read_text() == again.read_text()
+    manifest = read_manifest(tmp_path / "twice.jsonl")
+    assert manifest is not None
+    assert manifest["ledger"]["tokens_generated"] == 0
+    assert manifest["facts"]["summary"]["accuracy"] == 0.5
+
+
+def test_a_mixed_file_has_no_one_behavior_policy(tmp_path: Path) -> None:
+    """Neither of the policies may stand for all samples; a file that one of them sampled whole is its own."""
+    settings = GradientSettings(Estimator("token", None, None, False), 1.0, "sequence", "group")
+    mixed = tiny_policy.write_jsonl(tmp_path / "m.jsonl", [ROLLOUTS[1], {**ROLLOUTS[2], "sampled_by": "P1"}])
+    whole = tiny_policy.write_jsonl(tmp_path / "w.jsonl", [{**row, "sampled_by": "P1"} for row in ROLLOUTS])
+    plain = tiny_policy.write_jsonl(tmp_path / "p.jsonl", ROLLOUTS)
+    assert survey([str(mixed)], 71, settings).prompts == 2
+    assert survey([str(whole)], 71, settings, behavior="P1").prompts == 5
+    assert survey([str(plain)], 71, settings, behavior="P0").prompts == 5
+    for path, behavior in ((mixed, "P0"), (mixed, "P1"), (whole, "P0")):
+        with pytest.raises(InputError, match="leave --behavior out"):
+            survey([str(path)], 71, settings, behavior=behavior)

@@ -127,3 +127,20 @@ def test_shards_one_after_another_are_the_whole(tmp_path: Path) -> None:
         assert run(*line, "-o", str(tmp_path / f"{i}.jsonl"), "--shard", f"{i}/2") == 0
     parts = (tmp_path / "1.jsonl").read_text() + (tmp_path / "2.jsonl").read_text()
     assert parts == (tmp_path / "all.jsonl").read_text()
+
+
+def test_rollouts_without_outcomes_or_texts(tmp_path: Path) -> None:
+    """An outcome is told from the reward; a text that is not there cannot be graded."""
+
+    def without(*names: str) -> str:
+        rows = [
+            {**row, "samples": [{k: v for k, v in s.items() if k not in names} for s in row["samples"]]}
+            for row in ROLLOUTS
+        ]
+        return str(tiny_policy.write_jsonl(tmp_path / f"{'-'.join(names)}.jsonl", rows))
+
+    source = without("outcome", "finish_reason")
+    assert run("--verify-only", source, "--verifier", "recorded", "-o", str(tmp_path / "a.jsonl"), "--quiet") == 0
+    assert (tmp_path / "a.jsonl").read_text() == Path(source).read_text()
+    said = refused("--verify-only", without("text"), "--verifier", "exact", "-o", str(tmp_path / "b.jsonl"))
+    assert said == "cropi-rollout: prompt 'none' has a sample without 'text', which a verifier reads; add it\n"

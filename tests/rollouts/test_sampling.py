@@ -19,7 +19,7 @@ from cropi_tools.engines.protocol import Completion, Engine, Request, Sampling, 
 from cropi_tools.engines.transformers_engine import TransformersEngine
 from cropi_tools.policy.tokens import Tokens
 from cropi_tools.rewards.verifiers import Grade
-from cropi_tools.rollouts.grading import graded, without_grades
+from cropi_tools.rollouts.grading import graded
 from cropi_tools.rollouts.sampling import Task, chunks, sample_and_verify
 
 
@@ -150,8 +150,8 @@ def test_reasoning_is_kept_apart_from_the_answer(special: bool, opened: bool) ->
     assert [text for _, text in pool.seen] == ["4", "", "" if opened else "4"]
     assert row.get("reasoning_open", False) is opened
     again = Parity()
-    assert graded(again, [without_grades(row)]) == [row]  # --verify-only sees the same
+    assert graded(again, [row]) == [row]  # --verify-only sees the same
     assert [text for _, text in again.seen] == [text for _, text in pool.seen]
     whole = Parity("mine.py:reward")  # a function of the user's own may reward how the model reasons
-    graded(whole, [without_grades(row)])
+    graded(whole, [row])
     assert [text for _, text in whole.seen] == [sample["text"] for sample in row["samples"]]
