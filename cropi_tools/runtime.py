@@ -7,6 +7,7 @@ printed every few seconds, so that a log file shows that the command is alive. T
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -17,9 +18,11 @@ from types import FrameType
 from cropi_tools.data.errors import Interrupted
 
 SECONDS_BETWEEN_LINES = 10.0
+PATIENCE_SECONDS = 2.0  # make and shells pass a signal on to a process that may have had it already
 
 _quiet = False
 _stop_signal: int | None = None
+_stop_asked = 0.0
 
 
 def set_quiet(quiet: bool) -> None:
@@ -40,14 +43,20 @@ def warn(message: str) -> None:
 
 
 def install_signal_handlers() -> None:
-    """TERM and USR2 ask the command to stop after the chunk in hand (SLURM sends USR2 before its limit if told to)."""
+    """TERM and USR2 ask the command to stop after the chunk in hand (SLURM sends USR2 before its limit if told to); twice, at once."""
     signal.signal(signal.SIGTERM, _request_stop)
     signal.signal(signal.SIGUSR2, _request_stop)
 
 
 def _request_stop(number: int, frame: FrameType | None) -> None:
-    global _stop_signal
-    _stop_signal = number
+    """The first signal asks; one that comes PATIENCE_SECONDS later ends the process at once, which costs the chunk in hand and nothing else."""
+    global _stop_signal, _stop_asked
+    now = time.monotonic()
+    if _stop_signal is None:
+        _stop_signal, _stop_asked = number, now
+    elif now - _stop_asked > PATIENCE_SECONDS:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
 
 
 def stop_requested() -> bool:

@@ -56,6 +56,9 @@ Verifier = Annotated[
         help="maths, choice, exact, reasoning-gym, or FILE.py:FUNCTION; a record's own `verifier` comes first.",
     ),
 ]
+VerifySeconds = Annotated[
+    float, typer.Option("--verify-seconds", help="How long verifying one response may take.", min=0.1)
+]
 Version = Annotated[
     bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
 ]
@@ -85,7 +88,7 @@ def command(function: Callable[..., Any], *, name: str, example: str) -> Callabl
             # what libraries say about being in the middle of something
             warnings.simplefilter("ignore")
             sys.unraisablehook = lambda _: None
-            raise _Cancelled("interrupted; finished work is kept, the same command goes on from there") from None
+            raise _Cancelled("interrupted; the same command goes on from what was finished") from None
 
     # \b keeps the example's lines as they are
     app.command(name=name, epilog="\b\nExample:\n" + "\n".join("  " + line for line in example.strip().splitlines()))(
@@ -139,11 +142,11 @@ def parse_shard(text: str) -> tuple[int, int]:
     raise UsageError(f"--shard {text}: expected I/N with 1 <= I <= N, such as 1/4")
 
 
-def parse_named(text: str, option: str) -> tuple[str, str]:
-    """`NAME=FILE` as a pair."""
+def parse_named(text: str, option: str, form: str = "NAME=FILE") -> tuple[str, str]:
+    """`NAME=FILE`, or what `form` calls it, as a pair."""
     name, equals, value = text.partition("=")
     if not (equals and name and value):
-        raise UsageError(f"{option} {text}: expected NAME=FILE")
+        raise UsageError(f"{option} {text}: expected {form}")
     return name, value
 
 

@@ -39,10 +39,10 @@ def prompts(
         str | None, typer.Option("--split", help="Split of a folder or of hf:NAME (there train, unless given).")
     ] = None,
     mapping: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             "--map",
-            help="Columns of data: prompt=question,answer=reward.gold,source=...,id=...,verifier=...",
+            help="Columns of data: prompt=question,answer=reward.gold,source=...,id=...,verifier=...; may be repeated.",
             metavar="NAME=COLUMN,...",
         ),
     ] = None,
@@ -119,8 +119,11 @@ def prompts(
     ):
         if given and not used:
             raise UsageError(f"{option} is for {what}, which is not among the sources")
-    chosen = dict(parse_named(text, "--set") for text in settings or [])
-    columns = {} if mapping is None else parse_mapping(mapping)
+    chosen = dict(parse_named(text, "--set", "KEY=VALUE") for text in settings or [])
+    for option, text in (("--template", template), ("--answer-template", answer_template), ("--system", system)):
+        if text is not None and not text.strip():
+            raise UsageError(f"{option} is empty; leave it out")
+    columns = parse_mapping(",".join(mapping)) if mapping else {}
     dressing = Dressing(system, template, answer_template, parse_kwargs(template_kwargs or []), last_assistant)
     datasets = {name: open_dataset(name, split if has_splits(name) else None) for name in data}
     others = {name: open_dataset(name) for name in [*(exclude or []), *(check_overlap or [])]}
@@ -159,8 +162,9 @@ def prompts(
     for text, kind in zip(sources, kinds, strict=True):
         before = target.lines
         target.append(stoppable(gathering.prompts(text)))
-        if size is not None and kind == FAMILY and target.lines - before < size:
-            runtime.warn(f"{text} has only {target.lines - before} further questions at these settings, not {size}")
+        if size is not None and kind != RECIPE and target.lines - before < size:
+            settings_said = " at these settings" if kind == FAMILY else ""
+            runtime.warn(f"{text} has only {target.lines - before} further questions{settings_said}, not {size}")
     if not exclusion.met:
         raise InputError(f"{', '.join(sources)}: holds no record")
     if not target.lines:

@@ -20,6 +20,7 @@ from cropi_tools.cli.common import (
     Seed,
     Shard,
     Temperature,
+    VerifySeconds,
     Version,
     command,
 )
@@ -44,7 +45,12 @@ def rollout(
         str | None, typer.Option("--model", help="The policy: a Hugging Face folder.", metavar="FOLDER")
     ] = None,
     output: Output = "-",
-    samples: Annotated[int, typer.Option("-n", "--samples", help="Samples per prompt.", min=1)] = 8,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            "-n", "--samples", help="Samples per prompt. [default: 8; with --refresh as many as there were]", min=1
+        ),
+    ] = None,
     max_tokens: Annotated[
         int | None,
         typer.Option(
@@ -62,6 +68,7 @@ def rollout(
             "--verify-only also `recorded`: the rewards stay.",
         ),
     ] = "maths",
+    verify_seconds: VerifySeconds = 10.0,
     engine: Annotated[
         Literal["transformers", "vllm", "server"],
         typer.Option("--engine", help="What samples: in this process, or an OpenAI-compatible server."),
@@ -140,13 +147,15 @@ def rollout(
         where=where,
         index=index,
         dry_run=dry_run,
+        samples=samples,
+        served_model=served_model,
     )
     keep_rewards = verify_only and verifier == "recorded"
     if not keep_rewards:
         check_verifier(verifier)
     inputs: dict[str, Input] = {}
     graded_by = verifier if keep_rewards else verifier_fingerprint(verifier)
-    options: dict[str, Any] = {"verifier": graded_by, "shard": shard, "limit": limit}
+    options: dict[str, Any] = {"verifier": graded_by, "verify_seconds": verify_seconds, "shard": shard, "limit": limit}
     if not keep_rewards:
         options["own_verifiers"] = check_own_verifiers(sources)
     if model is not None:
@@ -163,6 +172,7 @@ def rollout(
         options |= {"verify_only": True, "max_tokens": max_tokens}
     else:
         max_tokens = max_tokens or 1024
+        samples = samples or (None if refresh else 8)
         options |= {"samples": samples, "max_tokens": max_tokens, "temperature": temperature, "engine": engine}
         options |= {"seed": seed, "dtype": dtype}
         if engine == "server":
@@ -183,7 +193,10 @@ def rollout(
         from cropi_tools.rollouts.regrading import Regrading, regrade
 
         _show(
-            regrade(Regrading(sources, verifier, model, dump_prompts or [], max_tokens, part, limit), target), as_json
+            regrade(
+                Regrading(sources, verifier, verify_seconds, model, dump_prompts or [], max_tokens, part, limit), target
+            ),
+            as_json,
         )
         return
 
@@ -203,6 +216,7 @@ def rollout(
         sampling=Sampling(max_tokens, temperature),
         seed=seed,
         verifier=verifier,
+        verify_seconds=verify_seconds,
         shard=part,
         limit=limit,
         engine=engine,
@@ -224,7 +238,7 @@ def _check_mode(**given: Any) -> None:
     sampling = not given["verify_only"]
     mistakes = [
         (given["prompts"] and given["refresh"], "--refresh FILE names the rollouts; leave the prompts out"),
-        (not (given["prompts"] or given["refresh"]), "name a file of prompts"),
+        (not (given["prompts"] or given["refresh"]), f"name a file of {'prompts' if sampling else 'rollouts'}"),
         (sampling and not given["model"], "--model FOLDER says which policy to sample from"),
         (not sampling and given["refresh"], "--verify-only samples nothing, --refresh does: choose one"),
         (not sampling and given["dry_run"], "--dry-run measures sampling; --verify-only has none"),
@@ -234,6 +248,8 @@ def _check_mode(**given: Any) -> None:
         (given["dump_prompts"] and sampling, "--prompts names the prompts of dumps that --verify-only reads"),
         (given["engine"] == "server" and not given["server"], "--engine server needs --server URL"),
         (given["engine"] != "server" and given["server"], "--server URL is for --engine server"),
+        (given["served_model"] and not given["server"], "--served-model names a model of --server URL"),
+        (given["samples"] and not sampling, "--verify-only samples nothing; leave -n out"),
     ]
     for wrong, remedy in mistakes:
         if wrong:

@@ -17,6 +17,7 @@ from cropi_tools.cli.common import (
     Seed,
     Temperature,
     Verifier,
+    VerifySeconds,
     Version,
     command,
 )
@@ -41,6 +42,7 @@ def train(
     max_tokens: MaxTokens = 1024,
     temperature: Temperature = 1.0,
     verifier: Verifier = "maths",
+    verify_seconds: VerifySeconds = 10.0,
     learning_rate: Annotated[float, typer.Option("--learning-rate", help="AdamW's rate.", min=0.0)] = 1e-6,
     schedule: Annotated[
         Literal["constant", "linear"], typer.Option("--schedule", help="The rate after warm-up.")
@@ -131,6 +133,7 @@ def train(
         "max_tokens": max_tokens,
         "temperature": temperature,
         "verifier": verifier_fingerprint(verifier),
+        "verify_seconds": verify_seconds,
         "own_verifiers": check_own_verifiers([*prompts, *sets.values()]),
         "learning_rate": learning_rate,
         "schedule": schedule,
@@ -190,7 +193,7 @@ def train(
         save_every=save_every,
         seed=seed,
     )
-    with contextlib.closing(sampler), VerifierPool(verifier) as pool:
+    with contextlib.closing(sampler), VerifierPool(verifier, seconds=verify_seconds) as pool:
         counters = Trainer(policy, known, sampler, pool, records, evaluations, settings, target).run()
         facts = {
             "tokenizer": tokenizer_digest(model),

@@ -103,7 +103,8 @@ def _folder_files(folder: Path, split: str | None) -> list[Path]:
         raise InputError(f"{folder}: the folder holds no data file (parquet, JSONL, JSON, CSV, TSV, Arrow)")
     homes = sorted({str(_home(path, folder)) for path in found})
     if len(homes) > 1:
-        raise InputError(f"{folder}: holds data in several folders; name one of {', '.join(homes)}")
+        some = ", ".join(homes[:6]) + (", ..." if len(homes) > 6 else "")
+        raise InputError(f"{folder}: holds data in several folders ({some}); name one of them, or a file")
     splits: dict[str, list[Path]] = {}
     for path in found:
         splits.setdefault(_split_of(path, folder) or "", []).append(path)
@@ -136,7 +137,9 @@ def _chosen_split(folder: Path, names: list[str], split: str | None) -> str:
     if split is None:
         if len(names) == 1:
             return names[0]
-        raise InputError(f"{folder}: holds the splits {', '.join(names)}; choose one with --split")
+        raise InputError(
+            f"{folder}: holds the splits {', '.join(names)}; choose one with --split, or name one of its files"
+        )
     if split not in names:
         raise InputError(f"{folder}: no split {split!r}{near(split, names)}")
     return split
@@ -164,6 +167,8 @@ def _hub_dataset(name: str, split: str) -> Dataset:
             f"{name}: reading by name needs the datasets package; pip install 'cropi-tools[datasets]'"
         ) from None
     dataset, _, configuration = name.removeprefix(HUB).partition(":")
+    if not dataset:
+        raise UsageError(f"{name}: expected {HUB}NAME or {HUB}NAME:CONFIGURATION, such as {HUB}openai/gsm8k:main")
     datasets.disable_progress_bars()
     datasets.utils.logging.set_verbosity_error()
     hub_logging.set_verbosity_error()

@@ -9,6 +9,7 @@ what rollouts and selections added to a prompt (responses, ranks) is left behind
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -152,6 +153,8 @@ def _answer(row: Record, column: str, where: str) -> str:
         answer = answer[0]
     if isinstance(answer, bool) or not isinstance(answer, (str, int, float)):
         raise InputError(f"{where}: '{column}' must be a text or a number, found {type(answer).__name__}")
+    if isinstance(answer, float) and not math.isfinite(answer):
+        raise InputError(f"{where}: '{column}' is {answer}, which is no answer; remove the row, or fill in its answer")
     if not str(answer).strip() and not row.get("verifier"):
         raise InputError(f"{where}: '{column}' is empty; remove the row, or fill in its answer")
     return str(answer)

@@ -121,6 +121,8 @@ def parse_line(line: bytes, path: str | Path, number: int) -> Record:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
+        if Path(path).suffix in (".csv", ".tsv", ".parquet", ".arrow"):
+            raise InputError(f"{path}: JSON lines are expected here; cropi-prompts makes them of tables") from None
         reason = getattr(error, "msg", None) or type(error).__name__
         raise InputError(f"{shown(path)}:{number}: broken JSON ({reason}); mend or remove the line") from None
     if not isinstance(record, dict):

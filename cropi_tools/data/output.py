@@ -23,7 +23,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from cropi_tools.data.errors import InputError
+from cropi_tools.data.errors import InputError, UsageError
 from cropi_tools.data.jsonl import Record, compress, dump_line, is_stream
 from cropi_tools.data.manifest import (
     FOLDER_MANIFEST,
@@ -38,6 +38,7 @@ from cropi_tools.data.manifest import (
 )
 
 PROGRESS = "progress.json"
+_TABLES = (".parquet", ".csv", ".tsv", ".arrow")  # names that readers take for tables
 
 
 class Output:
@@ -74,6 +75,9 @@ class Output:
         parent = self.path.parent
         if not parent.is_dir():
             raise InputError(f"{parent}: no such folder; make it first")
+        for item in self.inputs.values():
+            if Path(item.path).exists() and self.path.exists() and self.path.samefile(item.path):
+                raise InputError(f"{self.path}: is an input of this command; choose another output name")
         self._take_lock()
         try:
             self._recover_rename()
@@ -287,6 +291,8 @@ class JsonLinesOutput:
     """
 
     def __init__(self, path: str, fingerprint: Fingerprint, inputs: Mapping[str, Input], force: bool = False) -> None:
+        if Path(path).suffix in _TABLES:
+            raise UsageError(f"-o {path}: JSON lines are written there; name it .jsonl, .jsonl.gz or .jsonl.zst")
         self._file = None if is_stream(path) else Output(path, fingerprint, inputs, force=force)
         self._stream: IO[str] | None = None
         self._lines = 0

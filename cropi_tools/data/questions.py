@@ -11,7 +11,8 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from cropi_tools.data.jsonl import Record
+from cropi_tools.data.errors import InputError
+from cropi_tools.data.jsonl import Record, shown
 from cropi_tools.data.seen import Seen, short_digest
 
 Prompt = str | Sequence[Mapping[str, Any]]
@@ -121,8 +122,12 @@ class Exclusion:
 def _take(into: Seen, counts: dict[str, int], name: str, prompts: Iterable[Prompt]) -> None:
     counts.setdefault(name, 0)
     place = list(counts).index(name)
+    empty = True
     for prompt in prompts:
+        empty = False
         into.add(bare_question(prompt), place)
+    if empty:
+        raise InputError(f"{shown(name)}: holds no record")
 
 
 def _found(among: Seen, counts: dict[str, int], *questions: str) -> bool:

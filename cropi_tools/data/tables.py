@@ -60,6 +60,10 @@ def _csv_rows(path: str | Path, delimiter: str) -> Iterator[tuple[str, Record]]:
     with open_binary(path) as stream, io.TextIOWrapper(stream, encoding="utf-8-sig", newline="") as text:
         reader = csv.DictReader(text, delimiter=delimiter, strict=True)
         try:
+            names = list(reader.fieldnames or ())
+            twice = next((name for name in names if names.count(name) > 1), None)
+            if twice is not None:
+                raise InputError(f"{shown(path)}:1: two columns are named '{twice}'; rename one of them")
             for row in reader:
                 where = f"{shown(path)}:{reader.line_num}"
                 if None in row:

@@ -172,5 +172,5 @@ def _checked(url: str) -> str:
         raise UsageError(f"the server's address must carry no key, no `?` and no `#`; put the key into {_KEY}")
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UsageError(f"{url} is no address of a server; give one such as http://127.0.0.1:8000/v1")
-    path = parts.path.rstrip("/")
+    path = parts.path.rstrip("/").removesuffix("/chat/completions").removesuffix("/completions")
     return f"{parts.scheme}://{parts.netloc}{path}" + ("" if path.endswith("/v1") else "/v1")

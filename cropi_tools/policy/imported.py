@@ -135,7 +135,8 @@ class _Prompts:
                 return record
         named: Any = rollout.row.get("id", rollout.prompt)
         raise InputError(
-            f"{rollout.where}: no prompt of {self._files} is {str(named)[:60]!r}; give the file, template and policy it was made with"
+            f"{rollout.where}: no prompt of {self._files} is {str(named)[:60]!r}; give the file, template and policy it was made with "
+            "(a tokenizer that does not give back its text finds none)"
         )
 
 

@@ -39,7 +39,7 @@ def check_verifier(name: str) -> None:
     path, _ = split_name(name, BUILT_IN)
     if not path.is_file():
         raise InputError(f"verifier {name}: there is no file {path}: check the path")
-    with VerifierPool(name, workers=1) as pool:
+    with VerifierPool(name, workers=1, stoppable=True) as pool:
         pool.load(name)
 
 

@@ -20,7 +20,7 @@ import inspect
 import math
 import numbers
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +38,8 @@ _FORMS = "verl's f(data_source, solution_str, ground_truth, extra_info) or TRL's
 def split_name(name: str, built_in: tuple[str, ...] = ()) -> tuple[Path, str]:
     """`path/file.py:function` as its two parts. Raises UsageError, which lists `built_in`, for a name without that form."""
     path, colon, function = name.rpartition(":")
+    if name.endswith(".py"):
+        raise UsageError(f"verifier {name}: which function of it? Name it after a colon, as in {name}:reward")
     if not colon or not path.endswith(".py") or not function.isidentifier():
         raise UsageError(
             f"there is no verifier {name!r}: give one of {', '.join(built_in)}, or path/file.py:function for one of"
@@ -73,6 +75,9 @@ def _imported(name: str, path: Path) -> Any:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module  # dataclasses and pickle look a class's module up there
+    sys.path.append(
+        str(path.parent.resolve())
+    )  # for what lies beside it; last, so that it stands in for no module of others
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
@@ -110,7 +115,10 @@ def _call_as_trl(function: Callable[..., Any], record: Record, response: str) ->
     columns |= {key: value for key, value in record.items() if key not in NOT_COLUMNS}
     completion = [{"role": "assistant", "content": response}] if conversation else response
     arguments = {key: [value] for key, value in {**columns, "prompts": prompt, "completions": completion}.items()}
-    rewards = list(_finished(function(**_accepted(function, arguments))))
+    found = _finished(function(**_accepted(function, arguments)))
+    if not isinstance(found, Iterable) or isinstance(found, str | bytes | Mapping):
+        raise ValueError(f"it returned {_shortened(found)}: return a list with a number for each completion")
+    rewards = list(found)
     if len(rewards) != 1:
         raise ValueError(f"it returned {len(rewards)} rewards for one completion: return one for each")
     if rewards[0] is None:

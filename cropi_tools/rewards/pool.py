@@ -26,6 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from cropi_tools import runtime
 from cropi_tools.data.errors import InputError, Interrupted, UsageError
 from cropi_tools.rewards.functions import NOT_COLUMNS
 from cropi_tools.rewards.grades import Grade, Record
@@ -42,6 +43,9 @@ ANSWERS_A_WORKER = 4
 
 LOADING_SECONDS = 120.0
 """How long a worker may take to start and import its verifiers."""
+
+ANSWER_SECONDS = 10.0
+"""How long an answer may take, unless told."""
 
 CANCEL_SECONDS = 0.5
 """How soon `cancel` is noticed."""
@@ -68,11 +72,19 @@ class VerifierPool:
     """Grades batches of responses; use it as a context manager, from one thread at a time, which need not be the main one.
 
     `verifier` is the default for records that name none; `workers` the most processes that run at once (unless told
-    `default_workers()`); `seconds` the time an answer may take. Grades do not depend on the number of workers, nor on
+    `default_workers()`); `seconds` the time an answer may take; with `stoppable`, grading and
+    loading raise Interrupted soon after a signal has asked the command to stop. Grades do not depend on the number of workers, nor on
     time, except for answers that really time out.
     """
 
-    def __init__(self, verifier: str = "maths", *, workers: int | None = None, seconds: float = 10.0) -> None:
+    def __init__(
+        self,
+        verifier: str = "maths",
+        *,
+        workers: int | None = None,
+        seconds: float = ANSWER_SECONDS,
+        stoppable: bool = False,
+    ) -> None:
         workers = default_workers() if workers is None else workers
         if workers < 1 or seconds <= 0:
             raise UsageError(
@@ -81,6 +93,7 @@ class VerifierPool:
         self.verifier, self.workers, self.seconds = verifier, workers, seconds
         self._live: list[_Worker] = []
         self._proven: set[str] = set()  # verifiers that have loaded in some worker of this pool
+        self.stoppable = stoppable
         self._cancelled = False
 
     def __enter__(self) -> VerifierPool:
@@ -122,6 +135,12 @@ class VerifierPool:
                 raise
         return [grade for grade in grades if grade is not None]
 
+    def _end_if_told(self) -> None:
+        if self._cancelled:
+            raise Interrupted("verifying was cancelled")
+        if self.stoppable:
+            runtime.stop_if_requested()
+
     def load(self, verifier: str) -> None:
         """Import a verifier in a worker, to learn now whether that works: UsageError or InputError if it does not."""
         worker = self._idle_worker(set())
@@ -129,7 +148,11 @@ class VerifierPool:
         with selectors.DefaultSelector() as selector:
             selector.register(worker.replies, selectors.EVENT_READ)
             while not worker.ready:
-                if not selector.select(worker.remaining()) or not worker.receive(self.seconds):
+                self._end_if_told()
+                late = worker.remaining() <= 0
+                if late or (
+                    selector.select(min(CANCEL_SECONDS, worker.remaining())) and not worker.receive(self.seconds)
+                ):
                     self._discard(worker)
                     raise worker.loading_error()
 
@@ -146,8 +169,7 @@ class VerifierPool:
         left = len(pending)
         with selectors.DefaultSelector() as selector:
             while left:
-                if self._cancelled:
-                    raise Interrupted("verifying was cancelled")
+                self._end_if_told()
                 busy = {key.data for key in selector.get_map().values()}
                 while todo and len(busy) < workers:
                     worker = self._idle_worker(busy)

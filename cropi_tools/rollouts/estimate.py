@@ -43,11 +43,11 @@ class Estimate(NamedTuple):
 
 def probe_places(prompts: int, samples: int) -> range:
     """Which of the prompts are sampled: evenly spread, at most PROBE_RESPONSES responses (or one prompt's)."""
-    return range(0, prompts, max(1, -(-prompts * samples // max(PROBE_RESPONSES, samples))))
+    return range(0, prompts, max(1, -(-prompts * samples // max(PROBE_RESPONSES, samples, 1))))
 
 
 def estimate(
-    prompts: int, samples: int, probe: Sequence[Any], run: Callable[[Sequence[Any]], Iterator[list[Row]]]
+    prompts: int, responses: int, probe: Sequence[Any], run: Callable[[Sequence[Any]], Iterator[list[Row]]]
 ) -> Estimate:
     """Sample the probe's tasks by `run` once for warming up (the first alone) and once for measuring."""
     for _ in run(probe[:1]):
@@ -60,7 +60,7 @@ def estimate(
     share = prompts / len(rows) if rows else 0.0
     return Estimate(
         prompts,
-        prompts * samples,
+        responses,
         tokens * share,
         seconds * share,
         sum(len(dump_line(row).encode()) + 1 for row in rows) * share,

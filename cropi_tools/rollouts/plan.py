@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from cropi_tools import runtime
 from cropi_tools.data.errors import InputError
@@ -22,12 +23,24 @@ from cropi_tools.rollouts.refreshing import marked, parse_wish, wanted_ids
 from cropi_tools.rollouts.sampling import Task, chunks, sample_groups
 from cropi_tools.rollouts.writing import write
 
+GROUP_SAMPLES = 8  # of a prompt, where prompts may have different numbers: for the size of a group
+
+
+class Survey(NamedTuple):
+    """This shard's records [start, stop), how many of them are sampled, and how many responses that makes."""
+
+    start: int
+    stop: int
+    prompts: int
+    responses: int
+
 
 @dataclass(frozen=True)
 class Plan:
     """What cropi-rollout was asked to sample; the options of its page, resolved.
 
-    refresh: the statuses of `--where` when `sources` are rollouts of which some prompts are sampled anew, else None. shard: (i, n) from 1.
+    refresh: the statuses of `--where` when `sources` are rollouts of which some prompts are sampled anew, else None. samples: of each prompt;
+    None, for a refresh: as many as there were. shard: (i, n) from 1.
     """
 
     sources: Sequence[str]
@@ -35,10 +48,11 @@ class Plan:
     policy_digest: str
     refresh: Sequence[str] | None
     indexes: Sequence[str]
-    samples: int
+    samples: int | None
     sampling: Sampling
     seed: int
     verifier: str
+    verify_seconds: float
     shard: tuple[int, int]
     limit: int | None
     engine: str
@@ -51,28 +65,34 @@ class Plan:
         if self.refresh is None:
             for record in islice(read_prompts(self.sources), self.limit):
                 # a rollouts file may serve as prompts: what its samples said does not go for these
-                yield Task(prompt_of(record), (self.seed, record["id"]))
+                assert self.samples is not None
+                yield Task(prompt_of(record), (self.seed, record["id"]), self.samples)
             return
         wish = parse_wish(self.refresh)
         listed = wanted_ids(self.indexes, wish)
         for record, chosen in islice(marked(self.sources, wish, listed), self.limit):
             if not chosen:
-                yield Task(record, None)
+                yield Task(record, None, 0)
                 continue
             # Not the seeds of the first time: with the same ones a policy that has moved little would give the same responses. The digest
             # says whose samples these are, since the rest of the file is another policy's.
             prompt = {**prompt_of(record), "sampled_by": self.policy_digest}
             key = (self.seed, "refresh", self.policy_digest, record["id"])
-            yield Task(prompt, key, record["prompt_token_ids"])
+            yield Task(prompt, key, self.samples or len(record["samples"]), record["prompt_token_ids"])
 
-    def survey(self) -> tuple[int, int, int]:
-        """This shard's [start, stop) and how many of its prompts are sampled; all records checked, a bad line at the end too."""
-        sampled = []
+    def survey(self) -> Survey:
+        """What there is to do; all records are checked, a bad line at the end too."""
+        samples = array("L")
         for task in self.tasks():
             check_record(task.record, self.verifier)
-            sampled.append(task.key is not None)
-        start, stop = shard_range(len(sampled), *self.shard)
-        return start, stop, sum(sampled[start:stop])
+            samples.append(0 if task.key is None else task.samples)
+        start, stop = shard_range(len(samples), *self.shard)
+        mine = samples[start:stop]
+        return Survey(start, stop, sum(map(bool, mine)), sum(mine))
+
+    def groups(self, start: int, stop: int) -> Iterator[list[Task]]:
+        """The tasks [start, stop) in the groups that are committed at once."""
+        return chunks(islice(self.tasks(), start, stop), self.samples or GROUP_SAMPLES)
 
 
 def sample(plan: Plan, target: JsonLinesOutput) -> Mapping[str, Any]:
@@ -80,9 +100,9 @@ def sample(plan: Plan, target: JsonLinesOutput) -> Mapping[str, Any]:
     if plan.refresh is not None:
         for file in plan.sources:
             same_tokenizer(file, plan.policy)
-    start, stop, sampled = plan.survey()
+    start, stop, prompts, responses = plan.survey()
     if plan.refresh is not None:
-        runtime.notify(f"{sampled} of {stop - start} prompts are sampled anew")
+        runtime.notify(f"{prompts} of {stop - start} prompts are sampled anew, {responses} responses")
     engine, tokens, device = open_engine(plan.engine, plan.policy, plan.device, plan.dtype, plan.server)
     try:
         settings = engine.settings(plan.sampling)
@@ -92,9 +112,9 @@ def sample(plan: Plan, target: JsonLinesOutput) -> Mapping[str, Any]:
             raise InputError(
                 f"the unfinished output was sampled from {before}, now the server has {served}; --force starts anew"
             )
-        wanted = islice(plan.tasks(), start + target.lines, stop)
-        with VerifierPool(plan.verifier) as pool:
-            groups = sample_groups(engine, tokens, pool, chunks(wanted, plan.samples), plan.samples, plan.sampling)
+        wanted = plan.groups(start + target.lines, stop)
+        with VerifierPool(plan.verifier, seconds=plan.verify_seconds) as pool:
+            groups = sample_groups(engine, tokens, pool, wanted, plan.sampling)
             with closing(groups):
                 written = write(target, groups, stop - start, "rollouts", {"served_model": served})
     finally:
@@ -109,17 +129,17 @@ def sample(plan: Plan, target: JsonLinesOutput) -> Mapping[str, Any]:
 
 def dry_run(plan: Plan) -> Estimate:
     """Sample a few prompts, spread evenly over this shard, and say what all of them will cost. Nothing is written."""
-    start, stop, sampled = plan.survey()
-    places = set(probe_places(sampled, plan.samples))
+    start, stop, prompts, responses = plan.survey()
+    places = set(probe_places(prompts, -(-responses // max(prompts, 1))))
     chosen = (task for task in islice(plan.tasks(), start, stop) if task.key is not None)
     probe = [task for place, task in enumerate(chosen) if place in places]
     engine, tokens, _ = open_engine(plan.engine, plan.policy, plan.device, plan.dtype, plan.server)
     try:
-        with VerifierPool(plan.verifier) as pool:
+        with VerifierPool(plan.verifier, seconds=plan.verify_seconds) as pool:
 
             def run(tasks: Sequence[Task]) -> Iterator[list[Row]]:
-                return sample_groups(engine, tokens, pool, chunks(tasks, plan.samples), plan.samples, plan.sampling)
+                return sample_groups(engine, tokens, pool, chunks(tasks, plan.samples or GROUP_SAMPLES), plan.sampling)
 
-            return estimate(sampled, plan.samples, probe, run)
+            return estimate(prompts, responses, probe, run)
     finally:
         engine.close()

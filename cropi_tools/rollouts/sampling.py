@@ -25,11 +25,13 @@ T = TypeVar("T")
 class Task(NamedTuple):
     """A prompt to sample: its record, and what the seeds of its samples are made of, such as (run seed, prompt id).
 
-    key None: the record is a rollout already and is passed on as it is. prompt_token_ids: where they are known, as in a rollout.
+    key None: the record is a rollout already and is passed on as it is. samples: how many. prompt_token_ids: where they are known, as in a
+    rollout.
     """
 
     record: Record
     key: tuple[str | int, ...] | None
+    samples: int
     prompt_token_ids: list[int] | None = None
 
 
@@ -47,7 +49,7 @@ def chunks(records: Iterable[T], samples: int) -> Iterator[list[T]]:
 
 
 def sample_and_verify(
-    engine: Engine, tokens: Tokens, pool: VerifierPool, tasks: Sequence[Task], samples: int, sampling: Sampling
+    engine: Engine, tokens: Tokens, pool: VerifierPool, tasks: Sequence[Task], sampling: Sampling
 ) -> list[Record]:
     """The rollout records of one group, in order.
 
@@ -55,7 +57,7 @@ def sample_and_verify(
     tokens), finish_reason, reward, outcome.
     """
     group = _encoded(tokens, tasks)
-    rows = _rows(tokens, group, engine.sample(_requests(group, samples), sampling), samples)
+    rows = _rows(tokens, group, engine.sample(_requests(group), sampling))
     return [row.record for row in graded_rows(pool, rows)]
 
 
@@ -64,7 +66,6 @@ def sample_groups(
     tokens: Tokens,
     pool: VerifierPool,
     groups: Iterable[Sequence[Task]],
-    samples: int,
     sampling: Sampling,
 ) -> Generator[list[Row], None, None]:
     """The rollout records of each group, in order, as `sample_and_verify`; verifiers work while the engine goes on.
@@ -78,7 +79,7 @@ def sample_groups(
         for tasks in groups:
             group = _encoded(tokens, tasks)
             begun.append(group)
-            yield _requests(group, samples)
+            yield _requests(group)
 
     answers = engine.stream(requests(), sampling)
     waiting: deque[Future[list[Row]]] = deque()
@@ -93,7 +94,7 @@ def sample_groups(
             except Exception as error:
                 failure = error
                 break
-            rows = _rows(tokens, begun.popleft(), completions, samples)
+            rows = _rows(tokens, begun.popleft(), completions)
             waiting.append(verifying.submit(graded_rows, pool, rows))
             while waiting and (waiting[0].done() or len(waiting) > GROUPS_AHEAD):
                 yield waiting.popleft().result()
@@ -120,16 +121,16 @@ def _encoded(tokens: Tokens, tasks: Sequence[Task]) -> list[Task]:
     ]
 
 
-def _requests(group: Sequence[Task], samples: int) -> list[Request]:
+def _requests(group: Sequence[Task]) -> list[Request]:
     return [
         Request(task.prompt_token_ids, sample_seed(*task.key, k))
         for task in group
         if task.key is not None and task.prompt_token_ids is not None
-        for k in range(samples)
+        for k in range(task.samples)
     ]
 
 
-def _rows(tokens: Tokens, group: Sequence[Task], completions: Sequence[Completion], samples: int) -> list[Row]:
+def _rows(tokens: Tokens, group: Sequence[Task], completions: Sequence[Completion]) -> list[Row]:
     """Rollout records; those made now have no grades yet."""
     found: list[Row] = []
     own = iter(completions)
@@ -143,7 +144,7 @@ def _rows(tokens: Tokens, group: Sequence[Task], completions: Sequence[Completio
             **task.record,
             "prompt_token_ids": task.prompt_token_ids,
             **reasoning_mark(tokens.tokenizer, task.prompt_token_ids),
-            "samples": [_sample(tokens, next(own), silent) for _ in range(samples)],
+            "samples": [_sample(tokens, next(own), silent) for _ in range(task.samples)],
         }
         found.append(Row(record, sampled=True))
     return found

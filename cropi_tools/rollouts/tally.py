@@ -39,6 +39,11 @@ class Tally:
         """Samples with full reward."""
         return self.outcomes.get("correct", 0)
 
+    @property
+    def lost(self) -> int:
+        """Samples on which the verifier died or took too long."""
+        return self.outcomes.get("error", 0) + self.outcomes.get("timeout", 0)
+
     def add(self, row: Mapping[str, Any]) -> None:
         """Count one rollout record."""
         samples = row["samples"]
@@ -152,23 +157,35 @@ def table(summary: Mapping[str, Any]) -> list[str]:
     """The summary as lines for people: a line a source, and one for all where there are several."""
     if not summary["samples"]:
         return ["no prompts"]
-    most = max(summary["pass_at"], key=int)
     sources = summary["by_source"]
     rows = [*sources.items(), ("all", summary)] if len(sources) > 1 else [*sources.items()]
-    width = max(len(name) for name, _ in (*rows, ("source", None)))
-    lines = [
-        f"{'source':{width}}  prompts  accuracy (95 % interval)  {'pass@' + most:>8}  tokens  truncated  unparsed  timeouts  equal rewards"
-    ]
+    most = max(summary["pass_at"], key=int)
+    head = ("source", "prompts", "accuracy (95 % interval)", "reward", f"pass@{most}", "tokens", "truncated")
+    cells = [(*head, "unparsed", "timeouts", "errors", "equal rewards")]
     for name, found in rows:
         interval = found["accuracy_interval"]
         between = "" if interval is None else f"[{interval[0]:.3f}, {interval[1]:.3f}]"
-        share = {outcome: found["outcomes"].get(outcome, 0) / found["samples"] for outcome in ("unparsed", "timeout")}
-        lines.append(
-            f"{name:{width}}  {found['prompts']:7d}  {found['accuracy']:8.3f} {between:15}  {found['pass_at'][most]:8.3f}  "
-            f"{found['response_tokens']:6.1f}  {found['truncated_fraction']:9.3f}  {share['unparsed']:8.3f}  {share['timeout']:8.3f}  "
-            f"{found['equal_rewards_fraction']:13.3f}"
+        lost = [found["outcomes"].get(outcome, 0) / found["samples"] for outcome in ("unparsed", "timeout", "error")]
+        shares = (found["truncated_fraction"], *lost, found["equal_rewards_fraction"])
+        cells.append(
+            (
+                name,
+                str(found["prompts"]),
+                f"{found['accuracy']:.3f} {between:14}",
+                f"{found['mean_reward']:.3f}",
+                f"{found['pass_at'][most]:.3f}",
+                f"{found['response_tokens']:.1f}",
+                *(f"{share:.3f}" for share in shares),
+            )
         )
-    return lines
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return [
+        "  ".join(
+            f"{cell:<{width}}" if place == 0 else f"{cell:>{width}}"
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in cells
+    ]
 
 
 def outcome_of(sample: Mapping[str, Any]) -> str:

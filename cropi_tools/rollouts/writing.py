@@ -12,6 +12,8 @@ from cropi_tools.data.output import JsonLinesOutput
 from cropi_tools.rollouts.grading import Row
 from cropi_tools.rollouts.tally import Tallies, Tally
 
+FEW = 8  # responses; fewer say nothing about a verifier
+
 
 class Written(NamedTuple):
     """What a whole output holds, earlier tries included. sampled: the records that were sampled for it, others were passed on."""
@@ -39,6 +41,7 @@ def write(
         for rows in groups:
             records = [row.record for row in rows]
             tallies.add(records)
+            _check_verifier(tallies.total())
             for row in rows:
                 if row.sampled:
                     fresh.add(row.record)
@@ -49,9 +52,21 @@ def write(
             if fresh.tokens:
                 note += f", {(fresh.tokens - tokens_before) / max(time.monotonic() - started, 1e-9):,.0f} tokens/s"
             shown.advance(len(rows), note)
+    lost = tallies.total().lost
+    if lost:
+        runtime.warn(f"the verifier gave no answer on {lost} responses (it died, or took too long); their reward is 0")
     if target.lines < total:
         runtime.stop_if_requested()
         raise InputError(
             f"the input changed while it was read: {total - target.lines} records are missing; start again"
         )
     return Written(tallies, fresh)
+
+
+def _check_verifier(sums: Tally) -> None:
+    """InputError when no response at all could be verified: that is the verifier's doing, not the responses'."""
+    if sums.lost == sums.samples >= FEW:
+        raise InputError(
+            f"the verifier gave no answer on any of the first {sums.samples} responses: it died ({sums.outcomes.get('error', 0)}) or took "
+            f"longer than --verify-seconds ({sums.outcomes.get('timeout', 0)}); mend it"
+        )

@@ -174,10 +174,10 @@ class Trainer:
         settings = self._settings
         started = time.monotonic()
         drawn = self._order.batch(step, settings.batch)
-        tasks = [Task(record, (settings.seed, "train", place, record["id"])) for place, record in drawn]
-        rollouts = sample_and_verify(
-            self._engine, self._policy.tokens, self._pool, tasks, settings.samples, settings.sampling
-        )
+        tasks = [
+            Task(record, (settings.seed, "train", place, record["id"]), settings.samples) for place, record in drawn
+        ]
+        rollouts = sample_and_verify(self._engine, self._policy.tokens, self._pool, tasks, settings.sampling)
         sampled = time.monotonic()
         found = backward(self._policy, self._reference, rollouts, settings.loss)
         norm = clip_gradient(self._parameters, settings.max_gradient_norm)
@@ -247,15 +247,9 @@ class Trainer:
         started = time.monotonic()
         found = []
         for name, records in self._evaluations.items():
-            tasks = [Task(record, (settings.seed, "evaluation", name, record["id"])) for record in records]
-            rows = sample_and_verify(
-                self._engine,
-                self._policy.tokens,
-                self._pool,
-                tasks,
-                settings.evaluation_samples,
-                settings.evaluation_sampling,
-            )
+            count = settings.evaluation_samples
+            tasks = [Task(record, (settings.seed, "evaluation", name, record["id"]), count) for record in records]
+            rows = sample_and_verify(self._engine, self._policy.tokens, self._pool, tasks, settings.evaluation_sampling)
             tallies = Tallies()
             tallies.add(rows)
             total = tallies.total()

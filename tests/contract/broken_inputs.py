@@ -267,6 +267,26 @@ BROKEN = [
         ("math", "maths"),
         2,
     ),
+    Broken(
+        "rollout: prompts to verify",
+        "cropi-rollout --verify-only prompts.jsonl",
+        nothing,
+        ("prompts.jsonl:1", "samples"),
+    ),
+    Broken("rollout: nothing to verify", "cropi-rollout --verify-only", nothing, ("a file of rollouts",), 2),
+    Broken("rollout: no such status", row("rollout-refresh") + " --where ok", nothing, ("--where ok", "low-ess"), 2),
+    Broken(
+        "rollout: a status that gradients tell", row("rollout-refresh") + " --where low-ess", nothing, ("--index",), 2
+    ),
+    Broken("rollout: refresh and prompts", row("rollout-refresh") + " prompts.jsonl", nothing, ("--refresh",), 2),
+    Broken("rollout: no server", row("rollout") + " --engine server", nothing, ("--server URL",), 2),
+    Broken(
+        "rollout: nobody there",
+        row("rollout") + " --engine server --server http://127.0.0.1:9",
+        nothing,
+        ("127.0.0.1:9",),
+    ),
+    Broken("rollout: a server unasked", row("rollout") + " --server http://127.0.0.1:9", nothing, ("--server URL",), 2),
     Broken("rollout: shard 0/2", row("rollout") + " --shard 0/2", nothing, ("--shard 0/2", "I/N"), 2),
     Broken("grad: shard 3/2", row("grad-store") + " --shard 3/2", nothing, ("--shard 3/2", "I/N"), 2),
     Broken("rollout: no policy", row("rollout"), gone("P0"), ("P0", "no such policy folder")),

@@ -73,7 +73,7 @@ def test_configurations_are_not_mixed(tmp_path: Path) -> None:
     for name in ("main", "socratic"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "train.jsonl").write_text(json.dumps({"prompt": name}) + "\n")
-    with pytest.raises(InputError, match=r"several folders; name one of .*main, .*socratic"):
+    with pytest.raises(InputError, match=r"several folders \(.*main, .*socratic\); name one"):
         open_dataset(str(tmp_path))
     assert found(tmp_path / "main") == [{"prompt": "main"}]
 

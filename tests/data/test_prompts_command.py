@@ -8,6 +8,7 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
+import pytest
 import tiny_policy
 
 Run = Callable[..., CompletedProcess[str]]
@@ -30,9 +31,10 @@ def test_what_is_left_out_is_said_file_by_file(run: Run, tmp_path: Path) -> None
     tiny_policy.write_jsonl(tmp_path / "valid.jsonl", [{"prompt": "B"}])
     tiny_policy.write_jsonl(tmp_path / "test.jsonl", [{"prompt": [{"role": "user", "content": "c"}]}, {"prompt": "z"}])
     tiny_policy.write_jsonl(tmp_path / "other.jsonl", [{"prompt": "d"}])
-    words = ["cropi-prompts", "q.csv", "--map", "prompt=question,answer=final", "--exclude", "valid.jsonl"]
+    words = ["cropi-prompts", "q.csv", "--map", "prompt=question", "--exclude", "valid.jsonl"]
+    answer, other = ["--map", "answer=final"], ["--map", "answer=level"]
     words += ["--exclude", "test.jsonl", "--check-overlap", "other.jsonl", "-o", "p.jsonl"]
-    said = run(*words).stderr.splitlines()
+    said = run(*words, *answer).stderr.splitlines()
     assert said == [
         "p.jsonl: 2 prompts (2 excluded: 1 in valid.jsonl, 1 in test.jsonl; 2 exact and 1 normalised repetitions dropped)",
         "warning: 1 of the 2 questions stand in other.jsonl too; --exclude other.jsonl leaves them out",
@@ -47,11 +49,8 @@ def test_what_is_left_out_is_said_file_by_file(run: Run, tmp_path: Path) -> None
     assert made["facts"]["excluded"] == {"valid.jsonl": 1, "test.jsonl": 1}
     assert made["facts"]["overlap"] == {"other.jsonl": 1}
     assert list(made["inputs"]) == ["data", "excluded", "excluded 2", "overlap"]
-    assert "up to date" in run(*words).stderr
-    assert (
-        "map {'answer': 'final', 'prompt': 'question'}"
-        in run(*words, "--map", "prompt=question,answer=level", code=1).stderr
-    )
+    assert "up to date" in run(*words, *answer).stderr
+    assert "map {'answer': 'final', 'prompt': 'question'}" in run(*words, *other, code=1).stderr
 
 
 def test_the_record_carries_the_final_prompt(run: Run, tmp_path: Path) -> None:
@@ -160,3 +159,60 @@ def test_ids_that_two_files_share_are_refused(run: Run, tmp_path: Path) -> None:
     words = ["cropi-prompts", "one/q.csv", "two/q.csv", "--map", "prompt=question,answer=final"]
     assert "two/q.csv:2: id 'q-0' comes twice" in run(*words, "-o", "p.jsonl", code=1).stderr
     assert not (tmp_path / "p.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        ("-o q.csv --force", 2, "name it .jsonl"),
+        ("-o p.parquet", 2, "name it .jsonl"),
+        ("-o p.jsonl --template=", 2, "--template is empty"),
+        ("-o p.jsonl --answer-template=", 2, "--answer-template is empty"),
+        ("-o p.jsonl --check-overlap empty.jsonl", 1, "empty.jsonl: holds no record"),
+        ("-o p.jsonl --map prompt=level", 2, "'prompt' is filled twice"),
+    ],
+)
+def test_what_would_go_wrong_later_is_refused(run: Run, tmp_path: Path, words: str, code: int, message: str) -> None:
+    table(tmp_path / "q.csv", "a,1,x")
+    (tmp_path / "empty.jsonl").write_text("")
+    before = (tmp_path / "q.csv").read_text()
+    command = ("cropi-prompts", "q.csv", "--map", "prompt=question,answer=final", *words.split())
+    assert message in run(*command, code=code).stderr
+    assert (tmp_path / "q.csv").read_text() == before
+    assert not (tmp_path / "p.jsonl").exists()
+
+
+def test_an_input_is_never_the_output(run: Run, tmp_path: Path) -> None:
+    tiny_policy.write_jsonl(tmp_path / "p.jsonl", tiny_policy.prompts(3))
+    before = (tmp_path / "p.jsonl").read_text()
+    (tmp_path / "same.jsonl").symlink_to("p.jsonl")
+    for name in ("p.jsonl", "same.jsonl"):
+        said = run("cropi-prompts", "p.jsonl", "--size", "1", "-o", name, "--force", code=1).stderr
+        assert "is an input of this command" in said
+    assert (tmp_path / "p.jsonl").read_text() == before
+
+
+def test_no_number_is_no_answer(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_text('{"prompt": "a?", "answer": NaN}\n')
+    assert "is nan, which is no answer" in run("cropi-prompts", "q.jsonl", "-o", "p.jsonl", code=1).stderr
+
+
+def test_columns_have_names_of_their_own(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "q.csv").write_text("prompt,answer,answer\na,1,2\n")
+    assert "two columns are named 'answer'" in run("cropi-prompts", "q.csv", "-o", "p.jsonl", code=1).stderr
+
+
+def test_fewer_than_asked_for_is_said(run: Run, tmp_path: Path) -> None:
+    tiny_policy.write_jsonl(tmp_path / "q.jsonl", tiny_policy.prompts(3))
+    said = run(*["cropi-prompts", "q.jsonl", "--size", "5", "-o", "p.jsonl"]).stderr
+    assert "q.jsonl has only 3 further questions, not 5" in said
+
+
+def test_the_names_of_files_count_where_they_name_records(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("prompt,answer\nx,1\n")
+    run(*["cropi-prompts", "a.csv", "-o", "p.jsonl"])
+    (tmp_path / "a.csv").rename(tmp_path / "b.csv")
+    assert "names ['a'], now ['b']" in run(*["cropi-prompts", "b.csv", "-o", "p.jsonl"], code=1).stderr
+    run(*["cropi-prompts", "b.csv", "--source", "s", "-o", "s.jsonl"])
+    (tmp_path / "b.csv").rename(tmp_path / "c.csv")
+    assert "up to date" in run(*["cropi-prompts", "c.csv", "--source", "s", "-o", "s.jsonl"]).stderr

@@ -36,7 +36,7 @@ def verifier(tmp_path: Path) -> Any:
         ("return {'score': 1, 'note': 'x'}", Grade(1.0, "correct")),
         ("import numpy; return numpy.float32(0.5)", Grade(0.5, "wrong")),
         ("import numpy; return numpy.bool_(True)", Grade(1.0, "correct")),
-        ("return extra_info['k'] + (data_source == 's')", Grade(3.0, "wrong")),
+        ("return extra_info['k'] + (data_source == 's')", Grade(3.0, "correct")),
     ],
 )
 def test_a_function_of_the_user(verifier: Any, body: str, expected: Grade) -> None:
@@ -148,7 +148,7 @@ def test_a_signature_that_tells_neither_is_named_when_it_is_loaded(
     [
         ("def f(completions): return [None]", "None, TRL's word for a reward that does not apply"),
         ("def f(completions): return [1, 1]", "2 rewards for one completion"),
-        ("def f(completions): return 1", "TypeError"),
+        ("def f(completions): return 1", "it returned 1: return a list"),
         ("def f(completions): return ['x']", "it returned 'x'"),
         ("def f(completions, missing): return [1]", "it needs 'missing', which the prompt's record does not have"),
         ("def f(completions, prompts, trainer_state): return [1]", "it needs 'trainer_state'"),

@@ -60,7 +60,7 @@ def test_check_verifier_accepts_what_works(tmp_path: Path) -> None:
         check_verifier(name)
 
 
-@pytest.mark.parametrize("name", ["auto", "math", "file.py", "file.py:", "file.py:1x", "file.txt:score", ""])
+@pytest.mark.parametrize("name", ["auto", "math", "file.py:", "file.py:1x", "file.txt:score", ""])
 def test_an_unknown_name_is_a_usage_error_that_lists_the_known(name: str) -> None:
     with pytest.raises(UsageError, match=r"maths, choice, exact, reasoning-gym, or path/file\.py:function"):
         check_verifier(name)
@@ -99,3 +99,8 @@ def test_the_room_imports_nothing_heavy() -> None:
     code = f"import sys, cropi_tools.rewards; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_file_without_a_function_is_asked_for_one() -> None:
+    with pytest.raises(UsageError, match=r"as in mine\.py:reward"):
+        check_verifier("mine.py")

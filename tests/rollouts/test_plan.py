@@ -64,9 +64,9 @@ class Slow:
 
 
 def start(engine: Engine, pool: Slow, prompts: int = 40) -> Iterator[list[Row]]:
-    tasks = [Task(record, (0, record["id"])) for record in tiny_policy.prompts(prompts)]
+    tasks = [Task(record, (0, record["id"]), 128) for record in tiny_policy.prompts(prompts)]
     tokens = naive_policy.policy().tokens
-    return sample_groups(engine, tokens, pool, chunks(tasks, 128), 128, Sampling(1, 1.0))  # type: ignore[arg-type]
+    return sample_groups(engine, tokens, pool, chunks(tasks, 128), Sampling(1, 1.0))  # type: ignore[arg-type]
 
 
 def test_the_engine_goes_on_while_verifiers_work() -> None:
@@ -129,18 +129,15 @@ def test_a_stop_keeps_what_is_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_records_passed_on_cost_no_request() -> None:
     kept = {"id": "k", "samples": [{"outcome": "wrong", "reward": 0.0, "text": ""}], "prompt_token_ids": [3]}
-    tasks = [
-        Task(kept, None),
-        *(Task(record, (0, record["id"])) for record in tiny_policy.prompts(2)),
-        Task(kept, None),
-    ]
-    engine = Counting()
+    passed = Task(kept, None, 0)
+    tasks = [passed, *(Task(record, (0, record["id"]), 3) for record in tiny_policy.prompts(2)), passed]
+    engine, sampling, pool = Counting(), Sampling(1, 1.0), Slow()
     tokens = naive_policy.policy().tokens
-    ((first, *between, last),) = sample_groups(engine, tokens, Slow(), [tasks], 3, Sampling(1, 1.0))  # type: ignore[arg-type]
+    ((first, *between, last),) = sample_groups(engine, tokens, pool, [tasks], sampling)  # type: ignore[arg-type]
     assert first == last == Row(kept, sampled=False)
     assert first.record is kept
     assert [(len(row.record["samples"]), row.sampled) for row in between] == [(3, True), (3, True)]
-    assert list(sample_groups(engine, tokens, Slow(), [[tasks[0]]], 3, Sampling(1, 1.0))) == [[first]]  # type: ignore[arg-type]
+    assert list(sample_groups(engine, tokens, pool, [[passed]], sampling)) == [[first]]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("prompts", "samples"), [(1, 8), (31, 8), (33, 8), (10**6, 8), (10**6, 1000), (5, 1), (0, 8)])
@@ -236,3 +233,20 @@ def test_rollouts_as_prompts_leave_their_marks_behind(tmp_path: Path) -> None:
     assert run(*line, "-o", str(tmp_path / "new.jsonl")) == 0
     for text in (tmp_path / "new.jsonl").read_text().splitlines():
         assert not {"sampled_by", "reasoning_open"} & json.loads(text).keys()
+
+
+def test_a_verifier_that_answers_nothing_ends_the_command(tmp_path: Path) -> None:
+    """Unnoticed, every reward would be 0; a few that are lost are counted aloud."""
+    (tmp_path / "dying.py").write_text(
+        "import os\n\ndef always(solution_str, **more):\n    os._exit(3)\n\n"
+        "def sometimes(ground_truth, **more):\n    return os._exit(3) if ground_truth == '0' else 1.0\n"
+    )
+    policy = tiny_policy.save(tmp_path / "P0")
+    prompts = tiny_policy.write_jsonl(tmp_path / "p.jsonl", tiny_policy.prompts(10))
+    line = ["--model", str(policy), str(prompts), "-n", "1", "--max-tokens", "2", "--quiet"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.stderr", said := io.StringIO())
+        assert run(*line, "--verifier", f"{tmp_path}/dying.py:always") == 1
+        assert "no answer on any of the first 10 responses: it died (10)" in said.getvalue()
+        assert run(*line, "--verifier", f"{tmp_path}/dying.py:sometimes", "-o", str(tmp_path / "b.jsonl")) == 0
+        assert "warning: the verifier gave no answer on 1 responses" in said.getvalue()

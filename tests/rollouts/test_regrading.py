@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -144,3 +145,20 @@ def test_rollouts_without_outcomes_or_texts(tmp_path: Path) -> None:
     assert (tmp_path / "a.jsonl").read_text() == Path(source).read_text()
     said = refused("--verify-only", without("text"), "--verifier", "exact", "-o", str(tmp_path / "b.jsonl"))
     assert said == "cropi-rollout: prompt 'none' has a sample without 'text', which a verifier reads; add it\n"
+
+
+def test_a_signal_ends_verifying_soon(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text("import time\n\ndef reward(solution_str, **more):\n    time.sleep(600)\n")
+    source = tiny_policy.write_jsonl(tmp_path / "r.jsonl", ROLLOUTS)
+    program = str(Path(sys.executable).parent / "cropi-rollout")
+    words = ["--verify-only", str(source), "--verifier", f"{tmp_path}/slow.py:reward", "--verify-seconds", "600"]
+    process = subprocess.Popen([program, *words, "-o", str(tmp_path / "new.jsonl")], stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 60
+    while not (tmp_path / "new.jsonl.part").exists():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    time.sleep(1)
+    process.terminate()
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 143
+    assert said.splitlines()[-1].startswith("cropi-rollout: stopped by SIGTERM")

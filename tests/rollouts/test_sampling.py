@@ -36,8 +36,8 @@ class Parity:
 
 def sampled(prompts: list[dict[str, Any]], temperature: float = 1.0) -> tuple[list[dict[str, Any]], Parity]:
     policy, pool = naive_policy.policy(), Parity()
-    tasks = [Task(prompt, (0, prompt["id"])) for prompt in prompts]
-    rows = sample_and_verify(TransformersEngine(policy), policy.tokens, pool, tasks, 3, Sampling(8, temperature))  # type: ignore[arg-type]
+    tasks = [Task(prompt, (0, prompt["id"]), 3) for prompt in prompts]
+    rows = sample_and_verify(TransformersEngine(policy), policy.tokens, pool, tasks, Sampling(8, temperature))  # type: ignore[arg-type]
     return rows, pool
 
 
@@ -144,7 +144,7 @@ def test_reasoning_is_kept_apart_from_the_answer(special: bool, opened: bool) ->
     prompt = {**tiny_policy.prompts(1)[0], "prompt": "1+2=" + ("[THINK]" if opened else "")}
     pool = Parity()
     tokens = Tokens(tokenizer, [1], "")
-    (row,) = sample_and_verify(Scripted(answers), tokens, pool, [Task(prompt, (0, "p"))], 3, Sampling(8, 1.0))  # type: ignore[arg-type]
+    (row,) = sample_and_verify(Scripted(answers), tokens, pool, [Task(prompt, (0, "p"), 3)], Sampling(8, 1.0))  # type: ignore[arg-type]
     shown = "" if opened else "[THINK]"
     assert [sample["text"] for sample in row["samples"]] == [f"{shown}7[/THINK]4", f"{shown}42", "4"]
     assert [text for _, text in pool.seen] == ["4", "", "" if opened else "4"]
