@@ -162,7 +162,7 @@ def prompts(
     for text, kind in zip(sources, kinds, strict=True):
         before = target.lines
         target.append(stoppable(gathering.prompts(text)))
-        if size is not None and kind != RECIPE and target.lines - before < size:
+        if size is not None and kind != RECIPE and exclusion.met and target.lines - before < size:
             settings_said = " at these settings" if kind == FAMILY else ""
             runtime.warn(f"{text} has only {target.lines - before} further questions{settings_said}, not {size}")
     if not exclusion.met:

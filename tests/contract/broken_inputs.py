@@ -271,7 +271,7 @@ BROKEN = [
         "rollout: prompts to verify",
         "cropi-rollout --verify-only prompts.jsonl",
         nothing,
-        ("prompts.jsonl:1", "samples"),
+        ("prompts.jsonl:1", "prompt_token_ids"),
     ),
     Broken("rollout: nothing to verify", "cropi-rollout --verify-only", nothing, ("a file of rollouts",), 2),
     Broken("rollout: no such status", row("rollout-refresh") + " --where ok", nothing, ("--where ok", "low-ess"), 2),

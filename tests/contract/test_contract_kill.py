@@ -137,7 +137,7 @@ def test_interrupted_by_the_keyboard(case: Case, place: Path, shell: Shell) -> N
     progress = part / "progress.json" if case.folder else output.with_name(output.name + ".part.json")
     words = [*case.to(f"again/{case.output}"), "--quiet"]
     done = shell(words, place, code=130, meanwhile=signalled(signal.SIGINT, progress.exists))
-    assert done.errors == [f"{case.line[0]}: interrupted; finished work is kept, the same command goes on from there"]
+    assert done.errors == [f"{case.line[0]}: interrupted; the same command goes on from what was finished"]
     assert looks_whole(output) == []
     finishes(case, place, shell, place / case.output)
 
