@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -28,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from goals import Goal, anonymous_memory, best_seconds, print_json, print_lines
+from goals import Goal, best_seconds, peak_memory, print_json, print_lines
 
 from cropi_tools.data.manifest import Fingerprint
 from cropi_tools.data.output import Output
@@ -130,18 +129,6 @@ def write_store(path: Path, rows: int, dim: int, seed: int) -> Store:
             writer.commit({})
     writer.finish({}, skipped={})
     return Store(path)
-
-
-def peak_memory(command: list[str]) -> int:
-    """Run a command; the most anonymous memory it was seen to have, in bytes, asked every 5 ms."""
-    peak = 0
-    process = subprocess.Popen(command)
-    while process.poll() is None:
-        peak = max(peak, anonymous_memory(process.pid))
-        time.sleep(0.005)
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command)
-    return peak
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Any
 
 import tiny_policy
 import torch
+import transformers
 
 from cropi_tools.data.records import Rollout, Sample
 from cropi_tools.policy.loading import Policy
@@ -26,6 +27,26 @@ class _Norm(torch.nn.Module):
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         return self.weight * states / (states.pow(2).mean(-1, keepdim=True) + self.epsilon).sqrt()
+
+
+def small_model(family: str, special: dict[str, Any]) -> Any:
+    """A random model of one of the library's families, such as `Llama`, with these settings of its own."""
+    sizes = {
+        "vocab_size": 90,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        "initializer_range": 0.3,
+    }
+    config = getattr(transformers, f"{family}Config")(
+        **{**sizes, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0, **special}
+    )
+    heads = {"GPT2": "GPT2LMHeadModel", "Gemma3Text": "Gemma3ForCausalLM"}
+    torch.manual_seed(0)
+    return getattr(transformers, heads.get(family, f"{family}ForCausalLM"))(config).eval()
 
 
 def double_copy(model: Any) -> Any:

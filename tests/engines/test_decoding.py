@@ -8,7 +8,6 @@ from typing import Any
 import naive_policy
 import pytest
 import torch
-import transformers
 
 from cropi_tools.engines import decoding, decoding_attention
 from cropi_tools.engines.decoding import can_decode, decode
@@ -16,20 +15,6 @@ from cropi_tools.engines.decoding_attention import PromptPass, ResponsePass
 from cropi_tools.engines.protocol import Completion, Request, Sampling, sample_seed
 from cropi_tools.engines.transformers_engine import TransformersEngine
 from cropi_tools.policy.loading import Policy
-
-SMALL = {
-    "vocab_size": 90,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.3,
-    "pad_token_id": 0,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-}
 
 
 @pytest.fixture(scope="module")
@@ -151,10 +136,7 @@ def test_requests_of_one_prompt_apart_from_each_other(policy: Policy) -> None:
     ],
 )
 def test_which_models_allow_it(family: str, special: dict[str, Any], allowed: bool) -> None:
-    heads = {"GPT2": "GPT2LMHeadModel", "Gemma3Text": "Gemma3ForCausalLM"}
-    config = getattr(transformers, f"{family}Config")(**{**SMALL, **special})
-    torch.manual_seed(0)
-    model = getattr(transformers, heads.get(family, f"{family}ForCausalLM"))(config).eval()
+    model = naive_policy.small_model(family, special)
     model.generation_config.pad_token_id = 0
     before = model.config._attn_implementation
     assert can_decode(model) is allowed

@@ -7,7 +7,6 @@ from typing import Any
 import naive_policy
 import pytest
 import torch
-import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,19 +19,6 @@ PROMPTS = [
     ([12, 13, 14, 15, 16], [[17, 18, 19, 20, 21, 0, 0], [3, 3, 3]]),
 ]
 PAIRS = [(prompt, response) for prompt, responses in PROMPTS for response in responses]
-SMALL = {
-    "vocab_size": 90,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.3,
-    "pad_token_id": 0,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-}
 
 
 @pytest.mark.parametrize("plain", [False, True], ids=["fused attention", "elementary attention"])
@@ -118,10 +104,7 @@ def test_what_a_response_sees_does_not_depend_on_the_others() -> None:
     ],
 )
 def test_which_models_allow_it(family: str, special: dict[str, Any], allowed: bool) -> None:
-    heads = {"GPT2": "GPT2LMHeadModel", "Gemma3Text": "Gemma3ForCausalLM"}
-    config = getattr(transformers, f"{family}Config")(**{**SMALL, **special})
-    torch.manual_seed(0)
-    model = getattr(transformers, heads.get(family, f"{family}ForCausalLM"))(config).eval()
+    model = naive_policy.small_model(family, special)
     before = model.config._attn_implementation
     assert can_pack(model) is allowed
     assert model.config._attn_implementation == before
