@@ -69,8 +69,12 @@ class Plan:
                 yield Task(prompt_of(record), (self.seed, record["id"]), self.samples)
             return
         wish = parse_wish(self.refresh)
-        listed = wanted_ids(self.indexes, wish)
+        listed, known = wanted_ids(self.indexes, wish)
         for record, chosen in islice(marked(self.sources, wish, listed), self.limit):
+            if self.indexes and record["id"] not in known:
+                raise InputError(
+                    f"prompt '{record['id']}' is not in the index of {', '.join(self.indexes)}; give the store of these rollouts' gradients"
+                )
             if not chosen:
                 yield Task(record, None, 0)
                 continue

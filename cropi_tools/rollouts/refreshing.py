@@ -15,6 +15,7 @@ from typing import NamedTuple
 from cropi_tools.data.errors import InputError, UsageError
 from cropi_tools.data.jsonl import Record, read_jsonl
 from cropi_tools.data.records import read_rollouts
+from cropi_tools.data.seen import Seen
 
 INDEX = "index.jsonl"
 LOW_ESS = 0.1  # of the tokens, where --where low-ess names no other share
@@ -69,18 +70,20 @@ def index_files(where: Sequence[str], stores: Sequence[str]) -> list[str]:
     return found
 
 
-def wanted_ids(indexes: Sequence[str], wish: Wish) -> set[str]:
-    """Ids of the prompts that the stores' indexes show to be what is wished for. InputError: a line is not of an index."""
-    found = set()
+def wanted_ids(indexes: Sequence[str], wish: Wish) -> tuple[set[str], Seen]:
+    """Ids of the prompts that the stores' indexes show to be what is wished for, and all ids there. InputError: a line is not of an index."""
+    found: set[str] = set()
+    known = Seen()
     for path in indexes:
         for number, line in read_jsonl(path):
             if not isinstance(line.get("id"), str) or "status" not in line:
                 raise InputError(f"{path}:{number}: no 'id' and 'status'; expected the index of a gradient store")
+            known.add(line["id"])
             ess = line.get("effective_sample_size")
             drifted = wish.least_ess is not None and ess is not None and ess < wish.least_ess
             if line["status"] in wish.statuses or drifted:
                 found.add(line["id"])
-    return found
+    return found, known
 
 
 def marked(paths: Sequence[str], wish: Wish, listed: set[str]) -> Iterator[tuple[Record, bool]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,9 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
 def test_which_prompts(files: tuple[Path, Path], where: list[str], chosen: list[str]) -> None:
     wish = parse_wish(where)
     indexes = index_files(where, [str(files[1])]) if wish.needs_index else []
-    found = list(marked([str(files[0])], wish, wanted_ids(indexes, wish)))
+    listed, known = wanted_ids(indexes, wish)
+    assert len(known) == (len(INDEX) if indexes else 0)
+    found = list(marked([str(files[0])], wish, listed))
     assert [record for record, _ in found] == ROLLOUTS
     assert [record["id"] for record, wanted in found if wanted] == chosen
 
@@ -181,3 +184,13 @@ def test_another_number_of_samples(tmp_path: Path, files: tuple[Path, Path]) -> 
     assert run(*line, "--max-tokens", "2", "--quiet", "-o", str(tmp_path / "new.jsonl")) == 0
     rows = [json.loads(text) for text in (tmp_path / "new.jsonl").read_text().splitlines()]
     assert [len(row["samples"]) for row in rows] == [3] * 5
+
+
+def test_an_index_of_other_prompts_is_refused(tmp_path: Path, files: tuple[Path, Path]) -> None:
+    policy = tiny_policy.save(tmp_path / "P1", seed=3)
+    tiny_policy.write_jsonl(files[1] / "index.jsonl", INDEX[:-1])
+    line = ["--model", str(policy), "--refresh", str(files[0]), "--where", "low-ess=0.2", "--index", str(files[1])]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.stderr", said := io.StringIO())
+        assert run(*line, "--verifier", "exact") == 1
+    assert "prompt 'alone' is not in the index" in said.getvalue()
