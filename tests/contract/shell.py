@@ -104,7 +104,8 @@ class Shell:
             meanwhile(pid)
         ended: dict[str, Any] = json.loads(server_out.readline())
         events = place / "events"
-        changes = int(events.read_text()) if events.exists() else None
+        counted = events.read_text() if events.exists() else ""  # a kill may come before it is written
+        changes = int(counted) if counted else None
         said = "" if stdout else (place / "stdout").read_text()
         done = Done(ended["code"], said, (place / "stderr").read_text(), changes)
         assert code is None or done.code == code, f"{' '.join(words)}: exit {done.code}\n{done.stdout}\n{done.stderr}"
