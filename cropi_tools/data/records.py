@@ -16,6 +16,8 @@ from cropi_tools.data.foreign import FORMS, foreign_form
 from cropi_tools.data.jsonl import Record, read_jsonl, shown
 from cropi_tools.data.seen import Seen
 
+STORE_INDEX = "index.jsonl"
+"""The lines of a gradient store that say what became of every prompt."""
 PROMPT_FIELDS = ("id", "prompt", "answer", "source")
 ROLLOUT_FIELDS = ("prompt_token_ids", "samples", "reasoning_open", "sampled_by")
 """What sampling adds to a prompt's record."""

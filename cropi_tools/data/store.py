@@ -30,11 +30,11 @@ from cropi_tools.data.errors import InputError
 from cropi_tools.data.jsonl import Record, dump_line, read_jsonl
 from cropi_tools.data.manifest import FOLDER_MANIFEST, Input, file_digest, folder_digest, read_manifest
 from cropi_tools.data.output import Output
+from cropi_tools.data.records import STORE_INDEX
 from cropi_tools.data.store_chunks import Chunks
 
 CHUNK_BYTES = 8 << 20
 CHUNK_ROWS = 64
-INDEX = "index.jsonl"
 SCHEMA = 1
 
 
@@ -68,7 +68,7 @@ class StoreWriter:
         self.records: int = state.get("records", 0)
         self.rows: int = state.get("rows", 0)
         self._committed_rows = self.rows
-        self._index = open(output.part / INDEX, "a", encoding="utf-8")
+        self._index = open(output.part / STORE_INDEX, "a", encoding="utf-8")
         self._index.truncate(state.get("bytes", 0))
         self._index.seek(0, os.SEEK_END)
         self._buffer: list[NDArray[Any]] = []
@@ -119,7 +119,7 @@ class StoreWriter:
         self._index.close()
         norms = [] if self._vector is None else ["sketch_norm", "gradient_norm"]
         columns = {name: np.empty(self.rows, np.float32) for name in [*norms, *(f"inner/{n}" for n in self._means)]}
-        for _, entry in read_jsonl(self._output.part / INDEX):
+        for _, entry in read_jsonl(self._output.part / STORE_INDEX):
             if entry["row"] is not None:
                 for name, values in columns.items():
                     mean = name.removeprefix("inner/")
@@ -128,7 +128,7 @@ class StoreWriter:
             self._vector.resize((self.rows, self._dim))
         for name, values in columns.items():
             self._column(name, values)
-        self._output.finish(rows=self.records, content=[INDEX], **described)
+        self._output.finish(rows=self.records, content=[STORE_INDEX], **described)
 
     def _column(self, name: str, values: NDArray[np.float32]) -> None:
         if name in self._group:
@@ -189,7 +189,7 @@ class Store:
             identity, row = entry.get("id"), entry.get("row", -1)
             if not isinstance(identity, str) or row not in (None, rows):
                 raise InputError(
-                    f"{self.path / INDEX}:{prompts + 1}: prompt '{identity}' has row {row}, expected {rows} or null; "
+                    f"{self.path / STORE_INDEX}:{prompts + 1}: prompt '{identity}' has row {row}, expected {rows} or null; "
                     "the store is damaged, make it again"
                 )
             if identity in seen:
@@ -207,7 +207,7 @@ class Store:
 
     def entries(self) -> Iterator[Record]:
         """The index, streamed: one entry a prompt, in input order; `row` of those with a gradient counts up from 0."""
-        for _, entry in read_jsonl(self.path / INDEX):
+        for _, entry in read_jsonl(self.path / STORE_INDEX):
             yield entry
 
     @cached_property
@@ -290,7 +290,7 @@ def store_input(path: str | Path) -> Input:
     if manifest is None:
         Store(store)  # says what is wrong
         raise AssertionError("unreachable: a store without a manifest does not open")
-    made = folder_digest({"fingerprint": str(manifest["fingerprint"]), INDEX: file_digest(store / INDEX)})
+    made = folder_digest({"fingerprint": str(manifest["fingerprint"]), STORE_INDEX: file_digest(store / STORE_INDEX)})
     return Input(str(path), made)
 
 

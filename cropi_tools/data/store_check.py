@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from cropi_tools.data.errors import InputError
 from cropi_tools.data.jsonl import Record
 from cropi_tools.data.manifest import file_digest
-from cropi_tools.data.store import INDEX, Store
+from cropi_tools.data.records import STORE_INDEX
+from cropi_tools.data.store import Store
 
 # What a row's length may miss 1 by: half a unit in the last of float16's 11 digits, or of float32's 24, in every coordinate.
 UNIT_ERROR = {2: 1e-3, 4: 1e-5}
@@ -32,9 +33,9 @@ def check_store(path: str | Path) -> dict[str, Any]:
     vectors), `sets` (names of the means its inner products are with), `halves` (whether it holds half against half), `bytes` on disk.
     """
     store = Store(path)
-    described = store.manifest["outputs"].get(INDEX, {})
-    if described.get("sha256") != file_digest(store.path / INDEX):
-        raise InputError(f"{store.path / INDEX}: was changed since the store was made; make the store again")
+    described = store.manifest["outputs"].get(STORE_INDEX, {})
+    if described.get("sha256") != file_digest(store.path / STORE_INDEX):
+        raise InputError(f"{store.path / STORE_INDEX}: was changed since the store was made; make the store again")
     against: Mapping[str, Mapping[str, Any]] = store.attributes["against"]
     norms = ("sketch_norm", "gradient_norm") if store.has_vectors else ()
     columns = {name: store.column(name) for name in (*norms, *(f"inner/{name}" for name in against))}

@@ -28,7 +28,7 @@ from typing import Any
 
 from cropi_tools import runtime
 from cropi_tools.data.errors import InputError, Interrupted, UsageError
-from cropi_tools.rewards.functions import NOT_COLUMNS
+from cropi_tools.data.records import ROLLOUT_FIELDS
 from cropi_tools.rewards.grades import Grade, Record
 from cropi_tools.rewards.verifiers import BUILT_IN, grade_quickly, verifier_of
 
@@ -52,9 +52,6 @@ CANCEL_SECONDS = 0.5
 
 _COMPARED = ("id", "answer", "extra")
 """The keys of a record that built-in verifiers look at."""
-
-_ROLLOUT = NOT_COLUMNS - {"prompt", "extra"}
-"""The keys of a rollout that no function of the user's is given."""
 
 _Item = tuple[int, str, dict[str, Any], str]
 """Index, verifier, record, response."""
@@ -217,7 +214,7 @@ class VerifierPool:
             if name in BUILT_IN:
                 sent = {key: record[key] for key in _COMPARED if key in record}
             else:
-                sent = {key: value for key, value in record.items() if key not in _ROLLOUT}
+                sent = {key: value for key, value in record.items() if key not in ROLLOUT_FIELDS}
             work.append((index, name, sent, response))
         return work
 

@@ -14,10 +14,9 @@ from typing import NamedTuple
 
 from cropi_tools.data.errors import InputError, UsageError
 from cropi_tools.data.jsonl import Record, read_jsonl
-from cropi_tools.data.records import read_rollouts
+from cropi_tools.data.records import STORE_INDEX, read_rollouts
 from cropi_tools.data.seen import Seen
 
-INDEX = "index.jsonl"
 LOW_ESS = 0.1  # of the tokens, where --where low-ess names no other share
 OF_REWARDS = "zero-advantage"
 OF_INDEX = ("empty", "zero-gradient")
@@ -63,7 +62,7 @@ def index_files(where: Sequence[str], stores: Sequence[str]) -> list[str]:
         raise UsageError(f"--where {' '.join(where)} takes the gradients to tell: give their store with --index")
     if stores and not wish.needs_index:
         raise UsageError(f"--where {' '.join(where)} is told from the rewards alone; leave --index out")
-    found = [str(Path(store) / INDEX) for store in stores]
+    found = [str(Path(store) / STORE_INDEX) for store in stores]
     for path in found:
         if not Path(path).is_file():
             raise InputError(f"{path}: no such file; --index takes a store of cropi-grad")
