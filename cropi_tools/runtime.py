@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 from cropi_tools.data.errors import Interrupted
 
@@ -67,8 +68,13 @@ def stop_requested() -> bool:
 def stop_if_requested() -> None:
     """Raise Interrupted when a signal asked to stop; call it where everything finished is on disk."""
     if _stop_signal is not None:
-        name = signal.Signals(_stop_signal).name
-        raise Interrupted(f"stopped by {name}; finished work is kept, the same command goes on from there")
+        stop_now()
+
+
+def stop_now() -> NoReturn:
+    """Raise Interrupted: this process was asked to stop, or another one of the same run was."""
+    name = "a signal" if _stop_signal is None else signal.Signals(_stop_signal).name
+    raise Interrupted(f"stopped by {name}; finished work is kept, the same command goes on from there")
 
 
 class Progress:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +22,15 @@ def policy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import tiny_policy
 
     return tiny_policy.save(tmp_path_factory.mktemp("policies") / "P0")
+
+
+@pytest.fixture(scope="session")
+def trainer_class() -> Any:
+    """TRL's GRPOTrainer."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of TRL's own imports
+        from trl import GRPOTrainer
+    return GRPOTrainer
 
 
 @pytest.fixture

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from cropi_tools.cli.common import (
     Device,
+    DryRun,
     Force,
     MaxTokens,
     Model,
@@ -22,30 +23,83 @@ from cropi_tools.cli.common import (
     command,
 )
 
-if TYPE_CHECKING:
-    from cropi_tools.engines.protocol import Engine
-    from cropi_tools.policy.loading import Policy
-
 EXAMPLE = """
 cropi-train --model P0 selected.jsonl --steps 50 -o P1
+cropi-train --model P0 selected.jsonl --steps 50 --preset dapo --batch 128 --minibatch 128 -o P1
 cropi-train --model P0 selected.jsonl --steps 50 --eval target=test.jsonl --eval-every 10 -o P1
+torchrun --nproc-per-node 8 --no-python cropi-train --model P0 selected.jsonl --steps 50 -o P1
 """
 
 
 def train(
+    context: typer.Context,
     prompts: Annotated[list[str], typer.Argument(help="Prompts to train on (JSONL, or `-`).", metavar="FILE")],
     model: Model,
     output: Annotated[str, typer.Option("-o", "--output", help="The policy folder to write.", metavar="FOLDER")],
-    steps: Annotated[int, typer.Option("--steps", help="Updates.", min=1)],
+    steps: Annotated[int, typer.Option("--steps", help="Rounds of sampling and learning.", min=1)],
+    preset: Annotated[
+        Literal["paper", "dapo", "dr_grpo"] | None,
+        typer.Option("--preset", help="A published recipe's values for all options that are not given."),
+    ] = None,
     batch: Annotated[int, typer.Option("--batch", help="Prompts a step.", min=1)] = 128,
+    minibatch: Annotated[
+        int, typer.Option("--minibatch", help="Prompts an update; 0 = all of a step's, on-policy.", min=0)
+    ] = 0,
     samples: Samples = 8,
     max_tokens: MaxTokens = 1024,
     temperature: Temperature = 1.0,
     verifier: Verifier = "maths",
     verify_seconds: VerifySeconds = 10.0,
+    dynamic_sampling: Annotated[
+        int,
+        typer.Option(
+            "--dynamic-sampling", help="Most rounds a step that replace groups of equal rewards; 0 = off.", min=0
+        ),
+    ] = 0,
+    loss: Annotated[
+        Literal["grpo", "dapo", "dr_grpo"],
+        typer.Option(
+            "--loss", help="--aggregation and --advantage by name: sequence, token, constant; group, group, centered."
+        ),
+    ] = "dapo",
+    aggregation: Annotated[
+        Literal["sequence", "token", "constant"] | None,
+        typer.Option("--aggregation", help="Average over responses, over all tokens, or over --max-tokens a response."),
+    ] = None,
+    advantage: Annotated[
+        Literal["group", "centered", "leave-one-out"] | None,
+        typer.Option("--advantage", help="Rewards normalised in their group, only centered, or less the others' mean."),
+    ] = None,
+    clip: Annotated[
+        str, typer.Option("--clip", help="PPO clip of the ratio, LOW,HIGH, or one number for both.")
+    ] = "0.2",
+    kl: Annotated[
+        float,
+        typer.Option("--kl", help="Weight of the KL term (k3) towards --reference; 0 loads no reference.", min=0.0),
+    ] = 0.0,
+    reference: Annotated[
+        str,
+        typer.Option(
+            "--reference",
+            help="Policy of the KL term: `stage` (--model), `start` (of the whole curriculum), or a folder.",
+            metavar="POLICY",
+        ),
+    ] = "stage",
+    entropy: Annotated[float, typer.Option("--entropy", help="Weight of the entropy bonus.", min=0.0)] = 0.0,
+    mask_truncated: Annotated[
+        bool, typer.Option("--mask-truncated", help="No gradient from responses that --max-tokens cut off.")
+    ] = False,
+    importance_cap: Annotated[
+        float,
+        typer.Option(
+            "--importance-cap",
+            help="Cap of the weights policy / engine (truncated importance sampling); 0 = off.",
+            min=0.0,
+        ),
+    ] = 0.0,
     learning_rate: Annotated[float, typer.Option("--learning-rate", help="AdamW's rate.", min=0.0)] = 1e-6,
     schedule: Annotated[
-        Literal["constant", "linear"], typer.Option("--schedule", help="The rate after warm-up.")
+        Literal["constant", "linear", "cosine"], typer.Option("--schedule", help="The rate after warm-up.")
     ] = "constant",
     warmup: Annotated[int, typer.Option("--warmup", help="Steps over which the rate rises linearly.", min=0)] = 0,
     betas: Annotated[str, typer.Option("--betas", help="AdamW's decay rates.", metavar="B1,B2")] = "0.9,0.999",
@@ -53,21 +107,17 @@ def train(
     max_gradient_norm: Annotated[
         float, typer.Option("--max-gradient-norm", help="Clip the gradient's norm; 0 = never.", min=0.0)
     ] = 1.0,
-    clip: Annotated[
-        str, typer.Option("--clip", help="PPO clip of the ratio, LOW,HIGH, or one number for both.")
-    ] = "0.2",
-    aggregation: Annotated[
-        Literal["token", "sequence"],
-        typer.Option("--aggregation", help="Average over all tokens of the batch, or over responses."),
-    ] = "token",
-    kl: Annotated[
-        float,
-        typer.Option("--kl", help="Weight of the KL term (k3) towards --reference; 0 loads no reference.", min=0.0),
-    ] = 0.0,
-    reference: Annotated[
-        str | None, typer.Option("--reference", help="Policy of the KL term. [default: --model]", metavar="FOLDER")
+    lora: Annotated[
+        int, typer.Option("--lora", help="Train adapters (LoRA) of this rank in place of the weights; 0 = off.", min=0)
+    ] = 0,
+    lora_alpha: Annotated[
+        float | None,
+        typer.Option("--lora-alpha", help="Adapters are scaled by this / rank. [default: 2 x rank]", min=0.0),
     ] = None,
-    entropy: Annotated[float, typer.Option("--entropy", help="Weight of the entropy bonus.", min=0.0)] = 0.0,
+    carry: Annotated[
+        Literal["weights", "full"],
+        typer.Option("--carry", help="Begin with --model's weights alone, or with its optimizer state too."),
+    ] = "weights",
     evaluation: Annotated[
         list[str] | None,
         typer.Option("--eval", help="Evaluate on these prompts; may be repeated.", metavar="NAME=FILE"),
@@ -81,7 +131,21 @@ def train(
     evaluation_temperature: Annotated[
         float, typer.Option("--eval-temperature", help="Temperature there; 0 = greedy.", min=0.0)
     ] = 0.0,
+    collapse: Annotated[
+        float,
+        typer.Option(
+            "--collapse",
+            help="Stop when entropy or length falls to this share without a better reward; 0 = never.",
+            min=0.0,
+            max=1.0,
+        ),
+    ] = 0.05,
+    track: Annotated[
+        list[str] | None,
+        typer.Option("--track", help="Show the figures in tensorboard or wandb too; may be repeated.", metavar="WHERE"),
+    ] = None,
     save_every: Annotated[int, typer.Option("--save-every", help="Steps between checkpoints.", min=1)] = 25,
+    keep: Annotated[int, typer.Option("--keep", help="Newest checkpoints that are kept.", min=1)] = 1,
     seed: Seed = 0,
     engine: Annotated[
         Literal["transformers", "vllm"],
@@ -96,26 +160,42 @@ def train(
         Literal["float32", "bfloat16", "auto"],
         typer.Option("--dtype", help="Arithmetic: weights stay float32, bfloat16 is autocast (auto: on a GPU)."),
     ] = "auto",
+    tokens_per_pass: Annotated[
+        int, typer.Option("--tokens-per-pass", help="Tokens in one forward pass; halved when memory runs out.", min=1)
+    ] = 16384,
+    checkpoint_activations: Annotated[
+        bool, typer.Option("--checkpoint-activations", help="Compute activations twice to hold fewer.")
+    ] = False,
+    dry_run: DryRun = False,
     force: Force = False,
     quiet: Quiet = False,
     version: Version = False,
 ) -> None:
     """GRPO: sample responses from the policy, verify them, follow the objective's gradient, repeat.
 
-    Writes a policy folder that transformers opens, with metrics.jsonl, evaluations.jsonl and timings.jsonl in it.
+    Writes a policy folder that transformers opens, with training.json (the resolved options), metrics.jsonl, evaluations.jsonl and
+    timings.jsonl in it. Under torchrun the policy and the work are shared out over all processes.
     """
     from cropi_tools import runtime
     from cropi_tools.cli.common import numbered, parse_named
     from cropi_tools.data.errors import UsageError
     from cropi_tools.data.manifest import Fingerprint, file_input
     from cropi_tools.data.output import Output
-    from cropi_tools.data.policies import policy_input, tokenizer_digest
+    from cropi_tools.data.policies import optimizer_input, policy_input, starting_policy
     from cropi_tools.rewards import check_own_verifiers, check_verifier, verifier_fingerprint
+    from cropi_tools.training.presets import LOSSES
 
     runtime.set_quiet(quiet)
-    if temperature == 0.0:
+    given = _with_preset(context, preset)
+    if given["temperature"] == 0.0:
         raise UsageError("--temperature 0 samples the same response every time: nothing can be learned from it")
-    bounds = _pair(clip if "," in clip else f"{clip},{clip}", "--clip")
+    if given["samples"] == 1:
+        raise UsageError("-n 1: a response is compared with others of its prompt; give 2 or more")
+    if lora and carry == "full":
+        raise UsageError(
+            "--carry full with --lora: adapters begin anew, so there is no optimizer state of them to carry"
+        )
+    bounds = _pair(given["clip"] if "," in given["clip"] else f"{given['clip']},{given['clip']}", "--clip")
     sets = dict(parse_named(text, "--eval") for text in evaluation or [])
     check_verifier(verifier)
     if engine == "vllm":
@@ -124,96 +204,110 @@ def train(
         check_vllm()
     inputs = {"policy": policy_input(model), **numbered("prompts", prompts)}
     inputs.update({f"evaluation set {name}": file_input(path) for name, path in sets.items()})
-    if kl > 0:
-        inputs["reference"] = policy_input(reference or model)
+    known = None
+    if given["kl"] > 0:
+        known = {"stage": model, "start": starting_policy(model)}.get(reference, reference)
+        inputs["reference"] = policy_input(known)
+    if carry == "full":
+        inputs["optimizer"] = optimizer_input(model)
+    named = LOSSES[given["loss"]]
     options = {
         "steps": steps,
-        "batch": batch,
-        "samples": samples,
-        "max_tokens": max_tokens,
-        "temperature": temperature,
+        "batch": given["batch"],
+        "minibatch": given["minibatch"],
+        "samples": given["samples"],
+        "max_tokens": given["max_tokens"],
+        "temperature": given["temperature"],
         "verifier": verifier_fingerprint(verifier),
         "verify_seconds": verify_seconds,
         "own_verifiers": check_own_verifiers([*prompts, *sets.values()]),
-        "learning_rate": learning_rate,
-        "schedule": schedule,
-        "warmup": warmup,
-        "betas": _pair(betas, "--betas"),
-        "weight_decay": weight_decay,
-        "max_gradient_norm": max_gradient_norm,
+        "dynamic_sampling": given["dynamic_sampling"],
+        "aggregation": aggregation or named["aggregation"],
+        "advantage": advantage or named["advantage"],
         "clip": bounds,
-        "aggregation": aggregation,
-        "kl": kl,
-        "entropy": entropy,
+        "kl": given["kl"],
+        "entropy": given["entropy"],
+        "mask_truncated": given["mask_truncated"],
+        "importance_cap": importance_cap,
+        "learning_rate": given["learning_rate"],
+        "schedule": given["schedule"],
+        "warmup": given["warmup"],
+        "betas": _pair(given["betas"], "--betas"),
+        "weight_decay": given["weight_decay"],
+        "max_gradient_norm": given["max_gradient_norm"],
+        "lora": lora,
+        "lora_alpha": (2.0 * lora if lora_alpha is None else lora_alpha) if lora else 0.0,
+        "carry": carry,
         "eval_every": evaluate_every,
         "eval_samples": evaluation_samples,
         "eval_temperature": evaluation_temperature,
+        "collapse": collapse,
         "save_every": save_every,
+        "keep": keep,
         "seed": seed,
         "engine": engine,
         "dtype": dtype,
     }
+    from cropi_tools.training.trackers import check_trackers
+
+    check_trackers(track or [])
     target = Output(output, Fingerprint.of("cropi-train", options, inputs), inputs, folder=True, force=force)
-    if not target.open():
-        runtime.notify(f"{output}: up to date")
+
+    job: dict[str, Any] = {
+        "model": model,
+        "reference": known,
+        "prompts": prompts,
+        "evaluations": sets,
+        "verifier": verifier,
+        "options": options,
+        "trackers": track or [],
+        "device": device,
+        "engine_memory": engine_memory,
+        "tokens_per_pass": tokens_per_pass,
+        "checkpoint_activations": checkpoint_activations,
+    }
+    if dry_run:
+        _estimate(job)
         return
 
-    from cropi_tools.data.records import read_prompts
-    from cropi_tools.engines.protocol import Sampling
-    from cropi_tools.policy.loading import choose_device, load_policy
-    from cropi_tools.rewards import VerifierPool, check_record
-    from cropi_tools.training.checkpoints import resume_folder
-    from cropi_tools.training.loop import Trainer, TrainSettings
-    from cropi_tools.training.update import LossSettings
+    from cropi_tools.training.ranks import Ranks, lost_processes_told, several
 
-    records = list(read_prompts(prompts))
-    evaluations = {name: list(read_prompts([path])) for name, path in sets.items()}
-    for record in (*records, *(record for found in evaluations.values() for record in found)):
-        check_record(record, verifier)
-    autocast = dtype == "bfloat16" or (dtype == "auto" and choose_device(device).type == "cuda")
-    start = resume_folder(target.part, target.state)
-    policy = load_policy(str(start or model), device, "float32")._replace(folder=model)
-    known = load_policy(reference or model, device, "float32") if kl > 0 else None
-    sampler = _engine(engine, policy, "bfloat16" if autocast else "float32", engine_memory)
-    settings = TrainSettings(
-        steps=steps,
-        batch=batch,
-        samples=samples,
-        sampling=Sampling(max_tokens, temperature),
-        loss=LossSettings(temperature, bounds, kl, entropy, aggregation, autocast),
-        learning_rate=learning_rate,
-        schedule=schedule,
-        warmup=warmup,
-        betas=_pair(betas, "--betas"),
-        weight_decay=weight_decay,
-        max_gradient_norm=max_gradient_norm,
-        evaluate_every=evaluate_every,
-        evaluation_samples=evaluation_samples,
-        evaluation_sampling=Sampling(max_tokens, evaluation_temperature),
-        save_every=save_every,
-        seed=seed,
-    )
-    with contextlib.closing(sampler), VerifierPool(verifier, seconds=verify_seconds) as pool:
-        counters = Trainer(policy, known, sampler, pool, records, evaluations, settings, target).run()
-        facts = {
-            "tokenizer": tokenizer_digest(model),
-            "steps": steps,
-            "sampling": sampler.settings(settings.sampling),
-            "evaluation_sampling": sampler.settings(settings.evaluation_sampling),
-        }
-    target.finish(rows=steps, ledger={**counters, "device": str(policy.device)}, facts=facts)
-    runtime.notify(f"{output}: trained for {steps} steps on {len(records)} prompts")
+    with contextlib.closing(Ranks.of_torchrun(device) if several() else Ranks()) as ranks, lost_processes_told():
+        opened, target.state = ranks.first_does(lambda: (target.open(), target.state))
+        if not opened:
+            if ranks.first:
+                runtime.notify(f"{output}: up to date")
+            return
+
+        from cropi_tools.training.run import Job, train
+
+        train(Job(**job), target, ranks)
 
 
-def _engine(name: str, policy: Policy, dtype: str, memory: float) -> Engine:
-    """What samples: from the policy's present weights, or from a copy in vLLM that follows them."""
-    if name == "vllm":
-        from cropi_tools.engines.vllm_engine import VllmEngine
+def _estimate(job: dict[str, Any]) -> None:
+    from cropi_tools import runtime
+    from cropi_tools.data.errors import UsageError
+    from cropi_tools.data.jsonl import is_stream
+    from cropi_tools.training.estimate import estimate
+    from cropi_tools.training.run import Job
 
-        return VllmEngine(policy.folder, policy.tokens, dtype, memory)
-    from cropi_tools.engines.transformers_engine import TransformersEngine
+    if any(is_stream(path) for path in job["prompts"]):
+        raise UsageError("--dry-run reads the prompts and leaves nothing for the run; give a file in place of `-`")
+    runtime.set_quiet(True)
+    for line in estimate(Job(**job)).lines():
+        print(line)
 
-    return TransformersEngine(policy)
+
+def _with_preset(context: typer.Context, preset: str | None) -> dict[str, Any]:
+    """The options' values, those of the preset in place of defaults: what was given on the command line stays."""
+    from cropi_tools.training.presets import PRESETS
+
+    given = dict(context.params)
+    for name, value in PRESETS[preset].items() if preset else ():
+        source = context.get_parameter_source(name)
+        if source is None or source.name != "COMMANDLINE":
+            given[name] = value
+    return given
 
 
 def _pair(text: str, option: str) -> tuple[float, float]:

@@ -17,7 +17,8 @@ from cropi_tools.data.manifest import FOLDER_MANIFEST, Input, file_digest, folde
 _SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".jinja")
 _TOKENIZER_STEMS = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens", "chat_template", "spiece")
 OPTIMIZER_STATE = "state/optimizer.safetensors"
-_NOT_POLICY = (FOLDER_MANIFEST, "progress.json")
+TRAINING_OPTIONS = "training.json"
+_NOT_POLICY = (FOLDER_MANIFEST, "progress.json", TRAINING_OPTIONS)
 
 
 def policy_files(folder: str | Path) -> list[Path]:
@@ -72,6 +73,24 @@ def same_tokenizer(rollouts: str, folder: str) -> None:
         raise InputError(
             f"{rollouts}: its tokens are of another tokenizer than the policy {folder}; sample with a policy of this family"
         )
+
+
+def starting_policy(folder: str) -> str:
+    """The policy at the beginning of a chain of cropi-train runs that ends with `folder`: the first that no manifest says was trained.
+
+    InputError: a policy on the way is no longer where the manifest says, or is another one now.
+    """
+    manifest = read_manifest(folder) or {}
+    while manifest.get("command") == "cropi-train":
+        before = manifest["inputs"]["policy"]
+        if not Path(before["path"]).is_dir() or policy_input(before["path"]).sha256 != before["sha256"]:
+            raise InputError(
+                f"{folder}: was trained from {before['path']}, which is not there or another policy now; "
+                "give --reference the folder of the starting policy"
+            )
+        folder = before["path"]
+        manifest = read_manifest(folder) or {}
+    return folder
 
 
 def _digests(folder: Path, files: list[Path]) -> dict[str, str]:

@@ -21,6 +21,7 @@ from cropi_tools.engines.decoding import Decoded, can_decode, decode
 from cropi_tools.engines.next_token import choose, uniforms
 from cropi_tools.engines.protocol import Completion, Engine, Request, Sampling, scores_not_finite
 from cropi_tools.policy.loading import Policy
+from cropi_tools.policy.weights import checkpoint_weights
 
 ROWS = 256  # responses decoded together; part of no result beyond float rounding
 # What else could bend a distribution, switched off. `generate` is told one by one: what is left unset it takes from the model's own settings.
@@ -121,3 +122,17 @@ class TransformersEngine(Engine):
         for length, stopped, tokens, values in of_rows:
             logprobs = values[:length].tolist() if sampling.temperature else None
             yield Completion(tokens[:length].tolist(), logprobs, "stop" if stopped else "length")
+
+
+class ReplicaEngine(TransformersEngine):
+    """Samples from a copy of a policy that processes share, each from one of its own: data-parallel sampling, where a step costs no talk."""
+
+    own_weights = True
+
+    @torch.no_grad()
+    def update_weights(self, policy: Policy) -> None:
+        """Gather the policy's weights into the copy; collective."""
+        mine = dict(self._policy.model.named_parameters())
+        for name, tensor in checkpoint_weights(policy.model):
+            if name in mine:
+                mine[name].copy_(tensor)

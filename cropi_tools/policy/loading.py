@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,12 +85,14 @@ def load_policy(folder: str, device: str = "auto", dtype: str = "auto") -> Polic
     return Policy(model, tokenizer, end_token_ids, folder)
 
 
-def save_policy(policy: Policy, folder: Path) -> None:
+def save_policy(policy: Policy, folder: Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:
     """Write weights and configuration; tokenizer and generation settings are copied from the folder the policy was loaded from.
 
     They are copied, not written anew: the library may write the same tokenizer in other words, and its rollouts would seem foreign.
+    weights: the state dict to write; None: the model's own.
     """
-    policy.model.save_pretrained(folder, safe_serialization=True)
+    given = {} if weights is None else {"state_dict": dict(weights)}
+    policy.model.save_pretrained(folder, safe_serialization=True, **given)
     settings = Path(policy.folder) / "generation_config.json"
     for path in [*tokenizer_files(policy.folder), *([settings] if settings.exists() else [])]:
         (folder / path.name).write_bytes(path.read_bytes())

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from cropi_tools.policy.packing import PackedBatch, unpacked
 
+SHARED = "shared_logprobs"  # a model that processes share has `chunked_logprobs` as a method of this name
 CHUNK_ELEMENTS = 1 << 26  # logits held at once: 256 MiB of float32
 _plain_heads: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
@@ -72,6 +73,14 @@ def response_logprobs(
     Differentiable in the model's parameters; the entropies are so only for `gradient`, and are zeros for `no`. A packed batch needs
     `packing.packed` around this call, and around the backward pass where activations are recomputed.
     """
+    shared = getattr(model, SHARED, None)
+    return shared(batch, temperature, entropy) if shared else chunked_logprobs(model, batch, temperature, entropy)
+
+
+def chunked_logprobs(
+    model: Any, batch: SequenceBatch | PackedBatch, temperature: float, entropy: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`response_logprobs` of a model whose parameters are all here."""
     if not has_plain_head(model):
         # take the logits from the model's own forward pass: chunking is not possible from outside
         return _from_logits(batch.select(batch.forward(model).logits), batch.targets, temperature, entropy)

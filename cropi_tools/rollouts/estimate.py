@@ -31,13 +31,13 @@ class Estimate(NamedTuple):
 
     def lines(self) -> list[str]:
         """For people."""
-        gpu = f", {_bytes(self.gpu_memory)} on the GPU" if self.gpu_memory else ""
+        gpu = f", {in_bytes(self.gpu_memory)} on the GPU" if self.gpu_memory else ""
         return [
             f"{self.prompts} prompts, {self.responses} responses, about {self.tokens:,.0f} tokens",
-            f"time:   {_seconds(self.seconds)} at {self.tokens_per_second:,.0f} tokens a second, loading apart",
-            f"disk:   {_bytes(self.disk)}, before compression",
-            f"memory: {_bytes(self.memory)}{gpu}; it does not grow with the prompts",
-            f"from {self.probe_prompts} prompts that were really sampled, in {_seconds(self.probe_seconds)}; nothing was written",
+            f"time:   {in_seconds(self.seconds)} at {self.tokens_per_second:,.0f} tokens a second, loading apart",
+            f"disk:   {in_bytes(self.disk)}, before compression",
+            f"memory: {in_bytes(self.memory)}{gpu}; it does not grow with the prompts",
+            f"from {self.probe_prompts} prompts that were really sampled, in {in_seconds(self.probe_seconds)}; nothing was written",
         ]
 
 
@@ -64,26 +64,31 @@ def estimate(
         tokens * share,
         seconds * share,
         sum(len(dump_line(row).encode()) + 1 for row in rows) * share,
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
-        _gpu_memory(),
+        *memory_used(),
         len(rows),
         seconds,
         tokens / max(seconds, 1e-9),
     )
 
 
-def _gpu_memory() -> int:
+def memory_used() -> tuple[int, int]:
+    """The most bytes that this process has held so far, and those of its GPU."""
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     torch = sys.modules.get("torch")
-    return torch.cuda.max_memory_reserved() if torch is not None and torch.cuda.is_available() else 0
+    return host, torch.cuda.max_memory_reserved() if torch is not None and torch.cuda.is_available() else 0
 
 
-def _seconds(value: float) -> str:
+def in_seconds(value: float) -> str:
+    """A time for people."""
+    if value < 10:
+        return f"{value:.2g} s"
     if value < 120:
         return f"{value:.1f} s"
     return f"{value / 60:.0f} min" if value < 7200 else f"{value / 3600:.1f} h"
 
 
-def _bytes(value: float) -> str:
+def in_bytes(value: float) -> str:
+    """A size for people."""
     for unit in ("B", "kB", "MB", "GB"):
         if value < 1000:
             return f"{value:.3g} {unit}"

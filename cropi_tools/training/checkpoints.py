@@ -1,6 +1,7 @@
-"""What a training run must keep to go on exactly where it was: weights, optimizer, step; order and seeds follow from the step.
+"""What a training run must keep to go on exactly where it was: weights, optimizer, step, place in the stream of prompts, rollouts not yet used.
 
 A checkpoint is a policy folder with `state/` inside; it is written under a temporary name and renamed, then the run's progress names it.
+Weights and moments are whole in it, however many processes shared them, so that any number may go on from it.
 """
 
 from __future__ import annotations
@@ -14,29 +15,52 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from cropi_tools.data.jsonl import Record, dump_line, read_jsonl
 from cropi_tools.data.manifest import write_json
 from cropi_tools.data.policies import OPTIMIZER_STATE
+from cropi_tools.policy.adapters import save_adapters
 from cropi_tools.policy.loading import Policy, save_policy
+from cropi_tools.policy.weights import alike, whole
 
 STATE = "state"
+PENDING = "pending.jsonl"
 
 
 def checkpoint_folder(part: Path, step: int) -> Path:
     return part / f"checkpoint-{step:06d}"
 
 
-def save_checkpoint(part: Path, step: int, policy: Policy, optimizer: torch.optim.Optimizer) -> Path:
-    """Write the checkpoint of `step` below `part` and return its folder."""
+def save_checkpoint(
+    part: Path,
+    step: int,
+    policy: Policy,
+    weights: Mapping[str, torch.Tensor] | None,
+    moments: Mapping[str, torch.Tensor],
+    adapters: tuple[Any, Mapping[str, torch.Tensor]] | None = None,
+) -> Path:
+    """Write the checkpoint of `step` below `part` and return its folder; when that fails, nothing is left of it.
+
+    weights: the state dict to save; None: the model's own. moments: of `optimizer_tensors`. adapters: peft's settings
+    and the adapters' tensors, where they are trained.
+    """
     folder = checkpoint_folder(part, step)
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    save_policy(policy, temporary)
-    (temporary / STATE).mkdir()
-    save_file(_optimizer_tensors(policy, optimizer), temporary / OPTIMIZER_STATE)
-    write_json(temporary / STATE / "state.json", {"step": step})
-    shutil.rmtree(folder, ignore_errors=True)
-    os.rename(temporary, folder)
+    try:
+        temporary.mkdir()
+        save_policy(policy, temporary, weights)
+        if adapters is not None:
+            settings, tensors = adapters
+            save_adapters(tensors, settings, temporary)
+        (temporary / STATE).mkdir()
+        save_file(dict(moments), temporary / OPTIMIZER_STATE)
+        write_json(temporary / STATE / "state.json", {"step": step})
+        shutil.rmtree(folder, ignore_errors=True)
+        os.rename(temporary, folder)
+    except BaseException:
+        # a full disk needs its room back
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     return folder
 
 
@@ -50,23 +74,57 @@ def resume_folder(part: Path, state: Mapping[str, Any]) -> Path | None:
     return part if state.get("promoted") else checkpoint_folder(part, state["step"])
 
 
-def keep_only(part: Path, folder: Path) -> None:
-    """Remove checkpoints other than `folder`, half-written ones included."""
-    for other in part.glob("checkpoint-*"):
-        if other != folder:
-            shutil.rmtree(other)
+def keep_newest(part: Path, count: int) -> None:
+    """Remove all checkpoints but the newest `count`, and half-written ones."""
+    found = sorted(part.glob("checkpoint-*"))
+    whole = [folder for folder in found if folder.suffix != ".tmp"]
+    for folder in found:
+        if folder not in whole[max(len(whole) - count, 0) :]:
+            shutil.rmtree(folder)
+
+
+def optimizer_tensors(policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """AdamW's moments and counts, whole, by the names of their parameters, such as `exp_avg/NAME`."""
+    found = {}
+    for name, parameter in policy.trained:
+        for key, value in optimizer.state.get(parameter, {}).items():
+            found[f"{key}/{name}"] = whole(value).contiguous()
+    return found
 
 
 def load_optimizer(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> None:
-    """Give AdamW the moments of a checkpoint."""
-    tensors = load_file(folder / OPTIMIZER_STATE, device=str(policy.device))
-    for name, parameter in policy.model.named_parameters():
+    """Give AdamW the moments of a policy folder that cropi-train wrote."""
+    tensors = load_file(folder / OPTIMIZER_STATE)
+    for name, parameter in policy.trained:
         if f"exp_avg/{name}" in tensors:
             optimizer.state[parameter] = {
-                "step": tensors[f"step/{name}"].cpu(),
-                "exp_avg": tensors[f"exp_avg/{name}"],
-                "exp_avg_sq": tensors[f"exp_avg_sq/{name}"],
+                "step": tensors[f"step/{name}"],
+                "exp_avg": alike(tensors[f"exp_avg/{name}"], parameter),
+                "exp_avg_sq": alike(tensors[f"exp_avg_sq/{name}"], parameter),
             }
+
+
+def write_pending(part: Path, pending: Mapping[int, Record]) -> None:
+    """Keep the rollouts of a step that was stopped while it was sampled; the caller's commit says how many there are."""
+    temporary = part / (PENDING + ".tmp")
+    with open(temporary, "w", encoding="utf-8") as stream:
+        for place, record in sorted(pending.items()):
+            stream.write(dump_line({"place": place, "rollout": record}) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, part / PENDING)
+
+
+def read_pending(part: Path, state: Mapping[str, Any]) -> dict[int, Record]:
+    """The rollouts that a stopped run kept, by place; none unless the last commit says so."""
+    if not state.get("pending"):
+        return {}
+    return {line["place"]: line["rollout"] for _, line in read_jsonl(part / PENDING)}
+
+
+def drop_pending(part: Path) -> None:
+    """Remove rollouts that were kept and have been used."""
+    (part / PENDING).unlink(missing_ok=True)
 
 
 def promote(part: Path, folder: Path) -> None:
@@ -78,11 +136,3 @@ def promote(part: Path, folder: Path) -> None:
         else:
             target.unlink(missing_ok=True)
             os.link(path, target)
-
-
-def _optimizer_tensors(policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    found = {}
-    for name, parameter in policy.model.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            found[f"{key}/{name}"] = value.contiguous()
-    return found

@@ -1,117 +1,65 @@
-"""The GRPO loop (arXiv 2402.03300; one on-policy update a step, as the paper trains).
+"""The GRPO loop (arXiv 2402.03300): rollout, reward, advantage, for each mini-batch the objective and a step of the optimizer.
 
-Everything random follows from (seed, step): the order of prompts, the seeds of samples, the evaluation's samples. So a resumed run
-needs weights, optimizer and the step, and nothing else, to go on bit for bit on a CPU.
+Everything random follows from the seed and a place in the stream of prompts: their order, the seeds of samples, the evaluation's samples. So a
+resumed run needs weights, optimizer, step and place, and nothing else, to go on bit for bit on a CPU.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
-import os
+import shutil
 import time
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, TypeVar
 
 import torch
+from safetensors import SafetensorError
 
 from cropi_tools import runtime
 from cropi_tools.data.errors import CropiError
-from cropi_tools.data.jsonl import Record, dump_line
+from cropi_tools.data.jsonl import Record
 from cropi_tools.data.output import Output
-from cropi_tools.engines.protocol import Engine, Sampling, sample_seed
+from cropi_tools.engines.protocol import Engine
+from cropi_tools.policy.adapters import adapter_tensors, load_adapters
 from cropi_tools.policy.loading import Policy
+from cropi_tools.policy.tokens import first_line
+from cropi_tools.policy.weights import checkpoint_weights
 from cropi_tools.rewards.pool import VerifierPool
-from cropi_tools.rollouts.sampling import Task, sample_and_verify
-from cropi_tools.rollouts.tally import Tallies
-from cropi_tools.training.checkpoints import keep_only, load_optimizer, promote, resume_folder, save_checkpoint
+from cropi_tools.rollouts.tally import Tally
+from cropi_tools.training.checkpoints import (
+    checkpoint_folder,
+    drop_pending,
+    keep_newest,
+    load_optimizer,
+    optimizer_tensors,
+    promote,
+    read_pending,
+    resume_folder,
+    save_checkpoint,
+    write_pending,
+)
 from cropi_tools.training.engine_sync import EngineSync
-from cropi_tools.training.update import LossSettings, backward, clip_gradient
+from cropi_tools.training.evaluation import evaluate
+from cropi_tools.training.logs import Logs, live_note
+from cropi_tools.training.ranks import Ranks
+from cropi_tools.training.sampling import Sampled, StepSampler, Stopped
+from cropi_tools.training.settings import TrainSettings, learning_rate
+from cropi_tools.training.trackers import Tracker
+from cropi_tools.training.update import NotFinite, Updater
+from cropi_tools.training.watch import Watch
 
-LOGS = ("metrics.jsonl", "evaluations.jsonl", "timings.jsonl")
+FAILURE = "failure.txt"  # in the part: what a failed engine said at length
 
-
-class TrainSettings(NamedTuple):
-    """A run's values. batch: prompts a step; samples: responses a prompt; learning_rate after `warmup` steps, then by `schedule`."""
-
-    steps: int
-    batch: int
-    samples: int
-    sampling: Sampling
-    loss: LossSettings
-    learning_rate: float
-    schedule: Literal["constant", "linear"]
-    warmup: int
-    betas: tuple[float, float]
-    weight_decay: float
-    max_gradient_norm: float
-    evaluate_every: int
-    evaluation_samples: int
-    evaluation_sampling: Sampling
-    save_every: int
-    seed: int
-
-
-class PromptOrder:
-    """The endless stream of epochs over the prompts: each epoch a new order by a seeded hash of the ids, whatever the order of the file."""
-
-    def __init__(self, prompts: Sequence[Record], seed: int) -> None:
-        self._prompts, self._seed = prompts, seed
-        self._orders: dict[int, list[Record]] = {}
-
-    def batch(self, step: int, size: int) -> list[tuple[int, Record]]:
-        """The prompts of a step (from 1) with their place in the stream."""
-        places = range((step - 1) * size, step * size)
-        epochs = {place // len(self._prompts) for place in places}
-        self._orders = {epoch: self._orders.get(epoch) or self._order(epoch) for epoch in epochs}
-        return [(place, self._orders[place // len(self._prompts)][place % len(self._prompts)]) for place in places]
-
-    def _order(self, epoch: int) -> list[Record]:
-        return sorted(
-            self._prompts, key=lambda record: (sample_seed(self._seed, "order", epoch, record["id"]), record["id"])
-        )
-
-
-def learning_rate(settings: TrainSettings, step: int) -> float:
-    """The rate of a step (from 1): linear warm-up, then constant or linearly down to zero after the last step."""
-    if step <= settings.warmup:
-        return settings.learning_rate * step / settings.warmup
-    if settings.schedule == "constant":
-        return settings.learning_rate
-    return settings.learning_rate * (settings.steps - step + 1) / max(settings.steps - settings.warmup, 1)
-
-
-class _Logs:
-    """The run's JSONL files; lines after the last checkpoint are dropped on resume."""
-
-    def __init__(self, part: Path, sizes: Mapping[str, int]) -> None:
-        self._streams = {}
-        for name in LOGS:
-            stream = open(part / name, "a", encoding="utf-8")
-            stream.truncate(sizes.get(name, 0))
-            stream.seek(0, os.SEEK_END)
-            self._streams[name] = stream
-
-    def write(self, name: str, record: Record) -> None:
-        self._streams[name].write(dump_line(record) + "\n")
-        self._streams[name].flush()
-
-    def sync(self) -> dict[str, int]:
-        for stream in self._streams.values():
-            stream.flush()
-            os.fsync(stream.fileno())
-        return {name: stream.tell() for name, stream in self._streams.items()}
-
-    def close(self) -> None:
-        for stream in self._streams.values():
-            stream.close()
+T = TypeVar("T")
 
 
 class Trainer:
-    """Trains `policy` in place on `prompts`, writing into an opened `Output` folder.
+    """Trains `policy` in place on `prompts`, writing into an opened `Output` folder (the first of several processes does).
 
-    evaluations: prompts by set name. reference: the policy the KL term holds on to, or None.
+    evaluations: prompts by set name. reference: the policy the KL term holds on to, or None; the policy itself where adapters are trained, whose
+    peft settings are `adapters`. carried: a policy folder whose optimizer state a new run starts with.
     """
 
     def __init__(
@@ -124,112 +72,113 @@ class Trainer:
         evaluations: Mapping[str, Sequence[Record]],
         settings: TrainSettings,
         output: Output,
+        *,
+        ranks: Ranks | None = None,
+        adapters: Any = None,
+        carried: Path | None = None,
+        trackers: Sequence[Tracker] = (),
     ) -> None:
-        self._policy, self._reference, self._engine, self._pool = policy, reference, engine, pool
+        self._policy, self._engine, self._pool = policy, engine, pool
         self._evaluations, self._settings, self._output = evaluations, settings, output
-        self._order = PromptOrder(prompts, settings.seed)
-        self._parameters = [parameter for _, parameter in policy.trained]
-        self._optimizer = torch.optim.AdamW(
-            self._parameters, lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay
+        self._ranks, self._adapters = ranks or Ranks(), adapters
+        self._updater = Updater(policy, reference, settings, self._ranks)
+        self._sampler = StepSampler(engine, policy.tokens, pool, prompts, settings, self._ranks)
+        state = output.state
+        self._step, self._place = state.get("step", 0), state.get("place", 0)
+        self._evaluated = state.get("evaluated", -1)
+        self._pending = read_pending(output.part, state)
+        self._counters = {"tokens_generated": 0, "tokens_trained": 0, **state.get("counters", {})}
+        self._updater.tokens_per_pass = min(
+            state.get("tokens_per_pass", settings.tokens_per_pass), settings.tokens_per_pass
         )
-        self._step = output.state.get("step", 0)
-        self._counters = {"tokens_generated": 0, "tokens_trained": 0, **output.state.get("counters", {})}
-        found = resume_folder(output.part, output.state)
+        self._watch = Watch(settings.collapse, state.get("watch"))
+        found = resume_folder(output.part, state) or carried
         if found is not None:
-            load_optimizer(found, policy, self._optimizer)
-        self._logs = _Logs(output.part, output.state.get("logs", {}))
+            load_optimizer(found, policy, self._updater.optimizer)
+            if adapters is not None:
+                load_adapters(policy.model, found)
+        self._logs = Logs(output.part if self._ranks.first else None, state.get("logs", {}), trackers)
         self._sync = None
         if engine.own_weights:
-            self._sync = EngineSync(engine, policy, prompts, settings.sampling, settings.loss.autocast, settings.seed)
+            self._sync = EngineSync(engine, policy, prompts, settings.sampling, settings.autocast, settings.seed)
         self._mismatch: dict[str, float] = {}
+        self._last: dict[str, Any] = {}
 
     def run(self) -> dict[str, Any]:
         """Train to the last step; returns the ledger's counters. Raises Interrupted after a checkpoint when a signal asks to stop."""
         settings = self._settings
-        note = ""
         with contextlib.closing(self._logs), runtime.progress("training", settings.steps, self._step) as shown:
             self._hand_over(self._step)
-            if self._step == 0:
-                self._evaluate(0)
+            self._evaluate_if_due()
+            if self._step == 0 and self._evaluations:
+                self._save()
+            self._stop_if_requested()
             while self._step < settings.steps:
-                step = self._step + 1
-                note = self._train_step(step)
-                self._step = step
-                if step % settings.evaluate_every == 0 or step == settings.steps:
-                    note = self._evaluate(step) or note
+                note = self._train_step(self._step + 1)
+                self._step += 1
                 shown.advance(note=note)
-                if step == settings.steps or step % settings.save_every == 0 or runtime.stop_requested():
-                    self._save(step)
-                    if step < settings.steps:
-                        runtime.stop_if_requested()
-        checkpoint = resume_folder(self._output.part, self._output.state)
-        if checkpoint is not None and checkpoint != self._output.part:
-            promote(self._output.part, checkpoint)
-            # from here on the part is where a killed run goes on: hashing large weights leaves time for a kill
-            self._output.commit({**self._output.state, "promoted": True})
-        keep_only(self._output.part, self._output.part)
+                self._evaluate_if_due()
+                if self._step == settings.steps or self._step % settings.save_every == 0:
+                    self._save()
+                self._stop_if_requested()
+        self._promote()
         return self._counters
 
     def _train_step(self, step: int) -> str:
-        settings = self._settings
         started = time.monotonic()
-        drawn = self._order.batch(step, settings.batch)
-        tasks = [
-            Task(record, (settings.seed, "train", place, record["id"]), settings.samples) for place, record in drawn
-        ]
-        rollouts = sample_and_verify(self._engine, self._policy.tokens, self._pool, tasks, settings.sampling)
-        sampled = time.monotonic()
-        found = backward(self._policy, self._reference, rollouts, settings.loss)
-        norm = clip_gradient(self._parameters, settings.max_gradient_norm)
-        if not (math.isfinite(norm) and math.isfinite(found["loss"])):
-            raise CropiError(
-                f"{self._output.path}: loss {found['loss']} and gradient norm {norm} at step {step}; "
-                f"the last checkpoint in {self._output.part} is good; lower --learning-rate"
-            )
-        rate = learning_rate(settings, step)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        tallies = Tallies()
-        tallies.add(rollouts)
-        total = tallies.total()
-        summary = total.summary()
-        self._counters["tokens_generated"] += total.tokens
-        self._counters["tokens_trained"] += int(found["tokens_trained"])
-        self._logs.write(
-            "metrics.jsonl",
-            {
-                "step": step,
-                "loss": found["loss"],
-                "reward": summary["mean_reward"],
-                "accuracy": summary["accuracy"],
-                "entropy": found["entropy"],
-                "kl": found["kl"],
-                "behavior_kl": found["behavior_kl"],
-                "clip_fraction": found["clip_fraction"],
-                "zero_variance_fraction": summary["equal_rewards_fraction"],
-                "response_tokens": summary["response_tokens"],
-                "truncated_fraction": summary["truncated_fraction"],
-                "gradient_norm": norm,
-                "learning_rate": rate,
-                "tokens_generated": total.tokens,
-                "tokens_trained": int(found["tokens_trained"]),
-                **self._mismatch,
-            },
-        )
+        try:
+            sampled = self._guarded(lambda: self._sampler.sample(self._place, self._pending), step)
+        except Stopped as stopped:
+            self._pending = dict(stopped.pending)
+            self._save()
+            runtime.stop_now()
+        between = time.monotonic()
+        rate = learning_rate(self._settings, step)
+        try:
+            figures = self._updater.step(sampled.parts, rate)
+        except NotFinite as error:
+            raise self._failed(f"{error} at step {step}", "lower --learning-rate") from None
+        self._place, self._pending = sampled.place, {}
+        self._count(step, sampled, figures, rate)
         self._hand_over(step)
-        updated = time.monotonic()
-        self._logs.write(
-            "timings.jsonl",
-            {
-                "step": step,
-                "seconds_sampling": sampled - started,
-                "seconds_update": updated - sampled,
-                "seconds_evaluation": 0.0,
-            },
-        )
-        return f"accuracy {summary['accuracy']:.3f}"
+        seconds = {"seconds_sampling": between - started, "seconds_update": time.monotonic() - between}
+        self._logs.write("timings.jsonl", {"step": step, **seconds, "seconds_evaluation": 0.0})
+        reason = self._watch.check(self._last)
+        if reason is not None:
+            raise self._failed(f"stopped at step {step}: {reason}")
+        return live_note(self._last, sampled.tally.tokens / sum(seconds.values()))
+
+    def _count(self, step: int, sampled: Sampled, figures: Mapping[str, float], rate: float) -> None:
+        """The step's line in metrics.jsonl, and the ledger."""
+        settings, summary = self._settings, sampled.tally.summary()
+        self._counters["tokens_generated"] += sampled.tally.tokens
+        self._counters["tokens_trained"] += int(figures["tokens_trained"])
+        optional = {
+            "capped_fraction": figures["capped_fraction"] if settings.loss.importance_cap > 0 else None,
+            "refill_rounds": sampled.rounds if settings.refills else None,
+        }
+        self._last = {
+            "step": step,
+            "loss": figures["loss"],
+            "reward": summary["mean_reward"],
+            "accuracy": summary["accuracy"],
+            "entropy": figures["entropy"],
+            "kl": figures["kl"],
+            "behavior_kl": figures["behavior_kl"],
+            "behavior_gap": figures["behavior_gap"],
+            "clip_fraction": figures["clip_fraction"],
+            **{name: value for name, value in optional.items() if value is not None},
+            "zero_variance_fraction": summary["equal_rewards_fraction"],
+            "response_tokens": summary["response_tokens"],
+            "truncated_fraction": summary["truncated_fraction"],
+            "unverified_fraction": sampled.tally.lost / sampled.tally.samples,
+            "gradient_norm": figures["gradient_norm"],
+            "learning_rate": rate,
+            "tokens_generated": sampled.tally.tokens,
+            "tokens_trained": int(figures["tokens_trained"]),
+            **self._mismatch,
+        }
+        self._logs.write("metrics.jsonl", self._last)
 
     def _hand_over(self, step: int) -> None:
         """Give the weights after `step` to an engine that has its own, and check that it samples from them."""
@@ -238,51 +187,138 @@ class Trainer:
         try:
             self._mismatch = {"engine_mismatch": self._sync(step)}
         except CropiError as error:
-            saved = f"; the last checkpoint in {self._output.part} is good" if self._output.state else ""
-            raise type(error)(f"{self._output.path}: {error}{saved}") from None
+            raise self._failed(str(error)) from None
 
-    def _evaluate(self, step: int) -> str:
-        """Accuracy on every evaluation set; the same sample seeds at every step, so that differences are the policy's."""
-        settings = self._settings
+    def _evaluate_if_due(self) -> None:
+        """Evaluate at step 0, every so many steps and at the end, unless a signal asks to stop: then after the resume."""
+        step, settings = self._step, self._settings
+        due = step % settings.evaluate_every == 0 or step == settings.steps
+        if not due or self._evaluated == step or self._ranks.any(runtime.stop_requested()):
+            return
         started = time.monotonic()
-        found = []
-        for name, records in self._evaluations.items():
-            count = settings.evaluation_samples
-            tasks = [Task(record, (settings.seed, "evaluation", name, record["id"]), count) for record in records]
-            rows = sample_and_verify(self._engine, self._policy.tokens, self._pool, tasks, settings.evaluation_sampling)
-            tallies = Tallies()
-            tallies.add(rows)
-            total = tallies.total()
-            summary = total.summary()
-            self._counters["tokens_evaluated"] = self._counters.get("tokens_evaluated", 0) + total.tokens
-            self._logs.write(
-                "evaluations.jsonl",
-                {
-                    "step": step,
-                    "set": name,
-                    "accuracy": summary["accuracy"],
-                    "prompts": len(records),
-                    "samples": settings.evaluation_samples,
-                    "truncated_fraction": summary["truncated_fraction"],
-                    "response_tokens": summary["response_tokens"],
-                },
-            )
-            found.append(f"{name} {summary['accuracy']:.3f}")
+        found = self._guarded(
+            lambda: evaluate(self._engine, self._policy.tokens, self._pool, self._evaluations, settings, self._ranks),
+            step,
+        )
+        if found is None:
+            return
+        self._evaluated = step
+        for name, counts in found.items():
+            self._write_evaluation(step, name, counts)
         if found:
-            seconds = time.monotonic() - started
-            self._logs.write(
-                "timings.jsonl",
-                {"step": step, "seconds_sampling": 0.0, "seconds_update": 0.0, "seconds_evaluation": seconds},
-            )
-            runtime.notify(f"step {step}: accuracy " + ", ".join(found))
-        return ", ".join(found)
+            times = {"seconds_sampling": 0.0, "seconds_update": 0.0, "seconds_evaluation": time.monotonic() - started}
+            self._logs.write("timings.jsonl", {"step": step, **times})
+            if self._ranks.first:
+                accuracies = ", ".join(
+                    f"{name} {counts.correct / counts.samples:.3f}" for name, counts in found.items()
+                )
+                runtime.notify(f"step {step}: accuracy {accuracies}")
 
-    def _save(self, step: int) -> None:
-        if not all(bool(torch.isfinite(parameter).all()) for parameter in self._parameters):
-            raise CropiError(
-                f"{self._output.path}: the weights are not finite after step {step}; the last checkpoint in {self._output.part} is good; "
-                "lower --learning-rate"
-            )
-        folder = save_checkpoint(self._output.part, step, self._policy, self._optimizer)
-        self._output.commit({"step": step, "logs": self._logs.sync(), "counters": self._counters})
-        keep_only(self._output.part, folder)
+    def _write_evaluation(self, step: int, name: str, counts: Tally) -> None:
+        summary = counts.summary()
+        self._counters["tokens_evaluated"] = self._counters.get("tokens_evaluated", 0) + counts.tokens
+        self._logs.write(
+            "evaluations.jsonl",
+            {
+                "step": step,
+                "set": name,
+                "accuracy": summary["accuracy"],
+                "prompts": counts.prompts,
+                "samples": self._settings.evaluation_samples,
+                "truncated_fraction": summary["truncated_fraction"],
+                "response_tokens": summary["response_tokens"],
+            },
+        )
+
+    def _stop_if_requested(self) -> None:
+        """End here, with everything saved, if any process was asked to."""
+        if self._step < self._settings.steps and self._ranks.any(runtime.stop_requested()):
+            self._save()
+            runtime.stop_now()
+
+    def _save(self) -> None:
+        """A checkpoint of this step, unless there is one, and the commit that names it. Without one where the step looks like a collapse: the
+        last good one stays.
+        """
+        part, state = self._output.part, self._output.state
+        if self._step and state.get("step") != self._step:
+            if self._step < self._settings.steps and self._watch.suspicious():
+                return
+            self._write_checkpoint()
+        if not self._ranks.first:
+            return
+        if self._pending:
+            write_pending(part, self._pending)
+        self._output.commit(
+            {
+                "step": self._step,
+                "place": self._place,
+                "pending": len(self._pending),
+                "evaluated": self._evaluated,
+                "tokens_per_pass": self._updater.tokens_per_pass,
+                "watch": self._watch.state(),
+                "logs": self._logs.sync(),
+                "counters": self._counters,
+            }
+        )
+        keep_newest(part, self._settings.keep)
+
+    def _write_checkpoint(self) -> None:
+        policy, first = self._policy, self._ranks.first
+        broken = any(not bool(torch.isfinite(_own_part(parameter)).all()) for parameter in self._updater.parameters)
+        if self._ranks.any(broken):
+            raise self._failed(f"the weights are not finite after step {self._step}", "lower --learning-rate")
+        weights = None
+        if self._adapters is not None or self._ranks.size > 1:
+            # all processes gather, the first one keeps
+            gathered = checkpoint_weights(policy.model)
+            weights = {name: tensor.cpu() for name, tensor in gathered if first}
+        moments = optimizer_tensors(policy, self._updater.optimizer)
+        adapters = None if self._adapters is None else (self._adapters, adapter_tensors(policy.model))
+        if not first:
+            return
+        try:
+            save_checkpoint(self._output.part, self._step, policy, weights, moments, adapters)
+        except (OSError, SafetensorError) as error:
+            folder = checkpoint_folder(self._output.part, self._step)
+            raise self._failed(f"{folder}: cannot be written ({first_line(error)})", "make room") from None
+
+    def _promote(self) -> None:
+        """Make the last checkpoint the policy."""
+        output, keep = self._output, self._settings.keep
+        if not self._ranks.first:
+            return
+        checkpoint = resume_folder(output.part, output.state)
+        if checkpoint is not None and checkpoint != output.part:
+            promote(output.part, checkpoint)
+            # from here on the part is where a killed run goes on: hashing large weights leaves time for a kill
+            output.commit({**output.state, "promoted": True})
+        shutil.rmtree(checkpoint_folder(output.part, self._settings.steps), ignore_errors=True)
+        keep_newest(output.part, keep - 1)
+        drop_pending(output.part)
+        (output.part / FAILURE).unlink(missing_ok=True)
+
+    def _guarded(self, work: Callable[[], T], step: int) -> T:
+        """What samples, with its failures told as an end of the run."""
+        try:
+            return work()
+        except (CropiError, Stopped):
+            raise
+        except Exception as error:
+            told = self._output.part / FAILURE
+            told.write_text(traceback.format_exc())
+            raise self._failed(
+                f"the engine failed at step {step} ({type(error).__name__}: {first_line(error)}; all of it in {told})"
+            ) from error
+
+    def _failed(self, what: str, remedy: str = "") -> CropiError:
+        """The error that ends a run: what happened, what is left, what to do."""
+        found = resume_folder(self._output.part, self._output.state)
+        left = f"the last checkpoint, {found}, is good" if found else "no step was saved yet"
+        again = "the same command goes on from there" if found else "the same command starts again"
+        return CropiError(f"{self._output.path}: {what}; {left}, {again}{'; ' + remedy if remedy else ''}")
+
+
+def _own_part(parameter: torch.Tensor) -> torch.Tensor:
+    """What this process holds of a parameter."""
+    return parameter.to_local() if hasattr(parameter, "to_local") else parameter

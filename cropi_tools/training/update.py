@@ -1,120 +1,184 @@
-"""One GRPO update: from a batch of rollouts to a gradient in the parameters.
-
-Loss (minimised), with the objective's vocabulary and fixed denominators over the whole batch, whatever the micro-batches:
-
-    - sum_k A_k sum_t c_kt min(rho_kt, clip(rho_kt))  +  kl * sum c k3(pi_theta || reference)  -  entropy * sum c H(pi_theta)
-
-rho is the ratio to the distribution really sampled, as the engine reported it. Groups without advantage get no gradient at all, KL and
-entropy included, and no forward pass; their tokens stay in the denominator, as in TRL and verl.
-"""
+"""One optimizer update: from a mini-batch of rollouts to a gradient, clipped, and a step of AdamW."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
 
+from cropi_tools import runtime
+from cropi_tools.data.errors import CropiError
 from cropi_tools.data.jsonl import Record
-from cropi_tools.objective import Clip, Estimator, group_advantages, kl_k3, policy_terms, token_coefficients
+from cropi_tools.policy.adapters import adapters_off
 from cropi_tools.policy.loading import Policy
-from cropi_tools.policy.logprobs import response_logprobs, sequence_batch, token_limited
+from cropi_tools.policy.logprobs import PackedBatch, SequenceBatch, response_logprobs
+from cropi_tools.training.batches import (
+    Group,
+    Response,
+    advantage_groups,
+    attending,
+    lay_out,
+    micro_batches,
+    token_inputs,
+)
+from cropi_tools.training.loss import FIGURES, token_loss
+from cropi_tools.training.ranks import Ranks
+from cropi_tools.training.settings import TrainSettings
 
-TOKENS_PER_PASS = 16384  # padded tokens in one forward pass
-
-Aggregation = Literal["sequence", "token"]  # the constant one would need a fixed length
-
-
-class LossSettings(NamedTuple):
-    """What the loss is. temperature: the sampling temperature, of both sides of the ratio."""
-
-    temperature: float
-    clip: Clip
-    kl: float
-    entropy: float
-    aggregation: Aggregation
-    autocast: bool = False
-
-
-class _Response(NamedTuple):
-    prompt: list[int]
-    tokens: list[int]
-    logprobs: list[float]
-    advantage: float
-    coefficient: float
+_CPU_FULL = "can't allocate memory"  # what torch says on a CPU, in an error of no class of its own
 
 
-def backward(
-    policy: Policy, reference: Policy | None, rollouts: Sequence[Record], settings: LossSettings
-) -> dict[str, float]:
-    """Add the loss's gradient to the parameters' `.grad`; returns figures of the batch.
+class NotFinite(Exception):
+    """The loss or the gradient is NaN or infinite."""
 
-    rollouts: records of `sample_and_verify`. Figures: loss, kl (k3 against the reference), behavior_kl (k3 between sampler and policy),
-    entropy, clip_fraction (means over the tokens that had a forward pass), tokens_trained.
+
+class Updater:
+    """Updates a policy in place.
+
+    reference: the policy of the KL term, or None; the policy itself, where adapters are trained, stands for itself without them.
+    tokens_per_pass: tokens in one forward pass; halved when memory runs out.
     """
-    responses = _responses(rollouts, settings.aggregation)
-    # equal lengths together: less padding
-    responses.sort(key=lambda response: len(response.prompt) + len(response.tokens))
-    sequences = [(response.prompt, response.tokens) for response in responses]
-    sums = dict.fromkeys(("loss", "kl", "behavior_kl", "entropy", "clip_fraction"), 0.0)
-    tokens = 0
-    for rows in token_limited(sequences, TOKENS_PER_PASS):
-        part = [responses[row] for row in rows]
-        batch = sequence_batch([sequences[row] for row in rows], policy.device)
-        with mixed_precision(policy.device, settings.autocast):
-            logprobs, entropy = response_logprobs(
-                policy.model, batch, settings.temperature, "gradient" if settings.entropy else "value"
-            )
-        behavior = torch.tensor([value for response in part for value in response.logprobs], device=logprobs.device)
-        lengths = torch.tensor(batch.lengths, device=logprobs.device)
-        advantages = torch.tensor([response.advantage for response in part], device=logprobs.device).repeat_interleave(
-            lengths
-        )
-        weights = torch.tensor([response.coefficient for response in part], device=logprobs.device).repeat_interleave(
-            lengths
-        )
-        terms = policy_terms(logprobs, behavior, advantages, batch.lengths, Estimator(ppo_clip=settings.clip))
-        loss = -(weights * terms.surrogate).sum()
-        if reference is not None:
-            with torch.no_grad(), mixed_precision(policy.device, settings.autocast):
-                known, _ = response_logprobs(reference.model, batch, settings.temperature)
-            divergence = kl_k3(known - logprobs)
-            loss = loss + settings.kl * (weights * divergence).sum()
-            sums["kl"] += float(divergence.detach().sum())
-        if settings.entropy:
-            loss = loss - settings.entropy * (weights * entropy).sum()
-        loss.backward()
-        sums["loss"] += float(loss.detach())
-        sums["behavior_kl"] += float(kl_k3(terms.log_ratio).sum())
-        sums["entropy"] += float(entropy.detach().sum())
-        sums["clip_fraction"] += float(terms.clipped.sum())
-        tokens += len(batch.targets)
-    means = {name: value if name == "loss" else value / max(tokens, 1) for name, value in sums.items()}
-    return {**means, "tokens_trained": tokens}
 
-
-def _responses(rollouts: Sequence[Record], aggregation: Aggregation) -> list[_Response]:
-    """The responses that get a gradient, with advantage and coefficient."""
-    samples = [sample for record in rollouts for sample in record["samples"]]
-    total = len(samples) if aggregation == "sequence" else sum(len(sample["token_ids"]) for sample in samples)
-    found = []
-    for record in rollouts:
-        advantages = group_advantages([sample["reward"] for sample in record["samples"]])
-        if advantages is None:
-            continue
-        coefficients = token_coefficients(
-            [len(sample["token_ids"]) for sample in record["samples"]], aggregation, total
+    def __init__(self, policy: Policy, reference: Policy | None, settings: TrainSettings, ranks: Ranks) -> None:
+        self._policy, self._reference, self._settings, self._ranks = policy, reference, settings, ranks
+        self.parameters = [parameter for _, parameter in policy.trained]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay
         )
-        for sample, advantage, coefficient in zip(record["samples"], advantages, coefficients, strict=True):
-            if sample["token_ids"]:
-                found.append(
-                    _Response(
-                        record["prompt_token_ids"], sample["token_ids"], sample["logprobs"], advantage, coefficient
-                    )
+        self.tokens_per_pass = settings.tokens_per_pass
+
+    def step(self, parts: Sequence[Sequence[Record]], rate: float) -> dict[str, float]:
+        """An update for each mini-batch of rollouts, all at learning rate `rate`.
+
+        Returns loss, gradient_norm (means over updates), FIGURES (means over the tokens that had a forward pass) and tokens_trained, the
+        same on all processes. NotFinite: a loss or a gradient is; the update is not made.
+        """
+        settings = self._settings.loss
+        batches = [advantage_groups(part, settings, self._ranks) for part in parts]
+        if settings.importance_cap > 0:
+            # the first update's present log-probabilities are the old ones, later ones need them from before it
+            batches[1:] = [self._with_old(groups) for groups in batches[1:]]
+        for options in self.optimizer.param_groups:
+            options["lr"] = rate
+        sums = dict.fromkeys((*FIGURES, "loss", "gradient_norm", "tokens_trained"), 0.0)
+        for groups in batches:
+            found = self._gradient(groups)
+            found["gradient_norm"] = clip_gradient(self.parameters, self._settings.max_gradient_norm)
+            if not (math.isfinite(found["loss"]) and math.isfinite(found["gradient_norm"])):
+                raise NotFinite(f"loss {found['loss']} and gradient norm {found['gradient_norm']}")
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            sums = {name: value + found[name] for name, value in sums.items()}
+        updates = {name: sums[name] / max(len(parts), 1) for name in ("loss", "gradient_norm")}
+        return {**_means(sums), **updates}
+
+    def gradient(self, rollouts: Sequence[Record]) -> dict[str, float]:
+        """Add the gradient of one mini-batch's loss to the parameters' `.grad` and go no further; the figures of `step`."""
+        return _means(self._gradient(advantage_groups(rollouts, self._settings.loss, self._ranks)))
+
+    def _gradient(self, groups: Sequence[Group]) -> dict[str, float]:
+        """Add the loss's gradient to the parameters' `.grad`; the sums of the figures over all processes."""
+        while True:
+            parts = micro_batches(groups, self.tokens_per_pass)
+            try:
+                return self._accumulate(parts)
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not _out_of_memory(error):
+                    raise
+                self._halve(parts)
+
+    def _halve(self, parts: Sequence[Sequence[Group]]) -> None:
+        """Make the next try smaller. CropiError: it cannot be, or other processes wait in the middle of the same pass."""
+        if self._ranks.size > 1:
+            raise CropiError(
+                f"out of memory with {self.tokens_per_pass} tokens in a pass; lower --tokens-per-pass"
+            ) from None
+        if all(len(part) == 1 and len(part[0].responses) == 1 for part in parts):
+            longest = max(len(part[0].prompt) + len(part[0].responses[0].tokens) for part in parts)
+            raise CropiError(
+                f"out of memory with a single response in a pass, of {longest} tokens with its prompt; "
+                "lower --max-tokens, give --checkpoint-activations, or use more memory"
+            ) from None
+        self.optimizer.zero_grad(set_to_none=True)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self.tokens_per_pass = max(self.tokens_per_pass // 2, 1)
+        runtime.warn(f"out of memory: going on with {self.tokens_per_pass} tokens in a pass")
+
+    def _accumulate(self, parts: Sequence[Sequence[Group]]) -> dict[str, float]:
+        sums = dict.fromkeys((*FIGURES, "loss", "tokens_trained"), 0.0)
+        for part in parts:
+            for name, value in self._pass(part).items():
+                sums[name] += value
+        # passes are collective where the policy is shared out: who has fewer takes part without adding anything
+        for _ in range(self._missing_passes(len(parts))):
+            self._pass([_nothing()])
+        totals = self._ranks.sum(list(sums.values()))
+        return dict(zip(sums, totals, strict=True))
+
+    def _missing_passes(self, own: int) -> int:
+        return max(self._ranks.gather(own)) - own if self._ranks.size > 1 else 0
+
+    def _pass(self, part: Sequence[Group]) -> dict[str, float]:
+        """A micro-batch forward and backward."""
+        policy, settings = self._policy, self._settings.loss
+        batch = lay_out(policy.model, part, policy.device)
+        given = token_inputs(part, batch.lengths, policy.device)
+        if self._reference is not None:
+            given = given._replace(reference=self._reference_logprobs(batch))
+        with attending(policy.model, batch):
+            with mixed_precision(policy.device, self._settings.autocast):
+                logprobs, entropy = response_logprobs(
+                    policy.model, batch, settings.temperature, "gradient" if settings.entropy else "value"
                 )
-    return found
+            loss, sums = token_loss(logprobs, entropy, given, batch.lengths, settings)
+            # gradients are averaged over the processes that share a policy; the loss's denominators are global already, so they should add up
+            (loss * self._ranks.size).backward()
+        return {**sums, "loss": float(loss.detach()), "tokens_trained": float(len(batch.targets))}
+
+    @torch.no_grad()
+    def _reference_logprobs(self, batch: PackedBatch | SequenceBatch) -> torch.Tensor:
+        reference = self._reference
+        assert reference is not None
+        itself = reference.model is self._policy.model
+        off = adapters_off(reference.model) if itself else contextlib.nullcontext()
+        with off, attending(reference.model, batch), mixed_precision(reference.device, self._settings.autocast):
+            return response_logprobs(reference.model, batch, self._settings.loss.temperature)[0]
+
+    @torch.no_grad()
+    def _with_old(self, groups: Sequence[Group]) -> list[Group]:
+        """The groups with the present policy's log-probabilities of their responses."""
+        found: list[Group] = []
+        policy = self._policy
+        parts = micro_batches(groups, self.tokens_per_pass)
+        empty: list[list[Group]] = [[_nothing()] for _ in range(self._missing_passes(len(parts)))]
+        for part in [*parts, *empty]:
+            batch = lay_out(policy.model, part, policy.device)
+            with attending(policy.model, batch), mixed_precision(policy.device, self._settings.autocast):
+                values, _ = response_logprobs(policy.model, batch, self._settings.loss.temperature)
+            pieces = iter(values.split(batch.lengths))
+            for group in part:
+                known = [response._replace(old=next(pieces).tolist()) for response in group.responses]
+                found.append(group._replace(responses=known))
+        return found[: len(found) - len(empty)]
+
+
+def _means(sums: dict[str, float]) -> dict[str, float]:
+    """FIGURES as means over the tokens trained on."""
+    tokens = max(sums["tokens_trained"], 1.0)
+    return {name: value / tokens if name in FIGURES else value for name, value in sums.items()}
+
+
+def _nothing() -> Group:
+    """A group that takes a pass and gives no gradient."""
+    return Group([0], [Response([0], [0.0], 0.0, 0.0, None)])
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or _CPU_FULL in str(error)
 
 
 def mixed_precision(device: torch.device, wanted: bool) -> Any:
@@ -124,5 +188,5 @@ def mixed_precision(device: torch.device, wanted: bool) -> Any:
 
 def clip_gradient(parameters: Sequence[torch.nn.Parameter], largest: float) -> float:
     """Scale the gradient to norm `largest` at most (0 = leave it); returns the norm before. A norm that is not finite is returned as it is."""
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, largest if largest > 0 else math.inf))
-    return norm
+    norm = torch.nn.utils.clip_grad_norm_(parameters, largest if largest > 0 else math.inf)
+    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)

@@ -36,6 +36,7 @@ class Case:
     folder: bool = False
     light: bool = False
     committed: tuple[str, bytes, bytes] | None = None
+    stops_at_once: bool = False
     exempt: frozenset[str] = frozenset({"manifest.json"})
 
     @property
@@ -229,6 +230,7 @@ CASES = [
         inputs=("selected.jsonl",),
         folder=True,
         committed=("metrics.jsonl", b'{"step": 1,', b'{"step": 0,'),
+        stops_at_once=True,
         exempt=frozenset({"manifest.json", "timings.jsonl"}),
     ),
     Case(

@@ -113,14 +113,18 @@ def test_asked_to_stop_it_keeps_what_is_done(case: Case, number: signal.Signals,
     part = output.with_name(output.name + ".part")
     progress = part / "progress.json" if case.folder else output.with_name(output.name + ".part.json")
     words = [*case.to(f"again/{case.output}"), "--quiet"]
-    done = shell(words, place, code=143, meanwhile=signalled(number, progress.exists))
+    name, mine, mark = case.committed
+    kept = part / name if name else part
+
+    def ready() -> bool:
+        return progress.exists() and (not case.stops_at_once or (kept.exists() and mine in kept.read_bytes()))
+
+    done = shell(words, place, code=143, meanwhile=signalled(number, ready))
     assert done.errors == [
         f"{case.line[0]}: stopped by {number.name}; finished work is kept, the same command goes on from there"
     ]
     assert looks_whole(output) == []
     # a mark in what was kept is still there at the end: it was not done again
-    name, mine, mark = case.committed
-    kept = part / name if name else part
     assert mine in kept.read_bytes()
     kept.write_bytes(kept.read_bytes().replace(mine, mark, 1))
     shell(words, place)

@@ -11,10 +11,28 @@ import pytest
 import torch
 
 from cropi_tools.data.records import Sample
-from cropi_tools.training import update
-from cropi_tools.training.update import LossSettings, backward, clip_gradient
+from cropi_tools.engines.protocol import Sampling
+from cropi_tools.policy.loading import Policy
+from cropi_tools.training import batches
+from cropi_tools.training.ranks import Ranks
+from cropi_tools.training.settings import LossSettings, TrainSettings
+from cropi_tools.training.update import Updater, clip_gradient
 
 CLIP = (0.2, 0.28)
+
+
+def updater(policy: Policy, reference: Policy | None, loss: LossSettings, **settings: Any) -> Updater:
+    """An updater with this loss; what it is asked otherwise has no part in a gradient."""
+    sampling = Sampling(16, loss.temperature)
+    given = TrainSettings(1, 4, 3, sampling, loss, 1e-3, "constant", 0, (0.9, 0.99), 0.0, 1.0, 1, 1, sampling, 1, 0)
+    return Updater(policy, reference, given._replace(**settings), Ranks())
+
+
+def backward(
+    policy: Policy, reference: Policy | None, rollouts: list[dict[str, Any]], loss: LossSettings, **settings: Any
+) -> dict[str, float]:
+    """Add the loss's gradient to the policy's; the figures."""
+    return updater(policy, reference, loss, **settings).gradient(rollouts)
 
 
 def batch(drift: float = 0.6) -> list[dict[str, Any]]:
@@ -27,45 +45,68 @@ def batch(drift: float = 0.6) -> list[dict[str, Any]]:
     made = [naive_policy.rollout(n, shape, prompt=3 + n, drift=drift) for n, shape in enumerate(shapes)]
     flat = naive_policy.rollout(3, ((11, True), (6, False), (2, True)))
     made.insert(1, flat._replace(samples=[sample._replace(reward=0.1) for sample in flat.samples]))
-    return [naive_policy.record(rollout) for rollout in made]
+    records = [naive_policy.record(rollout) for rollout in made]
+    for record in records:
+        for sample in record["samples"]:
+            sample["finish_reason"] = "stop" if sample["token_ids"][-1:] == [1] else "length"
+    return records
 
 
-def naive_loss(model: Any, reference: Any, rollouts: list[dict[str, Any]], settings: LossSettings) -> torch.Tensor:
-    """The module's formula, one response and one token at a time, as one float64 graph."""
+def naive_advantages(rewards: list[float], baseline: str) -> list[float]:
+    """By the definitions."""
+    mean = sum(rewards) / len(rewards)
+    if baseline == "group":
+        return naive_policy.advantages(rewards)
+    if baseline == "centered":
+        return [reward - mean for reward in rewards]
+    return [reward - (sum(rewards) - reward) / (len(rewards) - 1) for reward in rewards]
+
+
+def naive_loss(
+    model: Any, reference: Any, rollouts: list[dict[str, Any]], settings: LossSettings, old: Any = None
+) -> torch.Tensor:
+    """The module's formula, one response and one token at a time, as one float64 graph. old: the model before the step's first update."""
     responses = sum(len(record["samples"]) for record in rollouts)
-    every_token = sum(len(sample["token_ids"]) for record in rollouts for sample in record["samples"])
+    masked = lambda sample: settings.mask_truncated and sample["finish_reason"] == "length"  # noqa: E731
+    every = [sample for record in rollouts for sample in record["samples"]]
+    every_token = sum(len(sample["token_ids"]) for sample in every if not masked(sample))
     loss = torch.zeros((), dtype=torch.float64)
     for record in rollouts:
         rewards = [sample["reward"] for sample in record["samples"]]
         if len(set(rewards)) == 1:
             continue
-        for advantage, sample in zip(naive_policy.advantages(rewards), record["samples"], strict=True):
+        advantages = naive_advantages(rewards, settings.advantage)
+        for advantage, sample in zip(advantages, record["samples"], strict=True):
             tokens = sample["token_ids"]
-            if not tokens:
+            if not tokens or masked(sample):
                 continue
-            share = 1 / every_token if settings.aggregation == "token" else 1 / (responses * len(tokens))
-            table = naive_policy.all_logprobs(model, record["prompt_token_ids"], tokens, settings.temperature)
-            known = None
-            if reference is not None:
-                with torch.no_grad():
-                    known = naive_policy.logprobs(reference, record["prompt_token_ids"], tokens, settings.temperature)
+            share = {
+                "token": 1 / every_token,
+                "sequence": 1 / (responses * len(tokens)),
+                "constant": 1 / (responses * settings.fixed_length),
+            }[settings.aggregation]
+            pair = record["prompt_token_ids"], tokens
+            table = naive_policy.all_logprobs(model, *pair, settings.temperature)
+            with torch.no_grad():
+                known = None if reference is None else naive_policy.logprobs(reference, *pair, settings.temperature)
+                before = naive_policy.logprobs(old or model, *pair, settings.temperature)
             for t, token in enumerate(tokens):
                 logpi = table[t, token]
-                rho = torch.exp(logpi - sample["logprobs"][t])
+                anchor, weight = torch.tensor(sample["logprobs"][t], dtype=torch.float64), torch.tensor(1.0)
+                if settings.importance_cap:
+                    weight = torch.exp(before[t] - anchor).clamp(max=settings.importance_cap)
+                    anchor = before[t]
+                rho = torch.exp(logpi - anchor)
                 bounded = min(max(rho, torch.tensor(1 - settings.clip[0])), torch.tensor(1 + settings.clip[1]))
-                loss = loss - share * min(rho * advantage, bounded * advantage)
+                loss = loss - share * weight * min(rho * advantage, bounded * advantage)
                 if known is not None:
                     loss = loss + settings.kl * share * (torch.exp(known[t] - logpi) - 1 - (known[t] - logpi))
                 loss = loss - settings.entropy * share * -(table[t].exp() * table[t]).sum()
     return loss
 
 
-@pytest.mark.parametrize("aggregation", ["token", "sequence"])
-@pytest.mark.parametrize(("kl", "entropy"), [(0.0, 0.0), (0.3, 0.0), (0.0, 0.2), (0.3, 0.2)])
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_loss_and_gradient_equal_float64(aggregation: Any, kl: float, entropy: float, temperature: float) -> None:
-    policy, reference = naive_policy.policy(), naive_policy.policy(seed=5) if kl else None
-    settings = LossSettings(temperature, CLIP, kl, entropy, aggregation)
+def equal_float64(policy: Policy, reference: Policy | None, settings: LossSettings) -> dict[str, float]:
+    """Compare loss and gradient of the batch with the naive ones; the figures."""
     found = backward(policy, reference, batch(), settings)
     wide = naive_policy.double_copy(policy.model)
     loss = naive_loss(wide, None if reference is None else naive_policy.double_copy(reference.model), batch(), settings)
@@ -75,7 +116,75 @@ def test_loss_and_gradient_equal_float64(aggregation: Any, kl: float, entropy: f
     assert naive_policy.relative_error(gradient, expected) < 1e-5
     assert found["loss"] == pytest.approx(float(loss.detach()), rel=1e-5, abs=1e-7)
     assert reference is None or all(parameter.grad is None for parameter in reference.model.parameters())
+    return found
+
+
+@pytest.mark.parametrize("aggregation", ["token", "sequence"])
+@pytest.mark.parametrize(("kl", "entropy"), [(0.0, 0.0), (0.3, 0.0), (0.0, 0.2), (0.3, 0.2)])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_loss_and_gradient_equal_float64(aggregation: Any, kl: float, entropy: float, temperature: float) -> None:
+    reference = naive_policy.policy(seed=5) if kl else None
+    found = equal_float64(naive_policy.policy(), reference, LossSettings(temperature, CLIP, kl, entropy, aggregation))
     assert 0.02 < found["clip_fraction"] < 0.9  # the clip has a part in this test
+
+
+@pytest.mark.parametrize("aggregation", ["token", "sequence", "constant"])
+@pytest.mark.parametrize("advantage", ["group", "centered", "leave-one-out"])
+@pytest.mark.parametrize(("mask_truncated", "cap"), [(True, 0.0), (False, 1.1), (True, 1.1)])
+def test_every_word_of_the_objective_equals_float64(
+    aggregation: Any, advantage: Any, mask_truncated: bool, cap: float
+) -> None:
+    settings = LossSettings(1.0, CLIP, 0.3, 0.1, aggregation, advantage, 13, mask_truncated, cap)
+    found = equal_float64(naive_policy.policy(), naive_policy.policy(seed=5), settings)
+    assert (0.05 < found["capped_fraction"] < 0.95) == bool(cap)
+    whole = equal_float64(naive_policy.policy(), naive_policy.policy(seed=5), settings._replace(mask_truncated=False))
+    assert (found["tokens_trained"] < whole["tokens_trained"]) == mask_truncated
+
+
+def test_later_mini_batches_are_weighed_from_before_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two updates with a cap: the second's ratios and weights are to the policy before the first."""
+    settings = LossSettings(1.0, CLIP, 0.0, 0.0, "token", importance_cap=1.1)
+    policy = naive_policy.policy()
+    before = naive_policy.double_copy(policy.model)
+    made = updater(policy, None, settings, learning_rate=3e-2)
+    gradients: list[dict[str, torch.Tensor]] = []
+    models: list[Any] = []
+    plain = made._gradient
+
+    def watched(groups: Any) -> dict[str, float]:
+        models.append(naive_policy.double_copy(policy.model))
+        found = plain(groups)
+        gradients.append({name: parameter.grad.clone() for name, parameter in policy.model.named_parameters()})
+        return found
+
+    monkeypatch.setattr(made, "_gradient", watched)
+    parts = [batch()[:2], batch()[2:]]
+    made.step(parts, 3e-2)
+    for part, model, gradient in zip(parts, models, gradients, strict=True):
+        naive_loss(model, None, part, settings, old=before).backward()
+        expected = {name: parameter.grad for name, parameter in model.named_parameters()}
+        assert naive_policy.relative_error(gradient, expected) < 1e-4
+    drifted = naive_policy.double_copy(models[1])
+    naive_loss(drifted, None, parts[1], settings, old=drifted).backward()
+    wrong = {name: parameter.grad for name, parameter in drifted.named_parameters()}
+    assert naive_policy.relative_error(gradients[1], wrong) > 1e-2, "the first update is too small to tell"
+
+
+def test_packed_and_padded_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, reference = naive_policy.policy(), naive_policy.policy(seed=5)
+    settings = LossSettings(0.7, CLIP, 0.3, 0.2, "token")
+
+    def run() -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+        policy.model.zero_grad(set_to_none=True)
+        found = backward(policy, reference, batch(), settings)
+        return found, {name: parameter.grad.clone() for name, parameter in policy.model.named_parameters()}
+
+    assert batches.can_pack(policy.model)
+    figures, expected = run()
+    monkeypatch.setattr(batches, "can_pack", lambda model: False)
+    again, gradient = run()
+    assert naive_policy.relative_error(gradient, expected) < 5e-6
+    assert again == pytest.approx(figures, rel=1e-5)
 
 
 def test_figures_are_means_over_the_tokens_trained_on() -> None:
@@ -109,22 +218,21 @@ def test_figures_are_means_over_the_tokens_trained_on() -> None:
 
 
 @pytest.mark.parametrize("aggregation", ["token", "sequence"])
-def test_micro_batches_change_rounding_only(aggregation: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_micro_batches_change_rounding_only(aggregation: Any) -> None:
     policy, reference = naive_policy.policy(), naive_policy.policy(seed=5)
     settings = LossSettings(1.0, CLIP, 0.3, 0.2, aggregation)
 
-    def run(rollouts: list[dict[str, Any]]) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    def run(rollouts: list[dict[str, Any]], limit: int = 16384) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
         policy.model.zero_grad(set_to_none=True)
-        found = backward(policy, reference, rollouts, settings)
+        found = backward(policy, reference, rollouts, settings, tokens_per_pass=limit)
         return found, {name: parameter.grad.clone() for name, parameter in policy.model.named_parameters()}
 
     figures, expected = run(batch())
     shuffled = batch()
     random.Random(0).shuffle(shuffled)
     for limit, rollouts in itertools.product((1, 35, 10**9), (batch(), shuffled)):
-        monkeypatch.setattr(update, "TOKENS_PER_PASS", limit)
-        again, gradient = run(rollouts)
-        assert naive_policy.relative_error(gradient, expected) < 2e-6
+        again, gradient = run(rollouts, limit)
+        assert naive_policy.relative_error(gradient, expected) < 5e-6
         assert again == pytest.approx(figures, rel=1e-5)
 
 
@@ -157,9 +265,11 @@ def test_a_batch_without_any_advantage_is_no_step() -> None:
         "loss": 0.0,
         "kl": 0.0,
         "behavior_kl": 0.0,
+        "behavior_gap": 0.0,
         "entropy": 0.0,
         "clip_fraction": 0.0,
-        "tokens_trained": 0,
+        "capped_fraction": 0.0,
+        "tokens_trained": 0.0,
     }
     assert all(parameter.grad is None for parameter in policy.model.parameters())
     assert clip_gradient(list(policy.model.parameters()), 1.0) == 0.0
