@@ -19,6 +19,7 @@ from typing import NoReturn
 from cropi_tools.data.errors import Interrupted
 
 SECONDS_BETWEEN_LINES = 10.0
+_BAR_WIDTH = 20
 PATIENCE_SECONDS = 2.0  # make and shells pass a signal on to a process that may have had it already
 
 _quiet = False
@@ -30,6 +31,11 @@ def set_quiet(quiet: bool) -> None:
     """Silence `notify` and progress; errors are still printed."""
     global _quiet
     _quiet = quiet
+
+
+def is_quiet() -> bool:
+    """Whether --quiet was given."""
+    return _quiet
 
 
 def notify(message: str) -> None:
@@ -77,8 +83,15 @@ def stop_now() -> NoReturn:
     raise Interrupted(f"stopped by {name}; finished work is kept, the same command goes on from there")
 
 
+def _fitting(note: str, room: int) -> str:
+    """The note without as many of its parts, which two spaces separate, as there is no room for: half a number would be a wrong one."""
+    while len(note) > room:
+        note = note.rpartition("  ")[0]
+    return note
+
+
 class Progress:
-    """How far a loop of `total` steps has come; `advance` may carry a short note such as the accuracy so far."""
+    """How far a loop of `total` steps has come; `advance` may carry a note, of which as many parts (two spaces apart) are shown as fit."""
 
     def __init__(self, label: str, total: int, done: int = 0) -> None:
         self.label, self.total, self.done = label, total, done
@@ -92,13 +105,16 @@ class Progress:
 
             self._bar = Bar(
                 TextColumn("{task.description}"),
-                BarColumn(),
+                BarColumn(bar_width=_BAR_WIDTH),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
                 TextColumn("{task.fields[note]}"),
                 console=Console(stderr=True),
                 transient=True,
             )
+            # what is left beside the label, the bar, the count and the time: a long note would be wrapped at the cost of these
+            beside = len(label) + _BAR_WIDTH + len(f"{total}/{total}") + len("0:00:00") + 5
+            self._room = max(self._bar.console.width - beside, 0)
             self._task = self._bar.add_task(label, total=total, completed=done, note="")
             self._bar.start()
 
@@ -106,7 +122,7 @@ class Progress:
         """Count `steps` more as done."""
         self.done += steps
         if self._bar is not None:
-            self._bar.update(self._task, advance=steps, note=note)
+            self._bar.update(self._task, advance=steps, note=_fitting(note, self._room))
             return
         now = time.monotonic()
         if now - self._printed >= SECONDS_BETWEEN_LINES and self.done < self.total:

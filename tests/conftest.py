@@ -24,6 +24,25 @@ def policy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_policy.save(tmp_path_factory.mktemp("policies") / "P0")
 
 
+# the shape of Qwen's template; the tiny vocabulary has no line breaks
+TEMPLATE = (
+    "{% for m in messages %}<|pad|>{{ m.role }} {{ m.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|pad|>assistant {% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def chat_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny policy with a chat template."""
+    import tiny_policy
+
+    folder = tiny_policy.save(tmp_path_factory.mktemp("policies") / "chat")
+    tokenizer = tiny_policy.tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def trainer_class() -> Any:
     """TRL's GRPOTrainer."""

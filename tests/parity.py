@@ -27,3 +27,7 @@ def sometimes_dies(data_source: str, solution_str: str, ground_truth: str, extra
     if len(solution_str) == 3:
         os._exit(3)
     return reward(data_source, solution_str, ground_truth, extra_info)
+
+
+def wrong_for_p1(data_source: str, solution_str: str, ground_truth: str, extra_info: dict[str, Any]) -> float:
+    return math.nan if ground_truth == "1" else reward(data_source, solution_str, ground_truth, extra_info)

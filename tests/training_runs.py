@@ -21,6 +21,7 @@ from cropi_tools.rewards.pool import VerifierPool
 from cropi_tools.training.checkpoints import resume_folder
 from cropi_tools.training.loop import Trainer
 from cropi_tools.training.settings import LossSettings, TrainSettings
+from cropi_tools.training.trackers import open_trackers
 
 SETTINGS = TrainSettings(
     steps=6,
@@ -80,6 +81,7 @@ def train(
     verifier: str = PARITY,
     lora: int = 0,
     carried: Path | None = None,
+    trackers: Sequence[str] = (),
     **watch: int,
 ) -> list[int]:
     """What cropi-train does, without its process. Returns the seeds sampled for training."""
@@ -102,6 +104,7 @@ def train(
                 evaluations,
                 settings,
                 output,
+                trackers=open_trackers(trackers, path, {}, 0),
                 adapters=adapters,
                 carried=carried,
             )

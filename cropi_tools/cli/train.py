@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -22,6 +22,9 @@ from cropi_tools.cli.common import (
     Version,
     command,
 )
+
+if TYPE_CHECKING:
+    from cropi_tools.data.output import Output
 
 EXAMPLE = """
 cropi-train --model P0 selected.jsonl --steps 50 -o P1
@@ -148,13 +151,25 @@ def train(
     keep: Annotated[int, typer.Option("--keep", help="Newest checkpoints that are kept.", min=1)] = 1,
     seed: Seed = 0,
     engine: Annotated[
-        Literal["transformers", "vllm"],
-        typer.Option("--engine", help="What samples: the policy itself, or vLLM beside it in this process."),
+        Literal["transformers", "vllm", "verl"],
+        typer.Option("--engine", help="What samples: the policy itself, or vLLM in this process; or verl does all."),
     ] = "transformers",
     engine_memory: Annotated[
         float,
         typer.Option("--engine-memory", help="Share of a GPU's memory that vLLM may fill.", min=0.01, max=1.0),
     ] = 0.4,
+    verl_python: Annotated[
+        str,
+        typer.Option(
+            "--verl-python", help="Python of the environment that has verl, for --engine verl.", metavar="FILE"
+        ),
+    ] = "python",
+    verl_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--verl-option", help="One more setting of verl's, such as trainer.nnodes=2.", metavar="KEY=VALUE"
+        ),
+    ] = None,
     device: Device = "auto",
     dtype: Annotated[
         Literal["float32", "bfloat16", "auto"],
@@ -247,6 +262,7 @@ def train(
         "seed": seed,
         "engine": engine,
         "dtype": dtype,
+        **({"verl_options": verl_option or []} if engine == "verl" else {}),
     }
     from cropi_tools.training.trackers import check_trackers
 
@@ -266,6 +282,9 @@ def train(
         "tokens_per_pass": tokens_per_pass,
         "checkpoint_activations": checkpoint_activations,
     }
+    if engine == "verl":
+        _by_verl(job, verl_python, verl_option or [], target, dry_run)
+        return
     if dry_run:
         _estimate(job)
         return
@@ -282,6 +301,40 @@ def train(
         from cropi_tools.training.run import Job, train
 
         train(Job(**job), target, ranks)
+
+
+def _by_verl(job: dict[str, Any], python: str, extra: list[str], target: Output, dry_run: bool) -> None:
+    import shlex
+
+    from cropi_tools import runtime
+    from cropi_tools.data.errors import UsageError
+    from cropi_tools.data.records import read_prompts
+    from cropi_tools.training.verl import WORK, VerlJob, command, train
+
+    for text in extra:
+        if "=" not in text:
+            raise UsageError(f"--verl-option {text}: expected KEY=VALUE")
+    if job["trackers"]:
+        raise UsageError(
+            "--track with --engine verl: verl has trackers of its own; --verl-option trainer.logger=[console,file,wandb]"
+        )
+    more = ("tokens_per_pass", "checkpoint_activations")
+    wish = VerlJob(
+        options={**job["options"], **{name: job[name] for name in more}},
+        model=job["model"],
+        reference=job["reference"],
+        verifier=job["verifier"],
+        prompts=list(read_prompts(job["prompts"])),
+        evaluations={name: list(read_prompts([path])) for name, path in job["evaluations"].items()},
+        python=python,
+        extra=extra,
+    )
+    if dry_run:
+        print(shlex.join(command(wish, target.part / WORK)))
+    elif target.open():
+        train(wish, target)
+    else:
+        runtime.notify(f"{target.path}: up to date")
 
 
 def _estimate(job: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from cropi_tools.data.errors import InputError
@@ -90,6 +91,16 @@ def _plain_columns(records: Sequence[Record]) -> list[str]:
     ]
 
 
+def write_table(rows: list[Record], path: Path) -> None:
+    """Write rows that have the same keys as a parquet file."""
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    with open(path, "rb+") as written:
+        os.fsync(written.fileno())
+
+
 class TableOutput(Output):
     """A parquet file made in one go, with the calls of `JsonLinesOutput`."""
 
@@ -97,13 +108,8 @@ class TableOutput(Output):
 
     def append(self, rows: Iterable[Record]) -> None:
         """Write the rows, which have the same keys; once."""
-        import pyarrow
-        from pyarrow import parquet
-
         held = list(rows)
-        parquet.write_table(pyarrow.Table.from_pylist(held), self.part)
-        with open(self.part, "rb+") as written:
-            os.fsync(written.fileno())
+        write_table(held, self.part)
         self._rows = len(held)
 
     def finish(self, **described: Any) -> None:

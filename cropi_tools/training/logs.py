@@ -61,6 +61,6 @@ def live_note(figures: Mapping[str, Any], tokens_per_second: float) -> str:
     """A step's figures in a line; time left is the progress bar's own."""
     rate = f"{tokens_per_second / 1000:.1f}k" if tokens_per_second >= 1000 else f"{tokens_per_second:.0f}"
     return (
-        f"reward {figures['reward']:.2f} accuracy {figures['accuracy']:.2f} entropy {figures['entropy']:.2f} "
-        f"KL {figures['kl']:.3f} {rate} tokens/s"
+        f"reward {figures['reward']:.2f}  accuracy {figures['accuracy']:.2f}  entropy {figures['entropy']:.2f}  "
+        f"KL {figures['kl']:.3f}  {rate} tokens/s"
     )

@@ -110,11 +110,12 @@ class Updater:
 
     def _accumulate(self, parts: Sequence[Sequence[Group]]) -> dict[str, float]:
         sums = dict.fromkeys((*FIGURES, "loss", "tokens_trained"), 0.0)
+        missing = self._missing_passes(len(parts))  # asked now: in between, the others would be in the middle of a pass
         for part in parts:
             for name, value in self._pass(part).items():
                 sums[name] += value
         # passes are collective where the policy is shared out: who has fewer takes part without adding anything
-        for _ in range(self._missing_passes(len(parts))):
+        for _ in range(missing):
             self._pass([_nothing()])
         totals = self._ranks.sum(list(sums.values()))
         return dict(zip(sums, totals, strict=True))

@@ -11,26 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_policy
 
 HERE = Path(__file__).parent
 PEERS = Path(os.environ.get("CROPI_PEERS", HERE.parents[1] / ".venv-peers"))
-
-# the shape of Qwen's template; the tiny vocabulary has no line breaks
-TEMPLATE = (
-    "{% for m in messages %}<|pad|>{{ m.role }} {{ m.content }}<|end|>{% endfor %}"
-    "{% if add_generation_prompt %}<|pad|>assistant {% endif %}"
-)
-
-
-@pytest.fixture(scope="session")
-def chat_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny policy with a chat template."""
-    folder = tiny_policy.save(tmp_path_factory.mktemp("policies") / "chat")
-    tokenizer = tiny_policy.tokenizer()
-    tokenizer.chat_template = TEMPLATE
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 def _call(script: str, packages: str, home: Path, words: tuple[object, ...]) -> Any:
@@ -61,6 +44,14 @@ def verl(tmp_path: Path) -> Callable[..., Any]:
     if not (PEERS / "verl").is_dir():
         pytest.fail(f"{PEERS} holds no verl; make setup-peers")
     return lambda *words: _call("verl_side.py", str(PEERS), tmp_path, words)
+
+
+@pytest.fixture
+def verl_config(tmp_path: Path) -> Callable[..., Any]:
+    """Call a function of verl_config.py, with this package beside verl; the value it prints."""
+    if not (PEERS / "verl").is_dir():
+        pytest.fail(f"{PEERS} holds no verl; make setup-peers")
+    return lambda *words: _call("verl_config.py", f"{PEERS}{os.pathsep}{HERE.parents[1]}", tmp_path, words)
 
 
 @pytest.fixture
