@@ -291,6 +291,10 @@ def train(
 
     from cropi_tools.training.ranks import Ranks, lost_processes_told, several
 
+    if several() and engine == "vllm":
+        raise UsageError(
+            "--engine vllm samples for one process; under torchrun give --engine transformers, or --engine verl without torchrun"
+        )
     with contextlib.closing(Ranks.of_torchrun(device) if several() else Ranks()) as ranks, lost_processes_told():
         opened, target.state = ranks.first_does(lambda: (target.open(), target.state))
         if not opened:

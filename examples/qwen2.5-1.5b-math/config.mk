@@ -42,8 +42,6 @@ GRAD_OPTIONS := --behavior $(MODEL) --weighting token
 STORE_OPTIONS := --sketch countsketch --dim 32768
 
 # GRPO: 128 prompts x 8 at temperature 1, rate 1e-6, k3 KL .001, entropy bonus .001, clip .2, token mean (paper, and verl's defaults for the rest: constant rate,
-# gradient norm 1, weight decay .01, one update a batch). Reference of the KL term: not published; ours is the starting policy in all stages.
-# Evaluation: temperature and samples not published; ours is greedy, once, every 20 steps.
-TRAIN_OPTIONS := --batch 128 --temperature 1.0 --learning-rate 1e-6 --schedule constant --weight-decay 0.01 --betas 0.9,0.999 --max-gradient-norm 1.0 \
-  --clip 0.2 --aggregation token --kl 0.001 --reference $(MODEL) --entropy 0.001 --eval-every 20 --eval-samples 1 --eval-temperature 0 --save-every 10 \
-  --engine $(ENGINE)
+# gradient norm 1, weight decay .01, one update a batch) are the preset's values. Reference of the KL term: not published; ours is the starting policy in all
+# stages. Evaluation: temperature and samples not published; ours is greedy, once, every 20 steps.
+TRAIN_OPTIONS := --preset paper --reference start --eval-every 20 --eval-samples 1 --eval-temperature 0 --save-every 10 --engine $(ENGINE)
