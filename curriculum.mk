@@ -15,6 +15,7 @@
 #   ROLLOUT_OPTIONS            such as --engine vllm
 #   REFRESH                    statuses (zero-advantage, low-ess=0.1, ...) whose prompts the later stages of cropi sample anew; none: the
 #                              rollouts of the starting policy serve all stages, as in the paper
+#   CARRY                      weights or full: what passes from stage to stage, the weights alone or the optimizer's state too
 #   GPUS                       parts of rollouts and gradients, each a file of its own: keep it for the life of a run
 VALID ?=
 TEST ?=
@@ -29,6 +30,7 @@ REFRESH ?=
 GRAD_OPTIONS ?=
 STORE_OPTIONS ?=
 TRAIN_OPTIONS ?=
+CARRY ?= weights
 GPUS ?= 1
 CUDA_VISIBLE_DEVICES ?=
 FORCE ?=
@@ -185,7 +187,10 @@ $(ALL:%=%/selected.jsonl.manifest.json): %/selected.jsonl.manifest.json: \
 
 TRAIN = cropi-train --steps $(STEPS) -n $(SAMPLES) --max-tokens $(MAX_TOKENS) --verifier $(VERIFIER) \
   $(foreach name,$(TEST),--eval $(name)=$(TEST_FILE.$(name))) $(TRAIN_OPTIONS)
-$(eval $(call remember,training,TRAIN))
+# what is carried is told from stage 2 on; a run that carries weights need not remember that
+TRAINED = $(TRAIN)$(if $(filter full,$(CARRY)), --carry full)
+carried = $(if $(call first,$(1)),,$(if $(filter full,$(CARRY)),--carry full))
+$(eval $(call remember,training,TRAINED))
 $(ALL:%=%/policy/manifest.json): %/policy/manifest.json: \
     %/selected.jsonl.manifest.json $(foreach name,$(TEST),$(TEST_FILE.$(name))) $$(call policy-made,$$*) $(RUN)/settings/training
-	$(call run,$(TRAIN) --model $(call policy,$*) $*/selected.jsonl --seed $(call cell-seed,$*),$*/policy)
+	$(call run,$(TRAIN) $(call carried,$*) --model $(call policy,$*) $*/selected.jsonl --seed $(call cell-seed,$*),$*/policy)

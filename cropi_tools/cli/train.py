@@ -296,6 +296,8 @@ def train(
             "--engine vllm samples for one process; under torchrun give --engine transformers, or --engine verl without torchrun"
         )
     with contextlib.closing(Ranks.of_torchrun(device) if several() else Ranks()) as ranks, lost_processes_told():
+        # one speaks; what goes wrong all may say
+        runtime.set_quiet(quiet or not ranks.first)
         opened, target.state = ranks.first_does(lambda: (target.open(), target.state))
         if not opened:
             if ranks.first:

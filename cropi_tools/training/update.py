@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 
@@ -28,6 +28,7 @@ from cropi_tools.training.loss import FIGURES, token_loss
 from cropi_tools.training.ranks import Ranks
 from cropi_tools.training.settings import TrainSettings
 
+T = TypeVar("T")
 _CPU_FULL = "can't allocate memory"  # what torch says on a CPU, in an error of no class of its own
 
 
@@ -60,7 +61,7 @@ class Updater:
         batches = [advantage_groups(part, settings, self._ranks) for part in parts]
         if settings.importance_cap > 0:
             # the first update's present log-probabilities are the old ones, later ones need them from before it
-            batches[1:] = [self._with_old(groups) for groups in batches[1:]]
+            batches[1:] = [self._fitting(groups, self._with_old) for groups in batches[1:]]
         for options in self.optimizer.param_groups:
             options["lr"] = rate
         sums = dict.fromkeys((*FIGURES, "loss", "gradient_norm", "tokens_trained"), 0.0)
@@ -81,27 +82,30 @@ class Updater:
 
     def _gradient(self, groups: Sequence[Group]) -> dict[str, float]:
         """Add the loss's gradient to the parameters' `.grad`; the sums of the figures over all processes."""
+        return self._fitting(groups, self._accumulate)
+
+    def _fitting(self, groups: Sequence[Group], work: Callable[[list[list[Group]]], T]) -> T:
+        """Work on the groups in micro-batches, smaller ones when memory runs out."""
         while True:
             parts = micro_batches(groups, self.tokens_per_pass)
             try:
-                return self._accumulate(parts)
+                return work(parts)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not _out_of_memory(error):
                     raise
-                self._halve(parts)
+            # outside of the handler, which holds on to what the failed pass had
+            self._halve(parts)
 
     def _halve(self, parts: Sequence[Sequence[Group]]) -> None:
         """Make the next try smaller. CropiError: it cannot be, or other processes wait in the middle of the same pass."""
         if self._ranks.size > 1:
-            raise CropiError(
-                f"out of memory with {self.tokens_per_pass} tokens in a pass; lower --tokens-per-pass"
-            ) from None
+            raise CropiError(f"out of memory with {self.tokens_per_pass} tokens in a pass; lower --tokens-per-pass")
         if all(len(part) == 1 and len(part[0].responses) == 1 for part in parts):
             longest = max(len(part[0].prompt) + len(part[0].responses[0].tokens) for part in parts)
             raise CropiError(
                 f"out of memory with a single response in a pass, of {longest} tokens with its prompt; "
                 "lower --max-tokens, give --checkpoint-activations, or use more memory"
-            ) from None
+            )
         self.optimizer.zero_grad(set_to_none=True)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -150,11 +154,10 @@ class Updater:
             return response_logprobs(reference.model, batch, self._settings.loss.temperature)[0]
 
     @torch.no_grad()
-    def _with_old(self, groups: Sequence[Group]) -> list[Group]:
+    def _with_old(self, parts: Sequence[Sequence[Group]]) -> list[Group]:
         """The groups with the present policy's log-probabilities of their responses."""
         found: list[Group] = []
         policy = self._policy
-        parts = micro_batches(groups, self.tokens_per_pass)
         empty: list[list[Group]] = [[_nothing()] for _ in range(self._missing_passes(len(parts)))]
         for part in [*parts, *empty]:
             batch = lay_out(policy.model, part, policy.device)

@@ -166,6 +166,17 @@ def test_every_value_reaches_the_steps_it_is_about(tmp_path: Path, change: str, 
     assert curriculum.nothing_left(change)
 
 
+def test_what_is_carried_from_stage_to_stage(tmp_path: Path) -> None:
+    """The first stage begins with a policy that has no optimizer state; to change the value asks all stages again."""
+    curriculum = BookkeptCurriculum(tmp_path, STAGES=2, ARMS="random", SEEDS="1")
+    curriculum.make("CARRY=full")
+    lines = [entry["words"] for entry in curriculum.asked() if "--steps" in entry["words"]]
+    told = {(words[words.index("-o") + 1].split("/")[-2], "--carry" in words) for words in lines}
+    assert told == {("1", False), ("2", True)}
+    assert curriculum.nothing_left("CARRY=full")
+    assert not curriculum.nothing_left()
+
+
 def test_a_value_written_differently_is_asked_about_once(tmp_path: Path) -> None:
     curriculum = BookkeptCurriculum(tmp_path)
     curriculum.make()

@@ -29,6 +29,9 @@ from cropi_tools.influence.prompt_objective import GradientSettings, prepare
 from cropi_tools.influence.spec import Layout, ProjectionSpec
 from cropi_tools.policy.loading import Policy
 from cropi_tools.policy.logprobs import response_logprobs, sequence_batch
+from cropi_tools.training.ranks import Ranks
+from cropi_tools.training.settings import LossSettings, TrainSettings
+from cropi_tools.training.update import Updater
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -218,3 +221,26 @@ def test_training_and_its_policy_on_a_cpu(command: Callable[[str], None], tmp_pa
     assert [record["step"] for record in records(tmp_path / "P1" / "metrics.jsonl")] == [1, 2]
     command(f"cropi-rollout --model P1 prompts.jsonl -n 2 {SAMPLED} --device cpu -o after.jsonl")
     assert len(records(tmp_path / "after.jsonl")) == 12
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_an_update_is_that_of_the_cpu(autocast: bool) -> None:
+    """Loss and gradient of a mini-batch with every term, in float32 and with bfloat16 products."""
+    loss = LossSettings(0.9, (0.2, 0.28), 0.1, 0.05, "token", "group", 16, True, 2.0)
+    sampling = Sampling(16, 0.9)
+    settings = TrainSettings(1, 4, 3, sampling, loss, 1e-3, "constant", 0, (0.9, 0.99), 0.0, 1.0, 1, 1, sampling, 1, 0)
+    records = [naive_policy.record(naive_policy.rollout(number)) for number in range(4)]
+    gradients_on = {}
+    for device in ("cpu", "cuda"):
+        policy, reference = naive_policy.policy(), naive_policy.policy(seed=5)
+        if device == "cuda":
+            policy, reference = on_gpu(policy), on_gpu(reference)
+        wished = settings._replace(autocast=autocast and device == "cuda")
+        figures = Updater(policy, reference, wished, Ranks()).gradient(records)
+        parts = {name: parameter.grad.cpu() for name, parameter in policy.model.named_parameters()}
+        gradients_on[device] = figures, parts
+    (figures, expected), (found, mine) = gradients_on["cpu"], gradients_on["cuda"]
+    assert naive_policy.relative_error(mine, expected) < (0.1 if autocast else 1e-4)
+    assert found["loss"] == pytest.approx(
+        figures["loss"], rel=0.1 if autocast else 1e-4, abs=1e-3 if autocast else 1e-6
+    )

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from asking import differences, disturb, requests
 
 from cropi_tools.data.errors import CropiError
 from cropi_tools.engines import weight_sync
 from cropi_tools.engines.protocol import Sampling
 from cropi_tools.engines.transformers_engine import TransformersEngine
+from cropi_tools.policy.adapters import inject_adapters
 from cropi_tools.policy.loading import load_policy
 from cropi_tools.training.engine_sync import EngineSync
 
@@ -47,6 +49,22 @@ def test_new_weights(engine: Any, policy: Any) -> None:
         found = engine.sample(asked, SAMPLING)
         assert differences(policy, asked, found, SAMPLING).max() < 1e-4
         assert engine.sample(asked, Sampling(30, 0.0)) == TransformersEngine(policy).sample(asked, Sampling(30, 0.0))
+
+
+def test_adapters_are_handed_over_merged(engine: Any, untied: Path) -> None:
+    """vLLM has the model without adapters; the trainer has them beside it."""
+    adapted = load_policy(str(untied), "cpu")
+    inject_adapters(adapted, 4, 8.0, seed=0)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for _, parameter in adapted.trained:
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    asked = requests(16, 2, length=70)
+    before = engine.sample(asked, SAMPLING)
+    engine.update_weights(adapted)
+    found = engine.sample(asked, SAMPLING)
+    assert differences(adapted, asked, found, SAMPLING).max() < 1e-4
+    assert differences(adapted, asked, before, SAMPLING).max() > 1e-2
 
 
 def test_agreement_after_an_update(sync: EngineSync, policy: Any) -> None:
