@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,13 +83,11 @@ def keep_newest(part: Path, count: int) -> None:
             shutil.rmtree(folder)
 
 
-def optimizer_tensors(policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """AdamW's moments and counts, whole, by the names of their parameters, such as `exp_avg/NAME`."""
-    found = {}
+def optimizer_tensors(policy: Policy, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor]]:
+    """AdamW's moments and counts, whole, by the names of their parameters, such as `exp_avg/NAME`. Collective, as `checkpoint_weights`."""
     for name, parameter in policy.trained:
         for key, value in optimizer.state.get(parameter, {}).items():
-            found[f"{key}/{name}"] = whole(value).contiguous()
-    return found
+            yield f"{key}/{name}", whole(value).contiguous()
 
 
 def load_optimizer(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> None:

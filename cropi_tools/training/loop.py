@@ -245,22 +245,23 @@ class Trainer:
             if self._step < self._settings.steps and self._watch.suspicious():
                 return
             self._write_checkpoint()
+        found = {
+            "step": self._step,
+            "place": self._place,
+            "pending": len(self._pending),
+            "evaluated": self._evaluated,
+            "tokens_per_pass": self._updater.tokens_per_pass,
+            "watch": self._watch.state(),
+            "logs": self._logs.sync(),
+            "counters": self._counters,
+        }
         if not self._ranks.first:
+            # what is saved decides what is collective next: all must know it
+            self._output.state = found
             return
         if self._pending:
             write_pending(part, self._pending)
-        self._output.commit(
-            {
-                "step": self._step,
-                "place": self._place,
-                "pending": len(self._pending),
-                "evaluated": self._evaluated,
-                "tokens_per_pass": self._updater.tokens_per_pass,
-                "watch": self._watch.state(),
-                "logs": self._logs.sync(),
-                "counters": self._counters,
-            }
-        )
+        self._output.commit(found)
         keep_newest(part, self._settings.keep)
 
     def _write_checkpoint(self) -> None:
@@ -271,9 +272,9 @@ class Trainer:
         weights = None
         if self._adapters is not None or self._ranks.size > 1:
             # all processes gather, the first one keeps
-            gathered = checkpoint_weights(policy.model)
-            weights = {name: tensor.cpu() for name, tensor in gathered if first}
-        moments = optimizer_tensors(policy, self._updater.optimizer)
+            weights = {name: tensor.cpu() for name, tensor in checkpoint_weights(policy.model) if first}
+        states = optimizer_tensors(policy, self._updater.optimizer)
+        moments = {name: tensor.cpu() for name, tensor in states if first}
         adapters = None if self._adapters is None else (self._adapters, adapter_tensors(policy.model))
         if not first:
             return

@@ -15,6 +15,7 @@ from cropi_tools.engines.protocol import Sampling
 from cropi_tools.engines.transformers_engine import TransformersEngine
 from cropi_tools.policy.adapters import inject_adapters
 from cropi_tools.policy.loading import load_policy
+from cropi_tools.policy.weights import checkpoint_weights
 from cropi_tools.training.engine_sync import EngineSync
 
 pytestmark = pytest.mark.vllm
@@ -86,9 +87,9 @@ def test_a_parameter_left_out_is_found(
     name: str, sync: EngineSync, policy: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disturb(policy, 0.02)
-    rest = [(key, parameter) for key, parameter in policy.model.named_parameters() if key != name]
+    rest = [(key, tensor) for key, tensor in checkpoint_weights(policy.model) if key != name]
     assert len(rest) == len(list(policy.model.named_parameters())) - 1
-    monkeypatch.setattr(policy.model, "named_parameters", lambda **_: iter(rest))
+    monkeypatch.setattr(weight_sync, "checkpoint_weights", lambda model: iter(rest))
     with pytest.raises(CropiError, match="it samples from other weights"):
         sync(1)
 
