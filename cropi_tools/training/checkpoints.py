@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from cropi_tools.data.errors import InputError
 from cropi_tools.data.jsonl import Record, dump_line, read_jsonl
 from cropi_tools.data.manifest import write_json
 from cropi_tools.data.policies import OPTIMIZER_STATE
@@ -91,8 +92,14 @@ def optimizer_tensors(policy: Policy, optimizer: torch.optim.Optimizer) -> Itera
 
 
 def load_optimizer(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> None:
-    """Give AdamW the moments of a policy folder that cropi-train wrote."""
+    """Give AdamW the moments of a policy folder that cropi-train wrote. InputError: they are of other parameters, such as adapters."""
     tensors = load_file(folder / OPTIMIZER_STATE)
+    names = {f"exp_avg/{name}" for name, _ in policy.trained}
+    strange = next((name for name in tensors if name.startswith("exp_avg/") and name not in names), None)
+    if strange is not None:
+        raise InputError(
+            f"{folder / OPTIMIZER_STATE}: holds {strange.partition('/')[2]}, which is not trained here; give --carry weights"
+        )
     for name, parameter in policy.trained:
         if f"exp_avg/{name}" in tensors:
             optimizer.state[parameter] = {

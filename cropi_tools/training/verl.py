@@ -104,7 +104,9 @@ def command(job: VerlJob, folder: Path) -> list[str]:
     given = overrides(
         job.options, str(Path(job.model).absolute()), folder.absolute(), len(job.prompts), longest, sets, _extra(job)
     )
-    return [job.python, "-m", "verl.trainer.main_ppo", *given]
+    # it is run in the work folder; a link of an environment must stay the link it is
+    python = str(Path(job.python).absolute()) if os.sep in job.python else job.python
+    return [python, "-m", "verl.trainer.main_ppo", *given]
 
 
 def _extra(job: VerlJob) -> list[str]:

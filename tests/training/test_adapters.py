@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from training_runs import SETTINGS, metrics, same_run, train
 
-from cropi_tools.data.errors import Interrupted
+from cropi_tools.data.errors import InputError, Interrupted
 from cropi_tools.policy.adapters import adapters_off, has_adapters, inject_adapters
 from cropi_tools.policy.loading import load_policy
 from cropi_tools.policy.weights import checkpoint_weights
@@ -68,6 +68,12 @@ def test_a_run_leaves_a_merged_policy_and_an_adapter_for_peft(policy_folder: Pat
     # the reference is the policy without its adapters: no second copy, and a divergence that grows
     kl = [record["kl"] for record in metrics(tmp_path / "P1")]
     assert kl[0] < 1e-6 < max(kl)
+
+
+def test_moments_of_adapters_are_not_carried_to_weights(policy_folder: Path, tmp_path: Path) -> None:
+    train(policy_folder, tmp_path / "P1", LORA._replace(steps=2), lora=2)
+    with pytest.raises(InputError, match=r"lora_A.*is not trained here; give --carry weights"):
+        train(tmp_path / "P1", tmp_path / "P2", LORA._replace(steps=2), carried=tmp_path / "P1")
 
 
 @pytest.mark.parametrize("stop_at", [2, 5])

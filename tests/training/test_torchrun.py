@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import tiny_policy
+import torch
 from safetensors.torch import load_file
 from training_runs import PARITY, metrics
 
@@ -140,6 +141,11 @@ def test_the_rest_of_the_vocabulary_by_two_processes(place: Path, run: Callable[
         code, told = ended(torchrun([*given, "-o", f"{name}-two"], place))
         assert code == 0, told
         same_losses(place / f"{name}-two", place / f"{name}-one")
+    # products in bfloat16 on both sides: parts stay float32, and the copies that sample agree with what is trained
+    code, told = ended(torchrun([*line(policy_folder, "--dtype", "bfloat16"), "-o", "half"], place))
+    assert code == 0, told
+    assert all(0 < record["behavior_gap"] < 0.05 for record in metrics(place / "half"))
+    assert {tensor.dtype for tensor in load_file(place / "half" / "model.safetensors").values()} == {torch.float32}
 
 
 @pytest.mark.timeout(200)
