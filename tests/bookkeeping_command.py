@@ -27,8 +27,11 @@ def content(path: Path) -> str:
 
 
 def told(order: str, words: list[str]) -> bool:
-    pattern = BOOKS / order
-    return pattern.exists() and re.search(pattern.read_text(), " ".join(words)) is not None
+    try:
+        pattern = (BOOKS / order).read_text()
+    except FileNotFoundError:  # it may go between two looks
+        return False
+    return re.search(pattern, " ".join(words)) is not None
 
 
 def main() -> int:
