@@ -35,11 +35,13 @@ def main() -> int:
     if mode == "nothing":
         return 0
     steps, every = int(given["trainer.total_training_steps"]), int(given["trainer.save_freq"])
-    with open(os.environ["VERL_FILE_LOGGER_PATH"], "a") as log:
+    # verl begins its log anew
+    with open(plain["+ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH"], "w") as log:
         for step in range(begun + 1, steps + 1):
             data = {
                 "critic/score/mean": step / 10,
-                "actor/pg_loss": 0.5,
+                "actor/loss": 0.5,
+                "actor/entropy_loss": 1.5,
                 "response_length/mean": 4.0,
                 "timing_s/gen": 1.0,
                 "timing_s/step": 3.0,

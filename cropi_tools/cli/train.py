@@ -90,7 +90,10 @@ def train(
     ] = "stage",
     entropy: Annotated[float, typer.Option("--entropy", help="Weight of the entropy bonus.", min=0.0)] = 0.0,
     mask_truncated: Annotated[
-        bool, typer.Option("--mask-truncated", help="No gradient from responses that --max-tokens cut off.")
+        bool,
+        typer.Option(
+            "--mask-truncated/--no-mask-truncated", help="No gradient from responses that --max-tokens cut off."
+        ),
     ] = False,
     importance_cap: Annotated[
         float,

@@ -3,15 +3,18 @@
 What has no equivalent there is refused by name. What differs and cannot be helped:
 
 * verl's group deviation gets 1e-6 where ours gets 1e-4.
-* With warm-up its first step has the rate 0, ours the first share of the rate.
+* A cosine schedule with warm-up begins with the rate 0 and is one step late until the warm-up is over.
 * It refills groups of equal rewards until the batch is full, however many rounds that takes.
 * Its weights are bfloat16 where it computes, ours autocast; it stops at no collapse.
 * Groups of equal rewards go through its forward pass, and get a gradient of KL and entropy.
+* Its mini-batches are of responses that are alike in length, not of whole prompts; its prompts come in an order of its own.
+* A response that its engine lost is left out, with a line in the log; verifiers see responses without the tokenizer's special tokens.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +25,7 @@ from cropi_tools.data.errors import UsageError
 REWARD_FILE = "reward.py"
 TRAIN_FILE = "train.parquet"
 CHECKPOINTS = "checkpoints"
-NEVER = 1e9  # a bound of the ratio that no ratio reaches
+NEVER = 1e9  # a bound of the ratio, or of a gradient's norm, that nothing reaches
 
 _PLAIN = re.compile(r"[A-Za-z/][A-Za-z0-9_./-]*(?<!null)(?<!true)(?<!false)")  # text that Hydra takes for nothing else
 _AGGREGATION = {
@@ -32,23 +35,54 @@ _AGGREGATION = {
 }
 # verl's advantage estimator, and whether it divides by the deviation
 _ADVANTAGE = {"group": ("grpo", True), "centered": ("grpo", False), "leave-one-out": ("rloo", False)}
+# what says how many processes share a mini-batch, with verl's defaults
+_PROCESSES = {"trainer.n_gpus_per_node": 8, "trainer.nnodes": 1}
+_SHARED_ROW = "actor_rollout_ref.actor.ulysses_sequence_parallel_size"
+_FLOAT32 = {"param_dtype": "fp32", "reduce_dtype": "fp32", "buffer_dtype": "fp32"}
 
 
-def refuse_what_verl_has_not(options: Mapping[str, Any], model: str, reference: str | None, prompts: int) -> None:
+def evaluation_file(name: str) -> str:
+    """The data file of an evaluation set; no set's name makes it the training file's."""
+    return f"evaluation.{name}.parquet"
+
+
+def refuse_what_verl_has_not(
+    options: Mapping[str, Any], model: str, reference: str | None, prompts: int, extra: Sequence[str] = ()
+) -> None:
     """UsageError for an option that verl cannot be told."""
+    batch, minibatch, processes = options["batch"], _minibatch(options), _processes(extra)
+    responses = minibatch * options["samples"]
+    foreign = reference is not None and Path(reference).resolve() != Path(model).resolve()
     wrong = {
-        "--mask-truncated: verl has no such mask; leave it out": options["mask_truncated"],
+        "--mask-truncated: verl has no such mask; give --no-mask-truncated": options["mask_truncated"],
         "--schedule linear: verl has constant and cosine; take one of them": options["schedule"] == "linear",
-        f"--reference {reference}: verl's reference is the policy it starts from; give --reference stage": reference
-        not in (None, model),
+        f"--reference {reference}: verl's reference is the policy it starts from; give --reference stage": foreign,
         "--carry full: verl starts with no optimizer state; give --carry weights": options["carry"] == "full",
         "--lora: verl's adapters cannot be brought back as a policy; train with another --engine": options["lora"] > 0,
-        f"--batch {options['batch']}: verl drops an incomplete batch, and there are {prompts} prompts; lower it": prompts
-        < options["batch"],
+        f"--batch {batch}: verl drops an incomplete batch, and there are {prompts} prompts; lower it": prompts < batch,
+        f"--minibatch {minibatch}: verl fills an incomplete one with empty responses; give one that divides --batch {batch}": batch
+        % minibatch
+        > 0,
+        f"--minibatch {minibatch} with -n {options['samples']}: verl shares {responses} responses evenly among {processes} processes; give a "
+        "multiple, or other --verl-option trainer.n_gpus_per_node, trainer.nnodes": responses % processes > 0,
     }
     for said, is_so in wrong.items():
         if is_so:
             raise UsageError(f"{said} (--engine verl)")
+
+
+def _minibatch(options: Mapping[str, Any]) -> int:
+    return min(options["minibatch"] or options["batch"], options["batch"])
+
+
+def _processes(extra: Sequence[str]) -> int:
+    """How many processes share a mini-batch, after the user's own overrides."""
+    known = {**_PROCESSES, _SHARED_ROW: 1}
+    for text in extra:
+        name, _, value = text.lstrip("+").partition("=")
+        if name in known and value.isdigit():
+            known[name] = int(value)
+    return max(known["trainer.n_gpus_per_node"] * known["trainer.nnodes"] // max(known[_SHARED_ROW], 1), 1)
 
 
 def overrides(
@@ -82,7 +116,8 @@ def overrides(
         "actor_rollout_ref.model.path": model,
         "actor_rollout_ref.model.use_remove_padding": True,
         "actor_rollout_ref.model.enable_gradient_checkpointing": options.get("checkpoint_activations", False),
-        f"{actor}.ppo_mini_batch_size": options["minibatch"] or batch,
+        f"{actor}.strategy": "fsdp2",
+        f"{actor}.ppo_mini_batch_size": _minibatch(options),
         f"{actor}.ppo_epochs": 1,
         f"{actor}.use_dynamic_bsz": True,
         f"{actor}.ppo_max_token_len_per_gpu": max(options.get("tokens_per_pass", 16384), tokens),
@@ -95,10 +130,11 @@ def overrides(
         f"{actor}.kl_loss_coef": options["kl"],
         f"{actor}.kl_loss_type": "low_var_kl",  # k3
         f"{actor}.entropy_coeff": options["entropy"],
-        f"{actor}.grad_clip": options["max_gradient_norm"] or NEVER,
+        f"{actor}.calculate_entropy": True,  # logged, bonus or not: a collapse shows there first
+        f"{actor}.optim.clip_grad": options["max_gradient_norm"]
+        or NEVER,  # its engine reads this one, not actor.grad_clip
         f"{actor}.optim.lr": options["learning_rate"],
-        f"{actor}.optim.lr_scheduler_type": options["schedule"],
-        f"{actor}.optim.lr_warmup_steps": options["warmup"],
+        **_schedule(options, f"{actor}.optim"),
         f"{actor}.optim.weight_decay": options["weight_decay"],
         f"{actor}.optim.betas": list(options["betas"]),
         f"{actor}.optim.total_training_steps": steps,
@@ -113,6 +149,8 @@ def overrides(
         f"{rollout}.calculate_log_probs": True,
         f"{rollout}.val_kwargs.n": options["eval_samples"],
         f"{rollout}.val_kwargs.temperature": options["eval_temperature"],
+        f"{rollout}.val_kwargs.top_p": 1.0,
+        f"{rollout}.val_kwargs.top_k": -1,
         f"{rollout}.val_kwargs.do_sample": options["eval_temperature"] > 0,
         "algorithm.adv_estimator": estimator,
         "algorithm.norm_adv_by_std_in_grpo": normalised,
@@ -122,7 +160,8 @@ def overrides(
         "reward.custom_reward_function.path": str(folder / REWARD_FILE),
         "reward.custom_reward_function.name": "compute_score",
         "trainer.total_training_steps": steps,
-        "trainer.total_epochs": -(-steps * batch // prompts) + 1,
+        # an epoch has whole batches only; training ends at whichever of the two comes first
+        "trainer.total_epochs": -(-steps // (prompts // batch)),
         "trainer.save_freq": min(options["save_every"], steps),
         "trainer.max_actor_ckpt_to_keep": options["keep"],
         "trainer.test_freq": options["eval_every"] if evaluations else -1,
@@ -141,13 +180,53 @@ def overrides(
     else:
         # ratios to what the engine reported, as ours without a cap
         values["algorithm.rollout_correction.bypass_mode"] = True
-    return [f"{name}={_hydra(value)}" for name, value in values.items()] + list(extra)
+    if "engine_memory" in options:
+        values[f"{rollout}.gpu_memory_utilization"] = options["engine_memory"]
+    if options.get("dtype") == "float32":
+        values[f"+{actor}.fsdp_config.mixed_precision"] = _FLOAT32
+        values["+actor_rollout_ref.ref.fsdp_config.mixed_precision"] = _FLOAT32
+        values[f"{rollout}.dtype"] = "float32"
+        values["+actor_rollout_ref.model.override_config.attn_implementation"] = (
+            "sdpa"  # flash attention has no float32
+        )
+    return [override(name, value) for name, value in values.items()] + list(extra)
+
+
+def _schedule(options: Mapping[str, Any], optimizer: str) -> dict[str, Any]:
+    """verl counts warm-up steps from 0 in its constant schedule, from 1 if told in its cosine one, which without a cycle is constant."""
+    warmup, constant = options["warmup"], options["schedule"] == "constant"
+    values = {f"{optimizer}.lr_warmup_steps": warmup, f"{optimizer}.lr_scheduler_type": options["schedule"]}
+    if constant and warmup:
+        values |= {
+            f"{optimizer}.lr_scheduler_type": "cosine",
+            f"{optimizer}.num_cycles": 0.0,
+            f"{optimizer}.zero_indexed_step": False,
+        }
+    return values
+
+
+def rate_of(options: Mapping[str, Any], step: int) -> float:
+    """verl's learning rate in a step (from 1). With each step it logs the rate of the next."""
+    warmup, rate = options["warmup"], options["learning_rate"]
+    if options["schedule"] == "constant":
+        return rate * min(step / warmup, 1.0) if warmup else rate
+    done = step - 1
+    if done < warmup:
+        return rate * done / warmup
+    return rate * (1 + math.cos(math.pi * (done - warmup) / max(options["steps"] - warmup, 1))) / 2
+
+
+def override(name: str, value: Any) -> str:
+    """One override in Hydra's grammar."""
+    return f"{name}={_hydra(value)}"
 
 
 def _hydra(value: Any) -> str:
     """A value in Hydra's grammar, of which JSON is nearly a part."""
     if isinstance(value, list):
         return "[" + ",".join(_hydra(one) for one in value) + "]"
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{name}:{_hydra(one)}" for name, one in value.items()) + "}"
     if isinstance(value, str):
         if _PLAIN.fullmatch(value):
             return value

@@ -39,19 +39,23 @@ def _call(script: str, packages: str, home: Path, words: tuple[object, ...]) -> 
 
 
 @pytest.fixture
-def verl(tmp_path: Path) -> Callable[..., Any]:
-    """Call a function of verl_side.py; the value it prints."""
+def peers() -> Path:
+    """The folder of packages that has verl."""
     if not (PEERS / "verl").is_dir():
         pytest.fail(f"{PEERS} holds no verl; make setup-peers")
-    return lambda *words: _call("verl_side.py", str(PEERS), tmp_path, words)
+    return PEERS
 
 
 @pytest.fixture
-def verl_config(tmp_path: Path) -> Callable[..., Any]:
-    """Call a function of verl_config.py, with this package beside verl; the value it prints."""
-    if not (PEERS / "verl").is_dir():
-        pytest.fail(f"{PEERS} holds no verl; make setup-peers")
-    return lambda *words: _call("verl_config.py", f"{PEERS}{os.pathsep}{HERE.parents[1]}", tmp_path, words)
+def verl(tmp_path: Path, peers: Path) -> Callable[..., Any]:
+    """Call a function of verl_side.py; the value it prints."""
+    return lambda *words: _call("verl_side.py", str(peers), tmp_path, words)
+
+
+@pytest.fixture
+def verl_config(tmp_path: Path, peers: Path) -> Callable[..., Any]:
+    """Call a function of verl_config.py, without this package, which its environment need not have; the value it prints."""
+    return lambda *words: _call("verl_config.py", str(peers), tmp_path, words)
 
 
 @pytest.fixture

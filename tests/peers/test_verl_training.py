@@ -15,11 +15,12 @@ from trl_loss import HIGH, LENGTHS, LIMIT, LOW, REWARDS, ROWS, batch
 
 from cropi_tools.data.exports import to_verl
 from cropi_tools.objective import group_advantages, token_coefficients
+from cropi_tools.policy.tokens import load_tokens
 from cropi_tools.training.loss import TokenInputs, token_loss
 from cropi_tools.training.presets import LOSSES, PRESETS
 from cropi_tools.training.settings import LossSettings
-from cropi_tools.training.verl import VerlJob, prepare
 from cropi_tools.training.verl_config import NEVER, overrides
+from cropi_tools.training.verl_data import prepare
 
 pytestmark = pytest.mark.peers
 
@@ -115,12 +116,11 @@ def test_verl_takes_every_override(verl_config: Callable[..., Any], tmp_path: Pa
             actor + "use_kl_loss": options["kl"] > 0,
             actor + "kl_loss_coef": options["kl"],
             actor + "entropy_coeff": options["entropy"],
-            actor + "grad_clip": options["max_gradient_norm"] or NEVER,
+            actor + "optim.clip_grad": options["max_gradient_norm"] or NEVER,
             actor + "optim.lr": options["learning_rate"],
             actor + "optim.betas": list(options["betas"]),
             actor + "optim.weight_decay": options["weight_decay"],
             actor + "optim.lr_warmup_steps": options["warmup"],
-            actor + "optim.lr_scheduler_type": options["schedule"],
             rollout + "n": options["samples"],
             rollout + "temperature": options["temperature"],
             rollout + "val_kwargs.n": 2,
@@ -135,6 +135,10 @@ def test_verl_takes_every_override(verl_config: Callable[..., Any], tmp_path: Pa
             "trainer.nnodes": 2,
         }
         assert {key: values[key] for key in expected} == expected
+        # its constant schedule counts warm-up from 0; its cosine one without a cycle is constant and can count from 1
+        schedule = [values[actor + "optim.lr_scheduler_type"], values.get(actor + "optim.num_cycles")]
+        warm = options["schedule"] == "constant" and options["warmup"] > 0
+        assert schedule == (["cosine", 0.0] if warm else [options["schedule"], None])
         mode = {"token": "token-mean", "sequence": "seq-mean-token-mean", "constant": "seq-mean-token-sum-norm"}
         assert values[actor + "loss_agg_mode"] == mode[options["aggregation"]]
         if options["aggregation"] == "constant":
@@ -154,8 +158,7 @@ def test_the_reward_file_gives_what_our_verifiers_give(
         {"id": "a", "prompt": "?", "answer": "\\frac{1}{2}", "source": "unknown to verl"},
         {"id": "b", "prompt": "?", "answer": "7", "source": "s", "verifier": "exact"},
     ]
-    job = VerlJob(OPTIONS, str(policy_folder), None, "maths", records, {"t": records}, "python", [])
-    prepare(job, tmp_path / "work")
+    prepare(tmp_path / "work", records, {"t": records}, load_tokens(str(policy_folder)).tokenizer, "maths", 5.0)
     texts = [("a", "it is \\boxed{0.5}"), ("a", "it is \\boxed{0.6}"), ("b", "7"), ("b", "it is \\boxed{7}")]
     rows = [{**to_verl(next(r for r in records if r["id"] == name)), "text": text} for name, text in texts]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
@@ -237,9 +240,9 @@ def test_a_prompt_is_the_same_row_for_both(tmp_path: Path, policy_folder: Path) 
     from pyarrow import parquet
 
     records = tiny_policy.prompts(3)
-    prepare(
-        VerlJob(OPTIONS, str(policy_folder), None, "exact", records, {"test": records}, "python", []), tmp_path / "w"
+    prepare(tmp_path / "w", records, {"test": records}, load_tokens(str(policy_folder)).tokenizer, "exact", 5.0)
+    train, test = (
+        parquet.read_table(tmp_path / "w" / f"{name}.parquet").to_pylist() for name in ("train", "evaluation.test")
     )
-    train, test = (parquet.read_table(tmp_path / "w" / f"{name}.parquet").to_pylist() for name in ("train", "test"))
     assert {row["data_source"] for row in test} == {"test"}
     assert [row["extra_info"]["source"] for row in test] == [row["data_source"] for row in train]

@@ -25,7 +25,7 @@ LINE = (
     "--batch",
     4,
     "-n",
-    3,
+    4,
     "--max-tokens",
     8,
     "--verifier",
@@ -59,8 +59,9 @@ def test_a_policy_comes_back(run: Callable[..., Any], words: list[object], chat_
     load_policy(str(folder), "cpu")
     assert not (folder / "verl").exists()
     assert [(line["step"], line["reward"], line["tokens_generated"]) for line in lines(folder / "metrics.jsonl")] == [
-        (step, step / 10, 48) for step in range(1, 6)
+        (step, step / 10, 64) for step in range(1, 6)
     ]
+    assert {line["entropy"] for line in lines(folder / "metrics.jsonl")} == {1.5}
     assert [(line["step"], line["set"], line["accuracy"]) for line in lines(folder / "evaluations.jsonl")] == [
         (2, "test", 0.02),
         (4, "test", 0.04),
@@ -70,7 +71,7 @@ def test_a_policy_comes_back(run: Callable[..., Any], words: list[object], chat_
     ] * 5
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["rows"] == 5
-    assert manifest["ledger"]["tokens_generated"] == 240
+    assert manifest["ledger"]["tokens_generated"] == 320
     assert "trainer.n_gpus_per_node=2" in manifest["facts"]["command"]
     assert json.loads((folder / "training.json").read_text())["engine"] == "verl"
     again = run("cropi-train", *words, "--verl-option", "trainer.n_gpus_per_node=2", "-o", "P1")
