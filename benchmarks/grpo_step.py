@@ -3,12 +3,14 @@
 Each trainer runs in processes of its own, in turn; of several runs the one with the smaller median step counts, without its first steps.
 Both sample 32 prompts x 8 responses, compute one reward a response, and make one AdamW step in float32. TRL has its fastest settings for a
 CPU: the whole batch in one pass, no recomputation, no logging, saving or evaluation, no KL term. `update` is all of a step that is not
-sampling and rewards. Memory is the most anonymous memory of the process, its library's own imports included.
+sampling and rewards. Memory is the most anonymous memory of the process, its library's own imports included, or on a GPU the most that
+torch held there.
 
 * demo: the demo's starting policy on its pool (`make CONFIG=examples/tiny/config.mk starting-policy` makes both). About half of the groups
   have equal rewards there; they have no gradient, and only TRL computes it.
 * full: a random policy of the same shape, a reward by which no two responses are alike, responses that rarely end early: nothing can be
-  skipped and nothing is padding. What is left is arithmetic, which both do with the same library; its share of our update is shown.
+  skipped and nothing is padding. What is left is arithmetic, which both do with the same library; its share of our update is shown. On
+  a GPU that is its utilisation, and TRL has as many tokens in a pass as we do: the whole batch would not fit.
 
     python benchmarks/grpo_step.py                  # the goals, about three minutes
     python benchmarks/grpo_step.py --json           # one object a goal
@@ -43,6 +45,7 @@ EXACT = """
 def reward(solution_str, ground_truth, **others):
     return float(solution_str.strip() == ground_truth)
 """
+PASS = 16384  # tokens in one forward pass on a GPU: cropi-train's default
 # half precision of the dense kind, in FLOP a second
 PEAKS_OF_GPU = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40": 181e12}
 VOCABULARY = {"tiny": 258, "0.5b": 151936}
@@ -78,7 +81,7 @@ class Case(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Medians of a run, in seconds; memory in bytes; parameters and trained tokens for the utilisation."""
+    """Medians of a run, in seconds; memory in bytes; trained tokens for the utilisation."""
 
     step: float
     sampling: float
@@ -153,19 +156,17 @@ def main() -> None:
     for name, one in found.items():
         if name.startswith("full"):
             share = utilisation(one["ours"], cases[name].shape, rate)
-            print(f"{name}: {share:.0%} of our update is what its matrix products take at the rate of large ones")
+            what = "the card's peak" if cuda else "the rate of large ones"
+            print(f"{name}: {share:.0%} of our update is what its matrix products take at {what}")
     print_lines(goals)
 
 
 def make_inputs(folder: Path, shape: str) -> None:
-    """A random policy with a tokenizer of bytes, prompts, and the reward function."""
+    """A random policy with a tokenizer, prompts, and the reward function."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    sys.path.insert(0, str(Path(__file__).parent.parent / "examples" / "tiny"))
-    from warmup import make_tokenizer
-
-    tokenizer = make_tokenizer()
+    tokenizer = tokenizer_of(VOCABULARY[shape])
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=VOCABULARY[shape],
@@ -185,6 +186,30 @@ def make_inputs(folder: Path, shape: str) -> None:
     (folder / "reward.py").write_text(REWARD)
 
 
+def tokenizer_of(vocabulary: int) -> Any:
+    """The demo's tokenizer of bytes, and words up to the size of a vocabulary. None is ever made of a text, but each has one of its own: a token
+    that reads as nothing would make responses alike.
+    """
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    sys.path.insert(0, str(Path(__file__).parent.parent / "examples" / "tiny"))
+    from warmup import make_tokenizer
+
+    bytewise = make_tokenizer()
+    written = json.loads(bytewise.backend_tokenizer.to_str())
+    words = written["model"]["vocab"]
+    words |= {token["content"]: token["id"] for token in written["added_tokens"]}
+    words |= {f"w{number:06d}": number for number in range(len(words), vocabulary)}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(written)),
+        pad_token=bytewise.pad_token,
+        eos_token=bytewise.eos_token,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+
+
 def take_demo(folder: Path, demo: Path) -> None:
     """The demo's policy and prompts, and its reward in both trainers' forms."""
     if not (demo / "P0" / "manifest.json").exists():
@@ -197,30 +222,19 @@ def take_demo(folder: Path, demo: Path) -> None:
 def ours(folder: Path, case: Case, steps: int, threads: int, count: int) -> Found:
     """A run of cropi-train, told by its own logs."""
     target = folder / f"P-{case.tokens}-{count}"
-    program = f"import torch; torch.set_num_threads({threads}); from cropi_tools.cli.train import main; main()"
-    words = [
-        "--model",
-        folder / "P0",
-        folder / "prompts.jsonl",
-        "--steps",
-        steps + WARM,
-        "--batch",
-        case.prompts,
-        "-n",
-        case.samples,
-    ]
-    words += [
-        "--max-tokens",
-        case.tokens,
-        "--verifier",
-        f"{folder / 'reward.py'}:reward",
-        "--learning-rate",
-        1e-6,
-        "--save-every",
-        1000,
-    ]
-    words += ["--collapse", 0, "--device", case.device, "--dtype", case.dtype, "--quiet", "-o", target]
+    told = folder / "memory"
+    program = (
+        f"import atexit, pathlib, torch; torch.set_num_threads({threads}); "
+        f"atexit.register(lambda: pathlib.Path({str(told)!r}).write_text(str(torch.cuda.max_memory_reserved()))); "
+        "from cropi_tools.cli.train import main; main()"
+    )
+    words = ["--model", folder / "P0", folder / "prompts.jsonl", "--steps", steps + WARM, "-o", target, "--quiet"]
+    words += ["--batch", case.prompts, "-n", case.samples, "--max-tokens", case.tokens, "--learning-rate", 1e-6]
+    words += ["--verifier", f"{folder / 'reward.py'}:reward", "--save-every", 1000, "--collapse", 0]
+    words += ["--device", case.device, "--dtype", case.dtype]
     memory = peak_memory([sys.executable, "-c", program, *map(str, words)])
+    if case.device == "cuda":
+        memory = int(told.read_text())
     times = [json.loads(line) for line in (target / "timings.jsonl").read_text().splitlines()][WARM:]
     metrics = [json.loads(line) for line in (target / "metrics.jsonl").read_text().splitlines()][WARM:]
     skipped = statistics.mean(record["zero_variance_fraction"] for record in metrics)
@@ -236,7 +250,8 @@ def trl(folder: Path, case: Case, steps: int, threads: int) -> Found:
     told = folder / "trl.json"
     words = ["--trl", folder, json.dumps(case), "--steps", steps, "--threads", threads]
     memory = peak_memory([sys.executable, __file__, *map(str, words)])
-    return Found(**{**json.loads(told.read_text()), "memory": memory})
+    result = json.loads(told.read_text())
+    return Found(**{**result, "memory": result["memory"] if case.device == "cuda" else memory})
 
 
 def run_trl(folder: Path, case: Case, steps: int, threads: int) -> None:
@@ -253,10 +268,11 @@ def run_trl(folder: Path, case: Case, steps: int, threads: int) -> None:
     exec((folder / "reward.py").read_text(), scope)
     half = case.dtype == "bfloat16"
     rows = case.prompts * case.samples
+    passes = 1 if case.device == "cpu" else -(-rows * case.tokens // PASS)
     config = GRPOConfig(
         output_dir=str(folder / "trl"),
-        per_device_train_batch_size=rows if case.device == "cpu" else case.samples * 2,
-        gradient_accumulation_steps=1 if case.device == "cpu" else rows // (case.samples * 2),
+        per_device_train_batch_size=rows // passes,
+        gradient_accumulation_steps=passes,
         num_generations=case.samples,
         max_completion_length=case.tokens,
         max_steps=steps + WARM,
@@ -317,6 +333,7 @@ def run_trl(folder: Path, case: Case, steps: int, threads: int) -> None:
         "step": statistics.median(whole),
         "sampling": statistics.median(one for _, one in parts),
         "update": statistics.median(step - one for step, one in parts),
+        "memory": torch.cuda.max_memory_reserved(),
         "tokens": 0.0,
     }
     (folder / "trl.json").write_text(json.dumps(result))
