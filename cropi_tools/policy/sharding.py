@@ -1,7 +1,8 @@
 """A policy that several processes share (FSDP2): each holds a part of every parameter, gradient and moment.
 
 A decoder layer is gathered for its forward and its backward pass, all the rest for the whole of both. Everything that goes through the model is
-collective: all processes must make the same number of passes.
+collective: all processes must make the same number of passes, each with or without gradient as the others. Gradients are averaged over the
+processes, so a loss whose parts should add up is multiplied by their number.
 """
 
 from __future__ import annotations
@@ -21,14 +22,19 @@ from cropi_tools.policy.packing import can_pack
 
 def decoder_layers(model: Any) -> list[Any]:
     """The model's layers, whatever its family calls them. InputError: there are none."""
-    lists = [list(module) for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
+    lists: list[Any] = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
     named = set(getattr(model, "_no_split_modules", None) or ())
-    layers = [found for found in lists if found and all(type(layer).__name__ in named for layer in found)]
-    if not any(layers or lists):
+    layers = [found for found in lists if len(found) and all(type(layer).__name__ in named for layer in found)]
+    if not any(len(found) for found in lists):
         raise InputError(
             f"{type(model).__name__}: has no list of layers, so neither sharing nor checkpointing knows its parts"
         )
-    return max(layers or lists, key=lambda found: len(found))
+
+    def size(found: Any) -> int:
+        return sum(parameter.numel() for parameter in found.parameters())
+
+    # a layer's experts are a list too, and a longer one perhaps
+    return list(max(layers or lists, key=size))
 
 
 def checkpoint_activations(model: Any) -> None:
@@ -44,7 +50,7 @@ def share_out(policy: Policy, device: str, bfloat16: bool) -> Policy:
     """
     from torch.distributed import get_world_size
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     model = policy.model
     # tried out now: later that would be a pass that all must make at the same moment
@@ -54,8 +60,27 @@ def share_out(policy: Policy, device: str, bfloat16: bool) -> Policy:
     formats = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bfloat16 else MixedPrecisionPolicy()
     for layer in decoder_layers(model):
         fully_shard(layer, mesh=mesh, mp_policy=formats)
-    # log-probabilities are formed from the body and the head, never by the model's own forward pass: this is their way in
-    setattr(model, SHARED, MethodType(chunked_logprobs, model))
     fully_shard(model, mesh=mesh, mp_policy=formats)
-    register_fsdp_forward_method(model, SHARED)
+    if hasattr(model, "set_reduce_scatter_unused_params"):
+        # an expert that no token of this process came to has no gradient here, but sums are collective; older versions of torch cannot
+        model.set_reduce_scatter_unused_params(True)
+    _give_logprobs(model)
     return policy
+
+
+def _give_logprobs(model: Any) -> None:
+    """Let a shared model gather its parameters for `response_logprobs`, which never runs the model's own forward pass."""
+    from torch.distributed.fsdp import register_fsdp_forward_method
+
+    setattr(model, SHARED, MethodType(chunked_logprobs, model))
+    register_fsdp_forward_method(model, SHARED)
+    gathered = getattr(model, SHARED)
+
+    def logprobs(*arguments: Any) -> Any:
+        found = gathered(*arguments)
+        if not torch.is_grad_enabled():
+            # what is outside of the layers is kept for a backward pass, and there is none
+            model.reshard()
+        return found
+
+    setattr(model, SHARED, logprobs)
