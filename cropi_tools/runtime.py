@@ -11,15 +11,23 @@ import os
 import signal
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from cropi_tools.data.errors import Interrupted
 
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.live import Live
+    from rich.table import Table
+
 SECONDS_BETWEEN_LINES = 10.0
 _BAR_WIDTH = 20
+_STRETCHES = 20  # of time, that the time left follows from
+_SHORTEST_STRETCH = 0.5  # seconds
 PATIENCE_SECONDS = 2.0  # make and shells pass a signal on to a process that may have had it already
 
 _quiet = False
@@ -90,51 +98,119 @@ def _fitting(note: str, room: int) -> str:
     return note
 
 
+def _clock(seconds: float) -> str:
+    """A time as hours:minutes:seconds."""
+    minutes, left = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{left:02}"
+
+
+class _Pace:
+    """The time of a step: the median over the last ones, so that a pause among them, for an evaluation or a checkpoint, hardly counts.
+
+    Nothing is taken from before the first step has ended, because that time also holds what goes before it. Steps that come in quick
+    succession, as those of a batch, count as one stretch of time.
+    """
+
+    def __init__(self) -> None:
+        self._seconds: deque[float] = deque(maxlen=_STRETCHES)
+        self._since: float | None = None
+        self._last = 0.0
+        self._steps = 0
+
+    def add(self, steps: int) -> None:
+        """So many steps have ended now."""
+        self._last = now = time.monotonic()
+        if self._since is None:
+            self._since = now
+            return
+        self._steps += steps
+        if now - self._since >= _SHORTEST_STRETCH:
+            self._seconds.append((now - self._since) / self._steps)
+            self._since, self._steps = now, 0
+
+    def left(self, steps: int) -> float | None:
+        """The seconds that so many steps will take, less what the present one has had of its own; None: not known yet."""
+        if not self._seconds:
+            return None
+        step = sorted(self._seconds)[(len(self._seconds) - 1) // 2]
+        return max(steps * step - (time.monotonic() - self._last), (steps - 1) * step, 0.0)
+
+
 class Progress:
-    """How far a loop of `total` steps has come; `advance` may carry a note, of which as many parts (two spaces apart) are shown as fit."""
+    """How far a loop of `total` steps has come, and when it will end.
+
+    `advance` may carry a note. On a terminal it stands beside the bar, or below it where there is no room for it beside, without the
+    parts of it (two spaces apart) that are too much for a line of their own.
+    """
 
     def __init__(self, label: str, total: int, done: int = 0) -> None:
         self.label, self.total, self.done = label, total, done
-        self._started = self._printed = time.monotonic()
-        self._done_at_start = done
-        self._bar = None
+        self._note, self._below = "", False
+        self._pace = _Pace()
+        self._printed = time.monotonic()
+        self._live: Live | None = None
         if not _quiet and sys.stderr.isatty():
             from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-            from rich.progress import Progress as Bar
+            from rich.live import Live
 
-            self._bar = Bar(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=_BAR_WIDTH),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
-                console=Console(stderr=True),
-                transient=True,
-            )
-            # what is left beside the label, the bar, the count and the time: a long note would be wrapped at the cost of these
-            beside = len(label) + _BAR_WIDTH + len(f"{total}/{total}") + len("0:00:00") + 5
-            self._room = max(self._bar.console.width - beside, 0)
-            self._task = self._bar.add_task(label, total=total, completed=done, note="")
-            self._bar.start()
+            console = Console(stderr=True)
+            if console.is_interactive:
+                # data on stdout is left alone unless it is on the same terminal, where a line must not end up in the bar
+                self._live = Live(
+                    get_renderable=lambda: self._drawn(console.width),
+                    console=console,
+                    transient=True,
+                    redirect_stdout=sys.stdout.isatty(),
+                )
+                self._live.start()
 
     def advance(self, steps: int = 1, note: str = "") -> None:
         """Count `steps` more as done."""
+        self._pace.add(steps)
         self.done += steps
-        if self._bar is not None:
-            self._bar.update(self._task, advance=steps, note=_fitting(note, self._room))
-            return
+        self._note = note
         now = time.monotonic()
-        if now - self._printed >= SECONDS_BETWEEN_LINES and self.done < self.total:
+        if self._live is None and now - self._printed >= SECONDS_BETWEEN_LINES and self.done < self.total:
             self._printed = now
-            rate = (self.done - self._done_at_start) / (now - self._started)
-            left = f", {(self.total - self.done) / rate:.0f} s left" if rate > 0 else ""
-            notify(f"{self.label}: {self.done}/{self.total}{left}{', ' + note if note else ''}")
+            left = self._time_left()
+            parts = [f"{self.done}/{self.total}", f"{left} left" if left else "", note]
+            notify(f"{self.label}: {', '.join(part for part in parts if part)}")
+
+    def _time_left(self) -> str:
+        seconds = self._pace.left(self.total - self.done)
+        return "" if seconds is None else _clock(seconds)
+
+    def _drawn(self, columns: int) -> Table | Group:
+        """The bar and the note as the terminal, so wide, shows them."""
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        count = f"{self.done:{len(str(self.total))}}/{self.total}"
+        left = self._time_left() or "-:--:--"
+        bar = ProgressBar(self.total, self.done, width=_BAR_WIDTH)
+        cells: list[Text | ProgressBar] = [
+            Text(self.label),
+            bar,
+            Text(count, "progress.download"),
+            Text(left, "progress.remaining"),
+        ]
+        beside = columns - len(self.label) - _BAR_WIDTH - len(count) - len(left) - len(cells)
+        # once below it stays there: a note that is now a letter longer, now shorter, would jump
+        self._below = self._below or len(self._note) > beside
+        note = Text(_fitting(self._note, columns))
+        line = Table.grid(padding=(0, 1))
+        if self._below:
+            line.add_row(*cells)
+            return Group(line, note)
+        line.add_row(*cells, note)
+        return line
 
     def close(self) -> None:
         """Remove the bar."""
-        if self._bar is not None:
-            self._bar.stop()
+        if self._live is not None:
+            self._live.stop()
 
 
 @contextmanager
