@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -292,13 +291,13 @@ def train(
         _estimate(job)
         return
 
-    from cropi_tools.training.ranks import Ranks, lost_processes_told, several
+    from cropi_tools.training.ranks import Ranks, several
 
     if several() and engine == "vllm":
         raise UsageError(
             "--engine vllm samples for one process; under torchrun give --engine transformers, or --engine verl without torchrun"
         )
-    with contextlib.closing(Ranks.of_torchrun(device) if several() else Ranks()) as ranks, lost_processes_told():
+    with Ranks.of_torchrun(device) if several() else Ranks() as ranks:
         # one speaks; what goes wrong all may say
         runtime.set_quiet(quiet or not ranks.first)
         opened, target.state = ranks.first_does(lambda: (target.open(), target.state))

@@ -5,11 +5,14 @@ The first two are reproducible to the byte; times are kept apart from them. Each
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cropi_tools.data.errors import CropiError, InputError
 from cropi_tools.data.jsonl import Record, dump_line
 from cropi_tools.training.trackers import Tracker
 
@@ -17,16 +20,23 @@ LOGS = ("metrics.jsonl", "evaluations.jsonl", "timings.jsonl")
 
 
 class Logs:
-    """Writes into the folder `part`; None: nowhere (the other processes of a run).
+    """Writes into the folder `part`; None: nowhere (the other processes of a run). As a context it tells the trackers how the run ended.
 
     sizes: how many bytes of each file a resumed run's last commit counts; what was written after it is dropped, torn lines included.
+    InputError: a file is shorter than that.
     """
 
     def __init__(self, part: Path | None, sizes: Mapping[str, int], trackers: Sequence[Tracker] = ()) -> None:
-        self._trackers = trackers
+        self._part, self._trackers = part, trackers
         self._streams = {}
         if part is None:
             return
+        for name, counted in sizes.items():
+            found = (part / name).stat().st_size if (part / name).exists() else 0
+            if found < counted:
+                raise InputError(
+                    f"{part / name}: has {found} bytes, {counted} were saved; restore it, or remove {part} to start anew"
+                )
         for name in LOGS:
             stream = open(part / name, "a", encoding="utf-8")
             stream.truncate(sizes.get(name, 0))
@@ -34,33 +44,56 @@ class Logs:
             self._streams[name] = stream
 
     def write(self, name: str, record: Record) -> None:
-        """Append a record to one of LOGS."""
-        if name not in self._streams:
+        """Append a record to one of LOGS; a number that is not finite, which JSON lacks, as null. CropiError: the disk is full."""
+        if self._part is None:
             return
-        self._streams[name].write(dump_line(record) + "\n")
-        self._streams[name].flush()
+        with self._told(name):
+            self._streams[name].write(dump_line({key: _finite(value) for key, value in record.items()}) + "\n")
+            self._streams[name].flush()
         for tracker in self._trackers:
             tracker.write(name.partition(".")[0], record)
 
     def sync(self) -> dict[str, int]:
         """Make everything durable; the size of each file, for the commit."""
-        for stream in self._streams.values():
-            stream.flush()
-            os.fsync(stream.fileno())
+        for name, stream in self._streams.items():
+            with self._told(name):
+                stream.flush()
+                os.fsync(stream.fileno())
         return {name: stream.tell() for name, stream in self._streams.items()}
 
-    def close(self) -> None:
-        """Close files and trackers."""
+    def close(self, failed: bool = False) -> None:
+        """Close files and trackers; failed: the run did not come to its end."""
         for stream in self._streams.values():
-            stream.close()
+            # what counts was synced; what a full disk did not take is tried again here, for nothing
+            with contextlib.suppress(OSError):
+                stream.close()
         for tracker in self._trackers:
-            tracker.close()
+            tracker.close(failed)
+
+    def __enter__(self) -> Logs:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *told: object) -> None:
+        self.close(failed=kind is not None)
+
+    @contextlib.contextmanager
+    def _told(self, name: str) -> Iterator[None]:
+        """An error of the disk names the file."""
+        try:
+            yield
+        except OSError as error:
+            assert self._part is not None
+            raise CropiError(
+                f"{self._part / name}: cannot be written ({error.strerror}); make room, then the same command goes on"
+            ) from None
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def live_note(figures: Mapping[str, Any], tokens_per_second: float) -> str:
-    """A step's figures in a line; time left is the progress bar's own."""
+    """A step's figures in a line; time left is the progress bar's own. Entropy and KL are not known where nothing was trained on."""
+    entropy, kl = (f"{figures['entropy']:.2f}", f"{figures['kl']:.3f}") if figures["tokens_trained"] else ("-", "-")
     rate = f"{tokens_per_second / 1000:.1f}k" if tokens_per_second >= 1000 else f"{tokens_per_second:.0f}"
-    return (
-        f"reward {figures['reward']:.2f}  accuracy {figures['accuracy']:.2f}  entropy {figures['entropy']:.2f}  "
-        f"KL {figures['kl']:.3f}  {rate} tokens/s"
-    )
+    return f"reward {figures['reward']:.2f}  accuracy {figures['accuracy']:.2f}  entropy {entropy}  KL {kl}  {rate} tokens/s"

@@ -6,7 +6,6 @@ resumed run needs weights, optimizer, step and place, and nothing else, to go on
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import time
 import traceback
@@ -107,7 +106,7 @@ class Trainer:
     def run(self) -> dict[str, Any]:
         """Train to the last step; returns the ledger's counters. Raises Interrupted after a checkpoint when a signal asks to stop."""
         settings = self._settings
-        with contextlib.closing(self._logs), runtime.progress("training", settings.steps, self._step) as shown:
+        with self._logs, runtime.progress("training", settings.steps, self._step) as shown:
             self._hand_over(self._step)
             self._evaluate_if_due()
             if self._step == 0 and self._evaluations:

@@ -6,16 +6,20 @@ order. One that fails ends with its error and torchrun stops the others; one tha
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import datetime
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
 from typing import Any, TypeVar
 
 from cropi_tools.data.errors import CropiError, InputError, UsageError
 
 T = TypeVar("T")
-_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "gloo", "NCCL")  # of torch's messages
+# of torch's messages, whose errors often have no class of their own
+_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "gloo/", "NCCL")
 TIMEOUT = datetime.timedelta(minutes=60)  # one may sample long responses while the others have finished theirs
 
 
@@ -25,13 +29,14 @@ def several() -> bool:
 
 
 class Ranks:
-    """A single process; `of_torchrun` gives one of several.
+    """A single process; `of_torchrun` gives one of several. To be used in a `with`, whose end parts with the others.
 
     rank, size: which one of how many. device: where this one computes, None for a single process, which chooses itself.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, device: str | None = None) -> None:
         self.rank, self.size, self.device = rank, size, device
+        self._failed: int | None = None
 
     @classmethod
     def of_torchrun(cls, device: str) -> Ranks:
@@ -54,7 +59,10 @@ class Ranks:
             torch.cuda.set_device(local)
         with lost_processes_told():
             distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=TIMEOUT)
-        return cls(distributed.get_rank(), distributed.get_world_size(), where)
+        ranks = cls(distributed.get_rank(), distributed.get_world_size(), where)
+        # functions of atexit run last first: what others register from now on still runs, what torch registered does not
+        atexit.register(ranks._end_at_once)
+        return ranks
 
     @property
     def first(self) -> bool:
@@ -95,19 +103,44 @@ class Ranks:
                 result = work()
             except CropiError as error:
                 failure = error
-        result, failure = self.gather((result, failure))[0]
-        if failure is None:
-            return result
-        if self.first:
+        result, failed = self.gather((result, failure is not None))[0]
+        if failure is not None:
             raise failure
-        raise Followed from None
+        if failed:
+            raise Followed
+        return result
+
+    def __enter__(self) -> Ranks:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Part with the others; after an error nobody is waited for, and one that came of a lost process says so."""
+        if self.size == 1:
+            return
+        if error is None:
+            self.close()
+            return
+        self._failed = _exit_code(error)
+        if isinstance(error, RuntimeError):
+            _tell_lost(error)
 
     def close(self) -> None:
-        """Part with the others; no waiting, so that one that fails is not held up."""
-        if self.size > 1:
-            from torch import distributed
+        """Part with the others, which do so too: with NCCL each waits for all."""
+        if self.size == 1:
+            return
+        from torch import distributed
 
+        if distributed.is_initialized():  # the end of vLLM in this process is the end of all groups
             distributed.destroy_process_group()
+
+    def _end_at_once(self) -> None:
+        """At the end of a process that failed: leave without torch's own end, which may wait for others in the middle of a pass."""
+        if self._failed is not None:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(self._failed)
 
 
 class Followed(CropiError):
@@ -123,7 +156,25 @@ def lost_processes_told() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        told = next((word for word in _LOST if word in str(error)), None)
-        if told is None:
-            raise
-        raise CropiError(f"another process of this run has ended ({told}); the same command goes on") from None
+        _tell_lost(error)
+        raise
+
+
+def _tell_lost(error: RuntimeError) -> None:
+    """CropiError where this error came of a process that has gone."""
+    from torch import distributed
+
+    found = next((word.rstrip("/") for word in _LOST if word in str(error)), None)
+    if found is None and isinstance(error, distributed.DistError):
+        found = type(error).__name__
+    if found is not None:
+        raise CropiError(f"another process of this run has ended ({found}); the same command goes on") from None
+
+
+def _exit_code(error: BaseException) -> int:
+    """What a process that ends with this error exits with."""
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 1
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    return getattr(error, "exit_code", 1)

@@ -116,7 +116,7 @@ def train(job: Job, output: Output, ranks: Ranks) -> None:
     trackers = []
     if ranks.first:
         write_json(output.part / TRAINING_OPTIONS, {**options, "verifier": job.verifier})
-        trackers = open_trackers(job.trackers, output.path, dict(options), output.state.get("step", 0))
+        trackers = open_trackers(job.trackers, output.path, dict(options), output.state.get("step"))
     engine = _engine(
         options["engine"], policy, device, "bfloat16" if autocast else "float32", job.engine_memory, shared
     )

@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases, where they are installed: the figures of metrics.jsonl and evaluations.jsonl go there too.
+"""TensorBoard and Weights & Biases, where they are installed: the figures of the three logs go there too.
 
 They are for looking at; the files are the record. So a tracker that fails on the way (a network, a disk) is left out with a warning, and
 training goes on.
@@ -6,11 +6,11 @@ training goes on.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import os
+import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from cropi_tools.data.jsonl import Record
 
 PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb"}
 PROJECT = "cropi-tools"
+RUN_ID = "run-id"  # in the folder of Weights & Biases
 
 
 class Tracker(ABC):
@@ -34,70 +35,93 @@ class Tracker(ABC):
         figures = {
             f"{prefix}/{name}": float(value)
             for name, value in record.items()
-            if name != "step" and isinstance(value, int | float) and not isinstance(value, bool)
+            if name != "step"
+            and isinstance(value, int | float)
+            and not isinstance(value, bool)
+            # a record of times has 0 for what another record of the same step tells
+            and (kind != "timings" or value)
         }
-        self._try(lambda: self._show(figures, record["step"]))
+        self._try(lambda: self._show(prefix, figures, record["step"]))
 
-    def close(self) -> None:
-        """Send what is left."""
-        self._try(self._close)
+    def close(self, failed: bool = False) -> None:
+        """Send what is left; failed: the run did not come to its end."""
+        self._try(lambda: self._close(failed))
 
-    def _try(self, work: Any) -> None:
+    def _try(self, work: Callable[[], None]) -> None:
         if self._failed:
             return
         try:
             work()
         except Exception as error:  # whatever a service or its library may raise
             self._failed = True
-            runtime.warn(f"{self.name} failed ({type(error).__name__}: {error}); going on without it")
+            runtime.warn(f"{self.name} failed ({_said(error)}); going on without it")
 
     @abstractmethod
-    def _show(self, figures: Mapping[str, float], step: int) -> None: ...
+    def _show(self, prefix: str, figures: Mapping[str, float], step: int) -> None: ...
 
     @abstractmethod
-    def _close(self) -> None: ...
+    def _close(self, failed: bool) -> None: ...
 
 
 class _TensorBoard(Tracker):
     name = "tensorboard"
 
-    def __init__(self, folder: Path, step: int) -> None:
+    def __init__(self, folder: Path, step: int | None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # what was shown after the last checkpoint is shown again by a resumed run
-        self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+        # what was shown after the last checkpoint is shown again by a resumed run; all of it, where another run was shown in this folder
+        self._writer = SummaryWriter(str(folder), purge_step=0 if step is None else step + 1)
 
-    def _show(self, figures: Mapping[str, float], step: int) -> None:
+    def _show(self, prefix: str, figures: Mapping[str, float], step: int) -> None:
         for name, value in figures.items():
             self._writer.add_scalar(name, value, step)
+        # else a kill would take what no resumed run shows again
+        self._writer.flush()
 
-    def _close(self) -> None:
+    def _close(self, failed: bool) -> None:
         self._writer.close()
 
 
 class _WandB(Tracker):
     name = "wandb"
 
-    def __init__(self, folder: Path, path: Path, options: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, path: Path, options: Mapping[str, Any], step: int | None) -> None:
         import wandb
 
+        folder.mkdir(exist_ok=True)
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             name=str(path),
-            # the same output is the same run, so that a resume goes on in it
-            id=hashlib.blake2b(str(path.resolve()).encode(), digest_size=8).hexdigest(),
+            id=_run_id(folder / RUN_ID, step is None),
             resume="allow",
             config=dict(options),
             dir=str(folder),
+            settings=wandb.Settings(silent=runtime.is_quiet()),
         )
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
+        # how far the service had been told when an earlier try ended: it takes nothing back, so what is made again is not sent again
+        self._shown = dict(self._run.summary)
 
-    def _show(self, figures: Mapping[str, float], step: int) -> None:
-        self._run.log({**figures, "step": step})
+    def _show(self, prefix: str, figures: Mapping[str, float], step: int) -> None:
+        if step > self._shown.get(f"{prefix}/step", -1):
+            self._run.log({**figures, f"{prefix}/step": step, "step": step})
 
-    def _close(self) -> None:
-        self._run.finish()
+    def _close(self, failed: bool) -> None:
+        self._run.finish(exit_code=int(failed))
+
+
+def _run_id(file: Path, new: bool) -> str:
+    """The id that a resumed run goes on under. A run from the start has its own, whatever was under the same name before."""
+    if new or not file.exists():
+        file.write_text(secrets.token_hex(8) + "\n")
+    return file.read_text().strip()
+
+
+def _said(error: Exception) -> str:
+    from cropi_tools.policy.tokens import first_line  # not above: the command's beginning does without transformers
+
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def check_trackers(names: Sequence[str]) -> None:
@@ -109,16 +133,17 @@ def check_trackers(names: Sequence[str]) -> None:
             raise CropiError(f"--track {name} needs the package {PACKAGES[name]}: pip install {PACKAGES[name]}")
 
 
-def open_trackers(names: Sequence[str], path: Path, options: Mapping[str, Any], step: int) -> list[Tracker]:
-    """The trackers of a run that writes `path`, each with a folder beside it such as PATH.tensorboard; step: the last one committed.
+def open_trackers(names: Sequence[str], path: Path, options: Mapping[str, Any], step: int | None) -> list[Tracker]:
+    """The trackers of a run that writes `path`, each with a folder beside it such as PATH.tensorboard.
 
-    CropiError: one cannot be opened.
+    step: the last one committed; None: the run starts anew. CropiError: one cannot be opened.
     """
     found: list[Tracker] = []
-    for name in names:
+    for name in dict.fromkeys(names):
         folder = path.with_name(path.name + f".{name}")
         try:
-            found.append(_TensorBoard(folder, step) if name == "tensorboard" else _WandB(folder, path, options))
+            opened = _TensorBoard(folder, step) if name == "tensorboard" else _WandB(folder, path, options, step)
         except Exception as error:
-            raise CropiError(f"--track {name}: cannot be opened ({type(error).__name__}: {error})") from None
+            raise CropiError(f"--track {name}: cannot be opened ({_said(error)})") from None
+        found.append(opened)
     return found

@@ -30,9 +30,10 @@ class Watch:
 
     def check(self, figures: Mapping[str, float]) -> str | None:
         """Take a step's figures (of metrics.jsonl); the reason to stop, or None."""
-        for name in ("loss", "gradient_norm", "reward"):
-            if not math.isfinite(figures[name]):
-                return f"{name.replace('_', ' ')} is {figures[name]}; lower --learning-rate"
+        for name, value in figures.items():
+            if not math.isfinite(value):
+                remedy = "look at the verifier's scores" if name == "reward" else "lower --learning-rate"
+                return f"{name.replace('_', ' ')} is {value}; {remedy}"
         for name in _FIGURES:
             if name == "entropy" and not figures["tokens_trained"]:
                 continue  # nothing went through the policy, so nothing is known of it
@@ -42,7 +43,7 @@ class Watch:
         if _mean(self._last["reward"]) > _mean(self._first["reward"]):
             return None
         for name, word in _WORDS.items():
-            if len(self._last[name]) == WINDOW and _mean(self._last[name]) <= self._limit(name):
+            if len(self._last[name]) == WINDOW and self._low(name, _mean(self._last[name])):
                 return (
                     f"the policy has collapsed: the {word} fell from {_mean(self._first[name]):.3g} to {_mean(self._last[name]):.3g} and the "
                     f"reward from {_mean(self._first['reward']):.3g} to {_mean(self._last['reward']):.3g}; lower --learning-rate, give --kl or "
@@ -51,14 +52,19 @@ class Watch:
         return None
 
     def suspicious(self) -> bool:
-        """Whether the last step alone looks like a collapse: no checkpoint should take the place of a good one then."""
-        if not self._last["reward"] or self._last["reward"][-1] > _mean(self._first["reward"]):
-            return False
-        return any(self._last[name] and self._last[name][-1] <= self._limit(name) for name in _WORDS)
+        """Whether the last step alone looks like a collapse: no checkpoint should take the place of a good one then.
 
-    def _limit(self, name: str) -> float:
-        """Entropy is not negative and 0 is certain: without a wish to stop no value is low enough."""
-        return self._collapse * _mean(self._first[name]) if self._collapse > 0 else -math.inf
+        A single reward says little, so it must be better by itself and over the window to make up for what is low.
+        """
+        rewards = self._last["reward"]
+        if not rewards or min(rewards[-1], _mean(rewards)) > _mean(self._first["reward"]):
+            return False
+        return any(self._last[name] and self._low(name, self._last[name][-1]) for name in _WORDS)
+
+    def _low(self, name: str, value: float) -> bool:
+        """Whether a figure has all but gone. What was nothing from the first cannot go."""
+        first = _mean(self._first[name])
+        return self._collapse > 0 and first > 0 and value <= self._collapse * first
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs to look on."""
