@@ -112,7 +112,7 @@ def train(job: VerlJob, output: Output) -> None:
     """
     work = output.part / WORK
     line = command(job, work)
-    if "tokens_generated" not in output.state:
+    if "ledger" not in output.state:
         check_environment(job)
         tokenizer = load_tokens(job.model).tokenizer
         prepare(work, job.prompts, job.evaluations, tokenizer, job.verifier, job.options["verify_seconds"])
@@ -120,13 +120,12 @@ def train(job: VerlJob, output: Output) -> None:
         output.commit({"engine": "verl"})  # from here on there is something to go on from
         _finish_training(job, line, work)
         bring_back(job.options["steps"], work, job.model, output.part)
-        tokens = write_figures(work, output.part, job.options, job.evaluations)
-        output.commit({"engine": "verl", "tokens_generated": tokens})
+        ledger = write_figures(work, output.part, job.options, job.evaluations)
+        output.commit({"engine": "verl", "ledger": ledger})
     shutil.rmtree(work, ignore_errors=True)
-    steps, tokens = job.options["steps"], output.state["tokens_generated"]
+    steps = job.options["steps"]
     facts = {"tokenizer": tokenizer_digest(job.model), "steps": steps, "command": shlex.join(line)}
-    ledger = {"tokens_generated": tokens, "tokens_trained": tokens, "device": "verl"}
-    output.finish(rows=steps, ledger=ledger, facts=facts)
+    output.finish(rows=steps, ledger={**output.state["ledger"], "device": "verl"}, facts=facts)
     runtime.notify(f"{output.path}: trained by verl for {steps} steps on {len(job.prompts)} prompts")
 
 

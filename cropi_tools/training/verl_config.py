@@ -6,7 +6,7 @@ What has no equivalent there is refused by name. What differs and cannot be help
 * A cosine schedule with warm-up begins with the rate 0 and is one step late until the warm-up is over.
 * It refills groups of equal rewards until the batch is full, however many rounds that takes.
 * Its weights are bfloat16 where it computes, ours autocast; it stops at no collapse.
-* Groups of equal rewards go through its forward pass, and get a gradient of KL and entropy.
+* Groups of equal rewards go through its forward pass, and get a gradient of KL and entropy; a token's KL is at most 10.
 * Its mini-batches are of responses that are alike in length, not of whole prompts; its prompts come in an order of its own.
 * A response that its engine lost is left out, with a line in the log; verifiers see responses without the tokenizer's special tokens.
 """

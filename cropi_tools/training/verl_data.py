@@ -27,9 +27,9 @@ _REWARD = '''"""The reward of a response, by cropi-tools' verifiers; verl loads 
 import sys
 
 sys.path.insert(0, {packages!r})
-from cropi_tools.training.verl_reward import scorer
+from cropi_tools.training.verl_reward import Scorer
 
-compute_score = scorer({verifier!r}, {seconds!r}, {failed!r})
+compute_score = Scorer({verifier!r}, {seconds!r}, {failed!r})
 '''
 
 

@@ -74,8 +74,8 @@ def keep_metrics(folder: Path) -> None:
 
 def write_figures(
     folder: Path, target: Path, options: Mapping[str, Any], evaluations: Mapping[str, Sequence[Record]]
-) -> int:
-    """Write metrics.jsonl, evaluations.jsonl and timings.jsonl from what verl's file logger kept; returns the tokens generated.
+) -> dict[str, int]:
+    """Write metrics.jsonl, evaluations.jsonl and timings.jsonl from what verl's file logger kept; returns tokens_generated and tokens_trained.
 
     verl writes a step's checkpoint before its line: where it was killed between the two, the line is missing.
     """
@@ -86,7 +86,7 @@ def write_figures(
     for step, data in sorted(steps.items()):
         if "critic/score/mean" in data:
             rate = {"learning_rate": rate_of(options, step)}
-            metrics.append({"step": step, **_figures(data, options), **rate, **_tokens(data, options)})
+            metrics.append({"step": step, **_figures(data, options), **rate, **_sampled(data, options)})
             sampling, whole = data.get("timing_s/gen", 0.0), data.get("timing_s/step", 0.0)
             times = {"seconds_sampling": sampling, "seconds_update": max(whole - sampling, 0.0)}
             timings.append({"step": step, **times, "seconds_evaluation": data.get("timing_s/testing", 0.0)})
@@ -97,7 +97,7 @@ def write_figures(
                 accuracies.append({"step": step, "set": name, "accuracy": accuracy, **size})
     for name, lines in (("metrics", metrics), ("evaluations", accuracies), ("timings", timings)):
         (target / f"{name}.jsonl").write_text("".join(dump_line(line) + "\n" for line in lines))
-    return sum(line["tokens_generated"] for line in metrics)
+    return {name: sum(line[name] for line in metrics) for name in ("tokens_generated", "tokens_trained")}
 
 
 def _logged(folder: Path) -> dict[int, dict[str, Any]]:
@@ -132,7 +132,12 @@ def _figures(data: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, f
     return found
 
 
-def _tokens(data: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, int]:
-    """All of a step's tokens go through verl's update, those of groups that were refilled are not counted."""
-    tokens = round(data.get("response_length/mean", 0.0) * options["batch"] * options["samples"])
-    return {"tokens_generated": tokens, "tokens_trained": tokens}
+def _sampled(data: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, float]:
+    """What a step sampled. All of its batch goes through verl's update; groups of equal rewards, where it refills them, were sampled beside
+    it and are taken to be as long."""
+    batch, refilled = options["batch"], data.get("training/filter_groups/evicted_samples", 0)
+    group = data.get("response_length/mean", 0.0) * options["samples"]
+    tokens = {"tokens_generated": round(group * (batch + refilled)), "tokens_trained": round(group * batch)}
+    return (
+        {"zero_variance_fraction": refilled / (batch + refilled), **tokens} if options["dynamic_sampling"] else tokens
+    )

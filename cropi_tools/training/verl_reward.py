@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from queue import LifoQueue
 from typing import Any
 
@@ -20,35 +20,40 @@ from cropi_tools.rollouts.grading import graded
 AT_ONCE = 2  # verifiers in each of verl's reward processes, of which it has eight: one hangs, the other works
 
 
-def scorer(verifier: str, seconds: float, failed: str) -> Callable[..., dict[str, float]]:
-    """verl's `compute_score`. verifier, seconds: as of `VerifierPool`. failed: the file to which a failure is written.
+class Scorer:
+    """verl's `compute_score`. verifier, seconds: as of `VerifierPool`. failed: the file to which a failure is written."""
 
-    Its results are `score`, the reward, and `acc`, 1 where the verifier calls the answer correct.
-    """
-    # last in, first out: what is warm is used again, and the second starts when there is need of it
-    pools: LifoQueue[VerifierPool] = LifoQueue()
-    for _ in range(AT_ONCE):
-        pools.put(VerifierPool(verifier, workers=1, seconds=seconds))
+    def __init__(self, verifier: str, seconds: float, failed: str) -> None:
+        self._failed = failed
+        # last in, first out: what is warm is used again, and the second starts when there is need of it
+        self._pools: LifoQueue[VerifierPool] = LifoQueue()
+        for _ in range(AT_ONCE):
+            self._pools.put(VerifierPool(verifier, workers=1, seconds=seconds))
 
-    def compute_score(
+    def __call__(
+        self,
         data_source: str,
         solution_str: str,
         ground_truth: str,
         extra_info: Mapping[str, Any] | None = None,
         **others: Any,
     ) -> dict[str, float]:
+        """`score`, the reward, and `acc`, 1 where the verifier calls the answer correct."""
         record = _record(data_source, solution_str, ground_truth, extra_info or {})
-        pool = pools.get()
+        pool = self._pools.get()
         try:
             (sample,) = graded(pool, [record])[0]["samples"]
         except CropiError as error:
-            _tell(failed, str(error))
+            _tell(self._failed, str(error))
             raise
         finally:
-            pools.put(pool)
+            self._pools.put(pool)
         return {"score": float(sample["reward"]), "acc": float(sample["outcome"] == "correct")}
 
-    return compute_score
+    def close(self) -> None:
+        """End the verifiers; no call may be under way."""
+        while not self._pools.empty():
+            self._pools.get().close()
 
 
 def _record(data_source: str, text: str, answer: str, row: Mapping[str, Any]) -> Record:

@@ -14,12 +14,13 @@ import torch
 from trl_loss import HIGH, LENGTHS, LIMIT, LOW, REWARDS, ROWS, batch
 
 from cropi_tools.data.exports import to_verl
+from cropi_tools.engines.protocol import Sampling
 from cropi_tools.objective import group_advantages, token_coefficients
 from cropi_tools.policy.tokens import load_tokens
 from cropi_tools.training.loss import TokenInputs, token_loss
 from cropi_tools.training.presets import LOSSES, PRESETS
-from cropi_tools.training.settings import LossSettings
-from cropi_tools.training.verl_config import NEVER, overrides
+from cropi_tools.training.settings import LossSettings, TrainSettings, learning_rate
+from cropi_tools.training.verl_config import NEVER, override, overrides, rate_of
 from cropi_tools.training.verl_data import prepare
 
 pytestmark = pytest.mark.peers
@@ -57,6 +58,7 @@ OPTIONS: dict[str, Any] = {
     "checkpoint_activations": True,
     "tokens_per_pass": 4096,
 }
+# what is changed in OPTIONS and in every preset's values
 SWEEP: list[dict[str, Any]] = [
     {},
     *(
@@ -66,8 +68,11 @@ SWEEP: list[dict[str, Any]] = [
     {"kl": 0.01, "entropy": 0.001},
     {"importance_cap": 2.0},
     {"dynamic_sampling": 4, "minibatch": 32},
-    {"schedule": "cosine", "max_gradient_norm": 0.0, "eval_temperature": 0.0},
+    {"minibatch": 0, "dtype": "float32", "engine_memory": 0.3},
+    {"schedule": "cosine", "warmup": 0, "max_gradient_norm": 0.0, "eval_temperature": 0.0},
 ]
+ACTOR, ROLLOUT = "actor_rollout_ref.actor.", "actor_rollout_ref.rollout."
+MODES = {"token": "token-mean", "sequence": "seq-mean-token-mean", "constant": "seq-mean-token-sum-norm"}
 
 
 def of_preset(name: str) -> dict[str, Any]:
@@ -80,12 +85,14 @@ def of_preset(name: str) -> dict[str, Any]:
 
 def asked(folder: Path, sets: tuple[str, ...] = ("a", "b"), **changed: Any) -> list[str]:
     files = [folder / f"{name}.parquet" for name in sets]
-    return overrides({**OPTIONS, **changed}, "/models/It's a model", folder, 5000, 700, files, ["trainer.nnodes=2"])
+    extra = ["trainer.nnodes=2", override("+data.apply_chat_template_kwargs.style", {"tone": "it's: so, dry"})]
+    return overrides({**OPTIONS, **changed}, "/models/It's a model", folder, 5000, 700, files, extra)
 
 
 def test_verl_takes_every_override(verl_config: Callable[..., Any], tmp_path: Path) -> None:
     """Hydra refuses a key that is not there, verl's validation what does not fit; what comes out is what was meant."""
-    wishes = [*SWEEP, *(of_preset(name) for name in sorted(PRESETS))]
+    recipes = [{}, *(of_preset(name) for name in sorted(PRESETS))]
+    wishes = [{**recipe, **change} for recipe, change in itertools.product(recipes, SWEEP)]
     given = [asked(tmp_path, **wish) for wish in wishes]
     wrong = [
         [*given[0], "actor_rollout_ref.actor.clip_ratio_lower=1"],
@@ -100,54 +107,92 @@ def test_verl_takes_every_override(verl_config: Callable[..., Any], tmp_path: Pa
     assert without["trainer.val_before_train"] is False
     for wish, values in zip(wishes, found, strict=True):
         assert isinstance(values, dict), values
-        options = {**OPTIONS, **wish}
-        actor, rollout = "actor_rollout_ref.actor.", "actor_rollout_ref.rollout."
-        expected = {
-            "actor_rollout_ref.model.path": "/models/It's a model",
-            "data.train_batch_size": options["batch"],
-            "data.val_files": [str(tmp_path / f"{name}.parquet") for name in ("a", "b")],
-            "data.max_prompt_length": 700,
-            "data.max_response_length": options["max_tokens"],
-            "data.seed": 7,
-            actor + "ppo_mini_batch_size": options.get("minibatch") or options["batch"],
-            actor + "clip_ratio_low": options["clip"][0],
-            actor + "clip_ratio_high": options["clip"][1],
-            actor + "clip_ratio_c": NEVER,
-            actor + "use_kl_loss": options["kl"] > 0,
-            actor + "kl_loss_coef": options["kl"],
-            actor + "entropy_coeff": options["entropy"],
-            actor + "optim.clip_grad": options["max_gradient_norm"] or NEVER,
-            actor + "optim.lr": options["learning_rate"],
-            actor + "optim.betas": list(options["betas"]),
-            actor + "optim.weight_decay": options["weight_decay"],
-            actor + "optim.lr_warmup_steps": options["warmup"],
-            rollout + "n": options["samples"],
-            rollout + "temperature": options["temperature"],
-            rollout + "val_kwargs.n": 2,
-            rollout + "val_kwargs.do_sample": options["eval_temperature"] > 0,
-            "algorithm.adv_estimator": "rloo" if options["advantage"] == "leave-one-out" else "grpo",
-            "algorithm.norm_adv_by_std_in_grpo": options["advantage"] == "group",
-            "algorithm.filter_groups.enable": options["dynamic_sampling"] > 0,
-            "trainer.total_training_steps": 50,
-            "trainer.save_freq": 20,
-            "trainer.test_freq": 10,
-            "trainer.max_actor_ckpt_to_keep": 3,
-            "trainer.nnodes": 2,
-        }
-        assert {key: values[key] for key in expected} == expected
-        # its constant schedule counts warm-up from 0; its cosine one without a cycle is constant and can count from 1
-        schedule = [values[actor + "optim.lr_scheduler_type"], values.get(actor + "optim.num_cycles")]
-        warm = options["schedule"] == "constant" and options["warmup"] > 0
-        assert schedule == (["cosine", 0.0] if warm else [options["schedule"], None])
-        mode = {"token": "token-mean", "sequence": "seq-mean-token-mean", "constant": "seq-mean-token-sum-norm"}
-        assert values[actor + "loss_agg_mode"] == mode[options["aggregation"]]
-        if options["aggregation"] == "constant":
-            assert values[actor + "loss_scale_factor"] == options["max_tokens"]
-        if options["importance_cap"]:
-            assert values["algorithm.rollout_correction.rollout_is"] == "token"
-            assert values["algorithm.rollout_correction.rollout_is_threshold"] == 2.0
-        else:
-            assert values["algorithm.rollout_correction.bypass_mode"] is True
+        meant = expected({**OPTIONS, **wish}, tmp_path)
+        assert {key: values[key] for key in meant} == meant
+
+
+def expected(options: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """What verl must read where, for these options."""
+    found = {
+        "actor_rollout_ref.model.path": "/models/It's a model",
+        "data.train_batch_size": options["batch"],
+        "data.val_files": [str(folder / f"{name}.parquet") for name in ("a", "b")],
+        "data.max_prompt_length": 700,
+        "data.max_response_length": options["max_tokens"],
+        "data.seed": 7,
+        "data.apply_chat_template_kwargs.style": {"tone": "it's: so, dry"},
+        ACTOR + "strategy": "fsdp2",
+        ACTOR + "ppo_mini_batch_size": options["minibatch"] or options["batch"],
+        ACTOR + "clip_ratio_low": options["clip"][0],
+        ACTOR + "clip_ratio_high": options["clip"][1],
+        ACTOR + "clip_ratio_c": NEVER,
+        ACTOR + "use_kl_loss": options["kl"] > 0,
+        ACTOR + "kl_loss_coef": options["kl"],
+        ACTOR + "entropy_coeff": options["entropy"],
+        ACTOR + "optim.clip_grad": options["max_gradient_norm"] or NEVER,
+        ACTOR + "optim.lr": options["learning_rate"],
+        ACTOR + "optim.betas": list(options["betas"]),
+        ACTOR + "optim.weight_decay": options["weight_decay"],
+        ACTOR + "optim.lr_warmup_steps": options["warmup"],
+        ACTOR + "loss_agg_mode": MODES[options["aggregation"]],
+        ROLLOUT + "n": options["samples"],
+        ROLLOUT + "temperature": options["temperature"],
+        ROLLOUT + "val_kwargs.n": 2,
+        ROLLOUT + "val_kwargs.do_sample": options["eval_temperature"] > 0,
+        "algorithm.adv_estimator": "rloo" if options["advantage"] == "leave-one-out" else "grpo",
+        "algorithm.norm_adv_by_std_in_grpo": options["advantage"] == "group",
+        "algorithm.filter_groups.enable": options["dynamic_sampling"] > 0,
+        "trainer.total_training_steps": 50,
+        "trainer.save_freq": 20,
+        "trainer.test_freq": 10,
+        "trainer.max_actor_ckpt_to_keep": 3,
+        "trainer.nnodes": 2,
+    }
+    if options["aggregation"] == "constant":
+        found[ACTOR + "loss_scale_factor"] = options["max_tokens"]
+    if options["importance_cap"]:
+        found["algorithm.rollout_correction.rollout_is"] = "token"
+        found["algorithm.rollout_correction.rollout_is_threshold"] = 2.0
+    else:
+        found["algorithm.rollout_correction.bypass_mode"] = True
+    if options.get("dtype") == "float32":
+        found[ROLLOUT + "dtype"] = "float32"
+        found[ROLLOUT + "gpu_memory_utilization"] = 0.3
+        found[ACTOR + "fsdp_config.mixed_precision"] = dict.fromkeys(
+            ("param_dtype", "reduce_dtype", "buffer_dtype"), "fp32"
+        )
+    return found
+
+
+def test_the_learning_rate_is_ours(verl_config: Callable[..., Any], tmp_path: Path) -> None:
+    """By verl's own scheduler: ours, but for a warm-up before a cosine, which begins at 0; and what we write in metrics.jsonl."""
+    cases = [
+        {"steps": 12, "schedule": schedule, "warmup": warmup, "learning_rate": 1e-3}
+        for schedule, warmup in itertools.product(("constant", "cosine"), (0, 1, 3, 12))
+    ]
+    (tmp_path / "all.json").write_text(json.dumps([asked(tmp_path, **case) for case in cases]))
+    for case, rates in zip(cases, verl_config("rates", tmp_path / "all.json"), strict=True):
+        options = {**OPTIONS, **case}
+        assert rates == pytest.approx([rate_of(options, step) for step in range(1, 13)], rel=1e-9), case
+        own = [learning_rate(settings(options), step) for step in range(1, 13)]
+        late = case["warmup"] if case["schedule"] == "cosine" else 0
+        assert rates[late:] == pytest.approx(own[late:], rel=1e-9, abs=1e-15), case
+
+
+def settings(options: dict[str, Any]) -> TrainSettings:
+    sampling, loss = Sampling(8, 1.0), LossSettings(1.0, (0.2, 0.2), 0.0, 0.0, "token")
+    told = {name: options[name] for name in ("steps", "learning_rate", "schedule", "warmup")}
+    rest = {"batch": 4, "samples": 2, "betas": (0.9, 0.99), "weight_decay": 0.0, "max_gradient_norm": 1.0, "seed": 0}
+    return TrainSettings(
+        **told,
+        **rest,
+        sampling=sampling,
+        loss=loss,
+        evaluate_every=1,
+        evaluation_samples=1,
+        evaluation_sampling=sampling,
+        save_every=1,
+    )
 
 
 def test_the_reward_file_gives_what_our_verifiers_give(
@@ -171,21 +216,19 @@ def test_loss_and_gradient_equal_verls(verl_config: Callable[..., Any], tmp_path
     one = batch(torch.float64)
     own_old = (0.5 * one.behavior + 0.5 * one.logprobs()).detach()
     cases: list[dict[str, Any]] = []
-    modes = {"token": "token-mean", "sequence": "seq-mean-token-mean", "constant": "seq-mean-token-sum-norm"}
     for aggregation, kl, entropy, cap, dtype in itertools.product(
-        modes, (0.0, 0.3), (0.0, 0.05), (0.0, 1.2), (torch.float32, torch.float64)
+        MODES, (0.0, 0.3), (0.0, 0.05), (0.0, 1.2), (torch.float32, torch.float64)
     ):
         cases.append(
             {
                 "aggregation": aggregation,
-                "mode": modes[aggregation],
+                "mode": MODES[aggregation],
                 "kl": kl,
                 "entropy": entropy,
                 "cap": cap,
                 "dtype": dtype,
                 "length": LIMIT,
                 "old": own_old if cap else one.behavior,
-                "weights": torch.exp(own_old - one.behavior).clamp(max=cap) if cap else None,
             }
         )
     told = {
@@ -193,6 +236,7 @@ def test_loss_and_gradient_equal_verls(verl_config: Callable[..., Any], tmp_path
         "logits": one.logits.detach(),
         "tokens": one.tokens,
         "mask": one.mask,
+        "behavior": one.behavior,
         "reference": one.reference,
         "advantages": one.advantages,
         "rewards": torch.tensor(REWARDS, dtype=torch.float64),

@@ -1,6 +1,7 @@
 """What the tests ask of verl's configuration and losses, in a process of its own; the answer is the last line printed, as JSON.
 
 python verl_config.py compose FILE     FILE: a JSON list of lists of overrides; for each the composed values, or the error
+python verl_config.py rates FILE      FILE: the same; for each the learning rates of all steps, by the scheduler of verl's engine
 python verl_config.py reward FILE ROWS the rewards that a reward file gives, as verl loads it
 python verl_config.py losses FILE      FILE: tensors by torch.save; verl's losses and gradients of them, beside it as FILE.out
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -40,6 +42,26 @@ def _plain(value: Any) -> Any:
     return OmegaConf.to_container(value) if not isinstance(value, (str, int, float, bool, type(None))) else value
 
 
+def rates(file: str) -> list[list[float]]:
+    import verl
+    from hydra import compose, initialize_config_dir
+    from verl.utils.config import omega_conf_to_dataclass
+    from verl.workers.engine.fsdp.transformer_impl import FSDPEngine
+
+    found = []
+    with initialize_config_dir(str(Path(verl.__file__).parent / "trainer" / "config"), version_base=None):
+        for given in json.loads(Path(file).read_text()):
+            settings = omega_conf_to_dataclass(compose("ppo_trainer", overrides=given).actor_rollout_ref.actor.optim)
+            optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=settings.lr)
+            schedule = FSDPEngine._build_lr_scheduler(SimpleNamespace(optimizer_config=settings, rank=1), optimizer)
+            found.append([])
+            for _ in range(settings.total_training_steps):
+                found[-1].append(optimizer.param_groups[0]["lr"])
+                optimizer.step()
+                schedule.step()
+    return found
+
+
 def reward(file: str, rows: str) -> list[Any]:
     from verl.trainer.ppo.reward import get_custom_reward_fn
 
@@ -57,7 +79,8 @@ def reward(file: str, rows: str) -> list[Any]:
 
 
 def losses(file: str) -> int:
-    """verl's own loss in the order of its own worker: the policy's, then the entropy's and the divergence's shares, all aggregated alike."""
+    """verl's own loss in the order of its own worker: the policy's, then the entropy's and the divergence's shares, all aggregated alike, with
+    importance weights of its own where there is a cap."""
     from verl.trainer.ppo.core_algos import (
         agg_loss,
         compute_grpo_outcome_advantage,
@@ -65,6 +88,7 @@ def losses(file: str) -> int:
         compute_rloo_outcome_advantage,
         kl_penalty,
     )
+    from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_weights
 
     told = torch.load(file)
     results = []
@@ -83,8 +107,10 @@ def losses(file: str) -> int:
         config = DictConfig({"clip_ratio": 0.2, "clip_ratio_low": 0.2, "clip_ratio_high": 0.28, "clip_ratio_c": 1e9})
         config = _Config(config, info)
         advantages = told["advantages"].to(case["dtype"])[:, None].expand_as(logprobs)
-        weights = None if case["weights"] is None else case["weights"].to(case["dtype"])
-        old = case["old"].to(case["dtype"])
+        old, weights = case["old"].to(case["dtype"]), None
+        if case["cap"]:
+            apart = old - told["behavior"].to(case["dtype"])
+            weights, _ = compute_rollout_correction_weights(apart, mask, "token", case["cap"])
         loss, _ = compute_policy_loss_vanilla(old, logprobs, advantages, mask, case["mode"], config, weights)
         entropy = -(table.exp() * table).sum(-1)
         loss = loss - case["entropy"] * agg_loss(entropy, mask, case["mode"], **info)
@@ -119,4 +145,6 @@ class _Config:
 
 
 if __name__ == "__main__":
-    print(json.dumps({"compose": compose, "reward": reward, "losses": losses}[sys.argv[1]](*sys.argv[2:])))
+    print(
+        json.dumps({"compose": compose, "rates": rates, "reward": reward, "losses": losses}[sys.argv[1]](*sys.argv[2:]))
+    )
