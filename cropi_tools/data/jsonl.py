@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import io
+import itertools
 import json
 import shutil
 import sys
@@ -21,6 +22,11 @@ from typing import IO, Any
 from cropi_tools.data.errors import InputError
 
 Record = dict[str, Any]
+
+MAX_LINE = 1 << 28
+"""Longest line that is read, in bytes: the largest records (hundreds of long samples) stay far below."""
+
+_ZSTD_PIECE = 1 << 10  # compressed bytes at a time
 
 _spooled_stdin: Path | None = None
 
@@ -84,13 +90,16 @@ class _ZstdReader(io.RawIOBase):
         self._decompressor = zstandard.ZstdDecompressor()
         self._frame: Any = None
         self._ready = memoryview(b"")
+        self._left = b""  # read, and behind the end of a frame
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
         while not self._ready:
-            packed = (self._frame.unused_data if self._frame and self._frame.eof else b"") or self._raw.read(1 << 16)
+            # a few bytes can stand for 128 KiB of zeros: small pieces keep what one of them becomes small
+            packed = self._left[:_ZSTD_PIECE] or self._raw.read(_ZSTD_PIECE)
+            self._left = self._left[_ZSTD_PIECE:]
             if not packed:
                 if self._frame and not self._frame.eof:
                     raise InputError(f"{shown(self._path)}: not a whole zstd file (it ends within its data)")
@@ -101,6 +110,8 @@ class _ZstdReader(io.RawIOBase):
                 self._ready = memoryview(self._frame.decompress(packed))
             except self._error as error:
                 raise InputError(f"{shown(self._path)}: not a whole zstd file ({error})") from None
+            if self._frame.eof:
+                self._left = self._frame.unused_data + self._left
         count = min(len(buffer), len(self._ready))
         buffer[:count] = self._ready[:count]
         self._ready = self._ready[count:]
@@ -110,10 +121,16 @@ class _ZstdReader(io.RawIOBase):
 def read_jsonl(path: str | Path) -> Iterator[tuple[int, Record]]:
     """Yield (line number from 1, object). Blank lines are passed over; anything else that is not a JSON object is an InputError."""
     with open_binary(path) as stream:
-        for number, line in enumerate(stream, 1):
-            if not line.strip():
-                continue
-            yield number, parse_line(line, path, number)
+        for number in itertools.count(1):
+            line = stream.readline(MAX_LINE + 1)
+            if not line:
+                return
+            if len(line) > MAX_LINE:
+                raise InputError(
+                    f"{shown(path)}:{number}: a line of more than {MAX_LINE >> 20} MiB; is this a JSONL file?"
+                )
+            if line.strip():
+                yield number, parse_line(line, path, number)
 
 
 def parse_line(line: bytes, path: str | Path, number: int) -> Record:
