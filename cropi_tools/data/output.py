@@ -36,6 +36,7 @@ from cropi_tools.data.manifest import (
     read_manifest,
     write_json,
 )
+from cropi_tools.data.output_place import check_part, check_place, check_replaceable, open_lock
 
 PROGRESS = "progress.json"
 _TABLES = (".parquet", ".csv", ".tsv", ".arrow")  # names that readers take for tables
@@ -54,6 +55,8 @@ class Output:
         force: bool = False,
     ) -> None:
         self.path = Path(path)
+        if self.path.name in ("", ".."):
+            raise UsageError(f"-o {str(path)!r}: is no name for a file or folder")
         self.fingerprint, self.inputs, self.folder, self.force = fingerprint, inputs, folder, force
         self.part = self.path.with_name(self.path.name + ".part")
         self._packed = self.path.with_name(self.path.name + ".part.packed")
@@ -63,6 +66,7 @@ class Output:
         self._started = time.monotonic()
         self._seconds_before = 0.0
         self._lock: IO[str] | None = None
+        self._manifest: dict[str, Any] | None = None  # from the moment that the file may bear its name
 
     # -- beginning
 
@@ -72,14 +76,10 @@ class Output:
         InputError when the name is taken by something else: a result of other options or inputs, a file without a manifest,
         unfinished work of another command, or a process that works on it now.
         """
-        parent = self.path.parent
-        if not parent.is_dir():
-            raise InputError(f"{parent}: no such folder; make it first")
-        for item in self.inputs.values():
-            if Path(item.path).exists() and self.path.exists() and self.path.samefile(item.path):
-                raise InputError(f"{self.path}: is an input of this command; choose another output name")
+        check_place(self.path, self.folder, self.inputs.values())
         self._take_lock()
         try:
+            check_part(self.part, self._state_path)
             self._recover_rename()
             done = self._up_to_date()
             if not done:
@@ -92,23 +92,36 @@ class Output:
         return not done
 
     def _take_lock(self) -> None:
-        lock = open(self.path.with_name(self.path.name + ".part.lock"), "w")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        path = self.path.with_name(self.path.name + ".part.lock")
+        while True:
+            lock = open_lock(path)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.close()
+                raise InputError(f"{self.path}: another process is writing it; wait for it or stop it") from None
+            # whoever held it until now may have removed it: then another process can lock a new file of this name
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+                    break
             lock.close()
-            raise InputError(f"{self.path}: another process is writing it; wait for it or stop it") from None
         self._lock = lock
         atexit.register(self._leave)
 
     def _leave(self) -> None:
         """At the end of a process that did not finish: without a commit there is nothing to go on from."""
         if self._lock is not None:
-            if not self.state:
+            if not (self.state or self._is_whole()):
                 # a thread of a library may still write there; then the next try takes it away
                 with contextlib.suppress(OSError):
                     self._drop_part()
             self._release_lock()
+
+    def _is_whole(self) -> bool:
+        """Whether `finish` came so far that the next try only has to complete it."""
+        if self.folder:
+            return (self.part / FOLDER_MANIFEST).exists()
+        return self._manifest is not None and self._is_described(self._manifest)
 
     def _release_lock(self) -> None:
         if self._lock is not None:
@@ -150,9 +163,9 @@ class Output:
     def _up_to_date(self) -> bool:
         if not self.path.exists():
             return False
-        if self.path.is_dir() != self.folder:
-            raise InputError(f"{self.path}: is a {'file' if self.folder else 'folder'}; choose another output name")
         manifest = read_manifest(self.path)
+        if self.force and self.folder:
+            check_replaceable(self.path, manifest)
         if manifest is None:
             if self.force:
                 return False
@@ -196,7 +209,15 @@ class Output:
 
     def _drop_part(self) -> None:
         if self.part.is_dir():
-            shutil.rmtree(self.part)
+            if self._state_path.exists():
+                self.commit({})  # a kill in the middle must not leave the word that all of it counts
+            for path in self.part.iterdir():
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                elif path != self._state_path:
+                    path.unlink()
+            self._state_path.unlink(missing_ok=True)
+            self.part.rmdir()
         else:
             for path in (self.part, self._packed, self._state_path):
                 path.unlink(missing_ok=True)
@@ -234,6 +255,8 @@ class Output:
             produced = self._packed
             compress(self.part, produced, self.path.suffix)
         if self.folder:
+            for torn in self.part.glob("*.tmp"):
+                torn.unlink()  # of a write that a kill cut short
             names = [str(p.relative_to(self.part)) for p in sorted(self.part.rglob("*")) if p.is_file()]
             names = [name for name in names if name != PROGRESS and (content is None or name in set(content))]
             outputs = {name: _described(self.part / name) for name in names}
@@ -254,10 +277,12 @@ class Output:
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
         if self.folder:
+            manifest["entries"] = sorted(path.name for path in self.part.iterdir() if path.name != PROGRESS)
             write_json(self.part / FOLDER_MANIFEST, manifest)
             self._replace_folder()
         else:
             self.commit(self.state, manifest=manifest)
+            self._manifest = manifest
             old_manifest = manifest_path(self.path)
             old_manifest.unlink(missing_ok=True)
             os.replace(produced, self.path)
@@ -273,6 +298,20 @@ class Output:
             os.rename(self.path, self._old)
         os.rename(self.part, self.path)
         shutil.rmtree(self._old, ignore_errors=True)
+
+
+def open_cut(path: Path, size: int, part: Path) -> IO[str]:
+    """A file of unfinished work, opened to write on from its last commit; what came after that is dropped. InputError: it holds less.
+
+    size: bytes that the commit counts. part: the unfinished work, for the message.
+    """
+    found = path.stat().st_size if path.exists() else 0
+    if found < size:
+        raise InputError(f"{path}: has {found} bytes, {size} were saved; restore it, or remove {part} to start anew")
+    stream = open(path, "a", encoding="utf-8")
+    stream.truncate(size)
+    stream.seek(0, os.SEEK_END)
+    return stream
 
 
 def _described(path: Path) -> dict[str, Any]:
@@ -306,9 +345,7 @@ class JsonLinesOutput:
             return False
         committed = self._file.state
         self._lines = committed.get("lines", 0)
-        self._stream = open(self._file.part, "a", encoding="utf-8")
-        self._stream.truncate(committed.get("bytes", 0))
-        self._stream.seek(0, os.SEEK_END)
+        self._stream = open_cut(self._file.part, committed.get("bytes", 0), self._file.part)
         return True
 
     @property

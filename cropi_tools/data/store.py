@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from cropi_tools.data.errors import InputError
 from cropi_tools.data.jsonl import Record, dump_line, read_jsonl
 from cropi_tools.data.manifest import FOLDER_MANIFEST, Input, file_digest, folder_digest, read_manifest
-from cropi_tools.data.output import Output
+from cropi_tools.data.output import Output, open_cut
 from cropi_tools.data.records import STORE_INDEX
 from cropi_tools.data.store_chunks import Chunks
 
@@ -68,9 +68,7 @@ class StoreWriter:
         self.records: int = state.get("records", 0)
         self.rows: int = state.get("rows", 0)
         self._committed_rows = self.rows
-        self._index = open(output.part / STORE_INDEX, "a", encoding="utf-8")
-        self._index.truncate(state.get("bytes", 0))
-        self._index.seek(0, os.SEEK_END)
+        self._index = open_cut(output.part / STORE_INDEX, state.get("bytes", 0), output.part)
         self._buffer: list[NDArray[Any]] = []
 
     def add(self, entry: Record, row: NDArray[np.float32] | None) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from cropi_tools.data.errors import CropiError, InputError
 from cropi_tools.data.jsonl import Record, dump_line
+from cropi_tools.data.output import open_cut
 from cropi_tools.training.trackers import Tracker
 
 LOGS = ("metrics.jsonl", "evaluations.jsonl", "timings.jsonl")
@@ -31,17 +32,12 @@ class Logs:
         self._streams = {}
         if part is None:
             return
-        for name, counted in sizes.items():
-            found = (part / name).stat().st_size if (part / name).exists() else 0
-            if found < counted:
-                raise InputError(
-                    f"{part / name}: has {found} bytes, {counted} were saved; restore it, or remove {part} to start anew"
-                )
-        for name in LOGS:
-            stream = open(part / name, "a", encoding="utf-8")
-            stream.truncate(sizes.get(name, 0))
-            stream.seek(0, os.SEEK_END)
-            self._streams[name] = stream
+        try:
+            for name in LOGS:
+                self._streams[name] = open_cut(part / name, sizes.get(name, 0), part)
+        except InputError:
+            self.close(failed=True)
+            raise
 
     def write(self, name: str, record: Record) -> None:
         """Append a record to one of LOGS; a number that is not finite, which JSON lacks, as null. CropiError: the disk is full."""
