@@ -26,7 +26,7 @@ Record = dict[str, Any]
 MAX_LINE = 1 << 28
 """Longest line that is read, in bytes: the largest records (hundreds of long samples) stay far below."""
 
-_ZSTD_PIECE = 1 << 10  # compressed bytes at a time
+_ZSTD_PIECE = 1 << 8  # compressed bytes at a time
 
 _spooled_stdin: Path | None = None
 
