@@ -108,8 +108,11 @@ STORES = $(call shards,$(1)/grads,.zarr)
 $(foreach cell,$(SCORED),$(eval STORE_PARTS.$(cell) := $(call parts,$(call shards,$(cell)/grads,.zarr/manifest.json))))
 SAMPLED := $(if $(REFRESH),$(SCORED),$(S))
 $(foreach cell,$(SAMPLED),$(eval ROLLOUT_PARTS.$(cell) := $(call parts,$(call shards,$(cell)/train.rollouts,.jsonl.manifest.json))))
-# a stop or a failure removes no manifest: with some shards done and some not, those that are done stay
-.PRECIOUS: $(foreach cell,$(SAMPLED),$(ROLLOUT_PARTS.$(cell))) $(foreach cell,$(SCORED),$(STORE_PARTS.$(cell))) $(ALL:%=%/policy/manifest.json)
+# a stop or a failure removes no target: it is whole as soon as it is there, and without its manifest an output would be refused for good
+.PRECIOUS: $(MODEL_MADE) $(RUN)/report.html $(VALID:%=$(S)/valid-%.rollouts.jsonl.manifest.json) \
+  $(foreach cell,$(SAMPLED),$(ROLLOUT_PARTS.$(cell))) \
+  $(foreach cell,$(SCORED),$(VALID:%=$(cell)/valid-%.mean.safetensors.manifest.json) $(STORE_PARTS.$(cell)) $(cell)/scores.jsonl.manifest.json) \
+  $(foreach cell,$(ALL),$(cell)/selected.jsonl.manifest.json $(cell)/policy/manifest.json)
 
 .PHONY: starting-policy curriculum report
 starting-policy: $(MODEL_MADE)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
-from curriculum_runs import Curriculum
+from curriculum_runs import BookkeptCurriculum, Curriculum
 from real_curriculum import manifest, policy_bytes, real_curriculum, scores
 
 Grown = tuple[Curriculum, dict[str, int]]
@@ -116,6 +118,64 @@ def test_kills_in_the_middle_leave_no_trace(tmp_path: Path, policy_folder: Path,
     curriculum.make()
     assert curriculum.nothing_left()
     assert policy_bytes(curriculum.run) == policy_bytes(grown[0].run)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_twenty_interrupts_leave_no_trace(tmp_path: Path, policy_folder: Path, grown: Grown) -> None:
+    """Ctrl-C and TERM go to make and its commands alike, at any moment: also between a manifest and the end of its recipe."""
+    curriculum = real_curriculum(tmp_path, policy_folder, STAGES=2)
+    draw = random.Random(1)
+    interrupted = 0
+    for _ in range(20):
+        process = curriculum.start()
+        try:
+            process.wait(draw.uniform(0.1, 6.0))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, draw.choice([signal.SIGINT, signal.SIGTERM]))
+            process.wait(60)
+            interrupted += 1
+        assert "was not written by this command" not in curriculum.said()
+    assert interrupted >= 5
+    curriculum.make()
+    assert curriculum.nothing_left()
+    assert policy_bytes(curriculum.run) == policy_bytes(grown[0].run)
+    for name in ("metrics.jsonl", "evaluations.jsonl"):
+        for cell in ("cropi/1/1", "cropi/1/2"):
+            path = f"{cell}/policy/{name}"
+            assert (curriculum.run / path).read_bytes() == (grown[0].run / path).read_bytes()
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM], ids=lambda stop: stop.name)
+def test_an_interrupt_after_a_manifest_keeps_it(tmp_path: Path, stop: signal.Signals) -> None:
+    """make deletes the target of a recipe that an interrupt cut short, unless it is told not to."""
+    curriculum = BookkeptCurriculum(tmp_path)
+    for target in (
+        "start/valid-target.rollouts.jsonl",
+        "start/scores.jsonl",
+        "cropi/1/1/selected.jsonl",
+        "cropi/1/1/policy",
+    ):
+        output = curriculum.run / target
+        made = (
+            output / "manifest.json" if target.endswith("policy") else output.with_name(output.name + ".manifest.json")
+        )
+        # a `touch` that never ends stands where the recipe's last line calls it
+        touch = curriculum.environment / "bin" / "touch"
+        touch.write_text(f'#!/bin/sh\nif [ "$1" = "{made}" ]; then exec sleep 60; fi\nexec /usr/bin/touch "$@"\n')
+        touch.chmod(0o755)
+        process = curriculum.start()
+        deadline = time.monotonic() + 60
+        while not made.exists():
+            assert time.monotonic() < deadline, curriculum.said()
+            time.sleep(0.01)
+        time.sleep(0.3)
+        os.killpg(process.pid, stop)
+        process.wait(30)
+        touch.unlink()
+        assert made.exists(), target
+    curriculum.make()
+    assert curriculum.nothing_left()
 
 
 @pytest.mark.slow
