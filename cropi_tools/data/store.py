@@ -25,13 +25,14 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.codecs import Crc32cCodec
 
 from cropi_tools.data.errors import InputError
 from cropi_tools.data.jsonl import Record, dump_line, read_jsonl
 from cropi_tools.data.manifest import FOLDER_MANIFEST, Input, file_digest, folder_digest, read_manifest
 from cropi_tools.data.output import Output, open_cut
 from cropi_tools.data.records import STORE_INDEX
-from cropi_tools.data.store_chunks import Chunks
+from cropi_tools.data.store_chunks import CHECKSUMS, Chunks, read_checksums, write_checksums
 
 CHUNK_BYTES = 8 << 20
 CHUNK_ROWS = 64
@@ -126,7 +127,10 @@ class StoreWriter:
             self._vector.resize((self.rows, self._dim))
         for name, values in columns.items():
             self._column(name, values)
-        self._output.finish(rows=self.records, content=[STORE_INDEX], **described)
+        part = self._output.part
+        write_checksums(part)
+        described_by = [str(path.relative_to(part)) for path in part.rglob("zarr.json")]
+        self._output.finish(rows=self.records, content=[STORE_INDEX, CHECKSUMS, *described_by], **described)
 
     def _column(self, name: str, values: NDArray[np.float32]) -> None:
         if name in self._group:
@@ -144,7 +148,7 @@ def _array(group: zarr.Group, name: str, shape: tuple[int, ...], chunks: tuple[i
         chunks=chunks,
         dtype=dtype,
         fill_value=np.nan,
-        compressors=None,
+        compressors=[Crc32cCodec()],  # no compression: a checksum behind each chunk, as Zarr has it
         config={"write_empty_chunks": True},
     )
 
@@ -170,7 +174,8 @@ class Store:
             self._group: Any = zarr.open_group(str(self.path), mode="r")
             self.attributes: dict[str, Any] = dict(self._group.attrs)
             has_vectors = self.attributes["projection"] is not None
-            self._chunks = Chunks(self.path, self._group["vector"]) if has_vectors else None
+            checksums = self._unchanged_checksums()
+            self._chunks = Chunks(self.path, self._group["vector"], checksums.get("vector")) if has_vectors else None
         except (FileNotFoundError, KeyError, ValueError) as error:
             raise InputError(f"{path}: does not open as a gradient store ({error}); make it again") from None
         self.prompts, self.rows = self._survey({} if seen is None else seen)
@@ -179,6 +184,17 @@ class Store:
                 f"{path}: index has {self.prompts} prompts and {self.rows} rows, expected {manifest['rows']} and "
                 f"{self._length()}; the store is damaged, make it again"
             )
+
+    def _unchanged_checksums(self) -> dict[str, list[str]]:
+        """The checksums of the chunks by array, empty of a store without. InputError: they or the metadata are not what the manifest says."""
+        for name, made in self.manifest["outputs"].items():
+            if name == STORE_INDEX:
+                continue  # hashed where it is an input, and by a check of the whole store
+            if not (self.path / name).is_file():
+                raise InputError(f"{self.path / name}: is missing; the store is damaged, make it again")
+            if file_digest(self.path / name) != made["sha256"]:
+                raise InputError(f"{self.path / name}: was changed since the store was made; make the store again")
+        return read_checksums(self.path) or {}
 
     def _survey(self, seen: dict[str, Path]) -> tuple[int, int]:
         """Prompts and rows by the index, its rows checked to be numbered in order and its ids to be new."""

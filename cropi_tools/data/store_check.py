@@ -20,6 +20,7 @@ from cropi_tools.data.jsonl import Record
 from cropi_tools.data.manifest import file_digest
 from cropi_tools.data.records import STORE_INDEX
 from cropi_tools.data.store import Store
+from cropi_tools.data.store_chunks import checksums_of, read_checksums
 
 # What a row's length may miss 1 by: half a unit in the last of float16's 11 digits, or of float32's 24, in every coordinate.
 UNIT_ERROR = {2: 1e-3, 4: 1e-5}
@@ -30,16 +31,19 @@ def check_store(path: str | Path) -> dict[str, Any]:
     """Read all of a store. InputError: the first thing wrong, with the file or the prompt; else a summary.
 
     The summary: `prompts`, `live` (those with a gradient), `by_status` (counts), `projection` (its method, or null), `dim` (null without
-    vectors), `sets` (names of the means its inner products are with), `halves` (whether it holds half against half), `bytes` on disk.
+    vectors), `sets` (names of the means its inner products are with), `halves` (whether it holds half against half), `checksums` (whether
+    its chunks have some: a store made before there were is compared with itself alone), `bytes` on disk.
     """
     store = Store(path)
     described = store.manifest["outputs"].get(STORE_INDEX, {})
+    checksums = read_checksums(store.path)
     if described.get("sha256") != file_digest(store.path / STORE_INDEX):
         raise InputError(f"{store.path / STORE_INDEX}: was changed since the store was made; make the store again")
     against: Mapping[str, Mapping[str, Any]] = store.attributes["against"]
     norms = ("sketch_norm", "gradient_norm") if store.has_vectors else ()
     columns = {name: store.column(name) for name in (*norms, *(f"inner/{name}" for name in against))}
     for name, values in columns.items():
+        _check_column_checksums(store, name, checksums)
         if len(values) != store.rows:
             raise InputError(
                 f"{store.path / name}: has {len(values)} rows, expected {store.rows}; make the store again"
@@ -61,8 +65,15 @@ def check_store(path: str | Path) -> dict[str, Any]:
         "dim": store.dim if store.has_vectors else None,
         "sets": sorted(against),
         "halves": _has_halves(against),
+        "checksums": checksums is not None,
         "bytes": sum(file.stat().st_size for file in store.path.rglob("*") if file.is_file()),
     }
+
+
+def _check_column_checksums(store: Store, name: str, checksums: Mapping[str, list[str]] | None) -> None:
+    """A column's chunk, which agrees with its own checksum, is the one that was written."""
+    if checksums is not None and checksums_of(store.path / name) != checksums.get(name, []):
+        raise InputError(f"{store.path / name}: is not what was written there; the store is damaged, make it again")
 
 
 def _check_scalars(
@@ -109,11 +120,12 @@ def _check_vectors(store: Store, norms: NDArray[np.float32]) -> None:
     for number in range(chunks.count if chunks.direct else 0):
         file = chunks.path(number)
         size = file.stat().st_size if file.is_file() else None
-        if size != chunks.chunk_bytes:
-            found = "is missing" if size is None else f"has {size} bytes, expected {chunks.chunk_bytes}"
+        if size != chunks.file_bytes:
+            found = "is missing" if size is None else f"has {size} bytes, expected {chunks.file_bytes}"
             raise InputError(f"{file}: {found}; the store is damaged, make it again")
     for start, block in store.blocks():
-        length = np.sqrt(np.einsum("ij,ij->i", block, block))
+        # in float64: the squares of a raw gradient's many coordinates add up to less than one otherwise
+        length = np.sqrt(np.einsum("ij,ij->i", block, block, dtype=np.float64))
         wanted = norms[start : start + len(block)] > 0
         bad = np.flatnonzero(np.abs(length - wanted) > UNIT_ERROR[chunks.dtype.itemsize])
         if len(bad):

@@ -1,37 +1,56 @@
 """The rows of a store, a chunk at a time, read from the chunk files themselves.
 
 The Zarr library takes several times as long as the bytes need, so a chunk whose array says that it is what `StoreWriter` writes
-(uncompressed, little-endian, one chunk a row of chunks) is read straight into memory; an array of any other layout goes through
-Zarr. This module knows the layout of the files and a given array, not the library.
+(uncompressed, little-endian, one chunk a row of chunks, its CRC-32C behind it) is read straight into memory; an array of any other layout
+goes through Zarr. This module knows the layout of the files and a given array, not the library.
+
+A chunk that agrees with its own checksum may still be another one's, so the store keeps a list of all checksums, whose hash is in the
+manifest. Stores made before there were checksums are read without.
 """
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
 from cropi_tools.data.errors import InputError
 
+CHECKSUMS = "checksums.json"
+CHECKSUM_BYTES = 4
+_PLAIN = {"name": "bytes", "configuration": {"endian": "little"}}
+
 
 class Chunks:
-    """The chunks of the array `vector` of the store in folder `store`: `count` of them, `chunk_rows` rows each, the last one maybe fewer."""
+    """The chunks of the array `vector` of the store in folder `store`: `count` of them, `chunk_rows` rows each, the last one maybe fewer.
 
-    def __init__(self, store: Path, array: Any) -> None:
-        self._store, self._array = store, array
+    checksums: of all chunks in order, as `read_checksums` gives them; None: of a store that has none.
+    """
+
+    def __init__(self, store: Path, array: Any, checksums: Sequence[str] | None = None) -> None:
+        self._store, self._array, self._checksums = store, array, checksums
         self.rows, self.dim = array.shape
         self.chunk_rows: int = array.chunks[0]
         self.count = -(-self.rows // self.chunk_rows)
         self.dtype = np.dtype(array.dtype)
         self.direct = _as_written(array)
+        self._checked = any(codec.get("name") == "crc32c" for codec in array.metadata.to_dict().get("codecs", ()))
 
     @property
     def chunk_bytes(self) -> int:
-        """The size of a chunk file: the last one is as long as the others."""
+        """The size of a chunk's rows: the last one is as long as the others."""
         return self.chunk_rows * self.dim * self.dtype.itemsize
+
+    @property
+    def file_bytes(self) -> int:
+        """The size of a chunk file."""
+        return self.chunk_bytes + CHECKSUM_BYTES * self._checked
 
     def path(self, number: int) -> Path:
         """The file of chunk `number`, from 0."""
@@ -42,7 +61,8 @@ class Chunks:
         return np.empty((self.chunk_rows, self.dim), self.dtype)
 
     def read(self, number: int, buffer: NDArray[Any]) -> NDArray[Any]:
-        """The rows [n, dim] of chunk `number`, as stored, in `buffer` until the next call. InputError: it does not read whole.
+        """The rows [n, dim] of chunk `number`, as stored, in `buffer` until the next call. InputError: it does not read whole, or its checksum
+        is not the one in the file and in the store's list.
 
         Rows that were never written are NaN, as in Zarr: who reads refuses them with the prompt's id.
         """
@@ -57,8 +77,13 @@ class Chunks:
                 view, place = buffer.reshape(-1).view(np.uint8).data, 0
                 while count := file.readinto(view[place:]):
                     place += count
-                if place != self.chunk_bytes or file.read(1):
-                    raise ValueError(f"{self.path(number)} has not the {self.chunk_bytes} bytes of a chunk")
+                tail = file.read(CHECKSUM_BYTES * self._checked + 1)
+                if place + len(tail) != self.file_bytes:
+                    raise ValueError(f"{self.path(number)} has not the {self.file_bytes} bytes of a chunk")
+                if self._checked and google_crc32c.value(buffer) != int.from_bytes(tail, "little"):
+                    raise ValueError(f"{self.path(number)} does not agree with its checksum")
+                if self._checksums is not None and tail.hex() != self._checksums[number]:
+                    raise ValueError(f"{self.path(number)} is not the chunk that was written there")
         except FileNotFoundError:
             buffer.fill(np.nan)
         except (ValueError, OSError) as error:
@@ -66,6 +91,38 @@ class Chunks:
                 f"{self._store}: rows from {start} do not read ({error}); the store is damaged, make it again"
             ) from None
         return buffer[:length]
+
+
+def write_checksums(store: Path) -> None:
+    """Collect the checksums of a store's arrays, those with chunks, in a file."""
+    arrays = [described.parent for described in sorted(store.rglob("zarr.json")) if (described.parent / "c").is_dir()]
+    found = {str(array.relative_to(store)): checksums_of(array) for array in arrays}
+    (store / CHECKSUMS).write_text(json.dumps(found, indent=1) + "\n")
+
+
+def checksums_of(array: Path) -> list[str]:
+    """The checksums that end the chunk files in an array's folder, in the order of the chunks, in hexadecimal."""
+    chunks = array / "c"
+    files = [path for path in chunks.rglob("*") if path.is_file()]
+    return [
+        _tail(path) for path in sorted(files, key=lambda path: [int(part) for part in path.relative_to(chunks).parts])
+    ]
+
+
+def read_checksums(store: Path) -> dict[str, list[str]] | None:
+    """For each array of a store with chunks its checksums in hexadecimal; None where the store keeps none."""
+    try:
+        return json.loads((store / CHECKSUMS).read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        raise InputError(f"{store / CHECKSUMS}: broken; the store is damaged, make it again") from None
+
+
+def _tail(path: Path) -> str:
+    with open(path, "rb") as file:
+        file.seek(-CHECKSUM_BYTES, 2)
+        return file.read().hex()
 
 
 def _as_written(array: Any) -> bool:
@@ -79,6 +136,6 @@ def _as_written(array: Any) -> bool:
         and tuple(array.chunks) == (array.chunks[0], array.shape[1])
         and array.chunks[0] > 0
         and (encoding.get("name"), encoding.get("configuration", {}).get("separator", "/")) == ("default", "/")
-        and list(found.get("codecs", ())) == [{"name": "bytes", "configuration": {"endian": "little"}}]
+        and list(found.get("codecs", ())) in ([_PLAIN], [_PLAIN, {"name": "crc32c"}])
         and not found.get("storage_transformers")
     )

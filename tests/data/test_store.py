@@ -12,7 +12,7 @@ import pytest
 import torch
 import zarr
 from forward_stores import Unfinished, forward_store
-from gradient_stores import make_store, matrix, open_output, spec
+from gradient_stores import make_store, matrix, open_output, spec, unseal
 
 from cropi_tools.data import store as room
 from cropi_tools.data.errors import InputError
@@ -132,7 +132,7 @@ def test_other_layouts_are_read_through_zarr(tmp_path: Path, how: str) -> None:
     del group["vector"]
     plain = {"shape": rows.shape, "chunks": (16, 64), "dtype": np.float16, "compressors": None, **settings}
     group.create_array("vector", **plain)[:] = rows
-    again = Store(store.path)
+    again = unseal(store.path)
     assert not again.chunks.direct
     assert (matrix(again) == expected).all()
 
@@ -216,8 +216,19 @@ def test_damage_is_refused(tmp_path: Path, how: str, words: str) -> None:
     made = make_store(tmp_path / "s.zarr", rows(10), spec())
     damage(made.path, how)
     with pytest.raises(InputError, match=words) as caught:
-        matrix(Store(made.path))
+        matrix(unseal(made.path) if how != "no manifest" else Store(made.path))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [("no vector", r"vector/zarr\.json: is missing"), ("no column", r"sketch_norm/zarr\.json: is missing")],
+)
+def test_what_the_manifest_names_is_missed_first(tmp_path: Path, how: str, words: str) -> None:
+    made = make_store(tmp_path / "s.zarr", rows(10), spec())
+    damage(made.path, how)
+    with pytest.raises(InputError, match=words):
+        Store(made.path)
 
 
 def test_what_is_not_a_store(tmp_path: Path) -> None:

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import zarr
 from forward_stores import forward_store
-from gradient_stores import make_store, spec
+from gradient_stores import make_store, spec, unseal
 
 from cropi_tools.data import store as room
 from cropi_tools.data.errors import InputError
 from cropi_tools.data.manifest import FOLDER_MANIFEST, file_digest
 from cropi_tools.data.store import Store
 from cropi_tools.data.store_check import check_store
+from cropi_tools.influence.spec import Layout, ProjectionSpec
 
 MEANS = {"t": {"norm": 2.0, "sha256": "x", "halves": [1.5, 2.5]}}
 
@@ -73,6 +74,7 @@ def test_a_whole_store_is_described(store: Path) -> None:
         "dim": 64,
         "sets": ["t"],
         "halves": True,
+        "checksums": True,
     }
     assert json.loads(json.dumps(found)) == found
 
@@ -115,7 +117,7 @@ DAMAGE: list[tuple[str, Callable[[Path], object], str]] = [
     (
         "chunk torn",
         lambda s: os.truncate(s / "vector" / "c" / "1" / "0", 1000),
-        r"c/1/0: has 1000 bytes, expected 1024",
+        r"c/1/0: has 1000 bytes, expected 1028",
     ),
     ("last chunk torn", lambda s: os.truncate(s / "vector" / "c" / "2" / "0", 384), r"c/2/0: has 384 bytes"),
     ("row of NaN", lambda s: set_value(s, "vector", 9, np.nan), "vector of prompt 'p10' is not finite"),
@@ -153,14 +155,77 @@ DAMAGE: list[tuple[str, Callable[[Path], object], str]] = [
 
 @pytest.mark.parametrize(("harm", "words"), [row[1:] for row in DAMAGE], ids=[row[0] for row in DAMAGE])
 def test_damage_is_named(store: Path, harm: Callable[[Path], object], words: str) -> None:
-    check_store(store)
+    """In a store without checksums, where each number is compared with another."""
+    unseal(store)
+    assert not check_store(store)["checksums"]
     harm(store)
     with pytest.raises(InputError, match=words) as caught:
         check_store(store)
     assert "\n" not in str(caught.value)
 
 
+def files(path: Path) -> list[Path]:
+    return sorted(file for file in path.rglob("*") if file.is_file() and file.name != FOLDER_MANIFEST)
+
+
+def test_every_flipped_bit_is_found(store: Path) -> None:
+    """In every file, at its ends and between: rows, columns, checksums, index, metadata (policy, layout, seed, norms of means)."""
+    draw = np.random.default_rng(0)
+    assert {file.name for file in files(store)} == {"0", "zarr.json", "index.jsonl", "checksums.json"}
+    for file in files(store):
+        whole = file.read_bytes()
+        for place in {0, len(whole) - 1, *draw.integers(0, len(whole), 6)}:
+            harmed = bytearray(whole)
+            harmed[place] ^= 1 << int(draw.integers(8))
+            file.write_bytes(harmed)
+            with pytest.raises(InputError) as caught:
+                check_store(store)
+            assert str(store) in str(caught.value), file
+        file.write_bytes(whole)
+        check_store(store)
+
+
+def test_swapped_chunks_and_rows_are_found(store: Path) -> None:
+    """Chunks that agree with their own checksums in the place of others; rows swapped by a program that renews these."""
+    one, other = (store / "vector" / "c" / str(number) / "0" for number in (0, 1))
+    first, second = one.read_bytes(), other.read_bytes()
+    one.write_bytes(second)
+    other.write_bytes(first)
+    for read in (check_store, lambda path: list(Store(path).blocks())):
+        with pytest.raises(InputError, match="not the chunk that was written there"):
+            read(store)
+    one.write_bytes(first)
+    other.write_bytes(second)
+    check_store(store)
+    rows = array(store, "vector")
+    rows[0:2] = np.asarray(rows[0:2])[::-1]
+    with pytest.raises(InputError, match="not the chunk that was written there"):
+        check_store(store)
+
+
+def test_edited_metadata_is_found_by_every_reader(store: Path) -> None:
+    group = zarr.open_group(str(store), mode="r+")
+    for key, value in (("policy", "another"), ("against", {"t": {**MEANS["t"], "norm": 3.0}}), ("seed", 1)):
+        before = dict(group.attrs)
+        group.attrs[key] = value
+        with pytest.raises(InputError, match=r"zarr\.json: was changed since the store was made"):
+            Store(store)
+        group.attrs.put(before)
+    check_store(store)
+
+
+def test_healthy_raw_rows_of_many_coordinates_pass(tmp_path: Path) -> None:
+    """Squares of 100,000 coordinates, one of them large, lose much of their sum in float32."""
+    layout = Layout((("w", (400, 250)),))
+    raw = ProjectionSpec.create("none", layout, None)
+    rows = np.random.default_rng(0).normal(size=(3, raw.dim)).astype(np.float32)
+    rows[:, 0] = 3e3
+    make_store(tmp_path / "raw.zarr", list(rows), raw)
+    assert check_store(tmp_path / "raw.zarr")["live"] == 3
+
+
 def test_reading_alone_does_not_find_it_all(store: Path) -> None:
     """What the check is for: a reader takes the columns and never compares them with the index."""
+    unseal(store)
     set_value(store, "gradient_norm", 3, 7.0)
     assert Store(store).column("gradient_norm")[3] == 7.0

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gradient_stores import make_store, spec
+from gradient_stores import make_store, spec, unseal
 
 from cropi_tools.data import store as store_room
 from cropi_tools.data.errors import InputError
@@ -67,6 +67,7 @@ def test_what_is_not_finite_is_named(store: Store, value: float, sets: int) -> N
     import zarr
 
     zarr.open_group(str(store.path), mode="r+")["vector"][29, 1087] = value  # type: ignore[index]
+    store = unseal(store.path)
     vectors = np.ones((sets, 1088), np.float32)
     with pytest.raises(InputError, match="vector of prompt 'p29' is not finite"):
         list(row_products(store, vectors))

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import zarr
 from forward_stores import forward_store
-from gradient_stores import LAYOUT, make_store, spec
+from gradient_stores import LAYOUT, make_store, spec, unseal
 
 from cropi_tools.data.errors import InputError
-from cropi_tools.data.store import Store, open_stores
+from cropi_tools.data.store import open_stores
 from cropi_tools.influence.projection import project_rows
 from cropi_tools.influence.scoring import exact_scores, mean_sketch, read_norms, sketch_scores
 
@@ -210,7 +210,7 @@ def test_nan_is_refused_with_the_prompt(tmp_path: Path, column: str) -> None:
     make_store(tmp_path / "t.zarr", [None, *vectors(3, 1)], projection, inner=[{"target": 0.0}] * 4, against=against)
     array: Any = zarr.open_group(str(tmp_path / "t.zarr"), mode="r+")[column]
     array[1] = np.nan
-    store = Store(tmp_path / "t.zarr")
+    store = unseal(tmp_path / "t.zarr")
     with pytest.raises(InputError, match="'p2' is not finite"):
         list(
             exact_scores([store])
