@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -39,6 +40,7 @@ from cropi_tools.data.manifest import (
 from cropi_tools.data.output_place import check_part, check_place, check_replaceable, open_lock
 
 PROGRESS = "progress.json"
+_NO_WRITING = (errno.EACCES, errno.EPERM, errno.EROFS)
 _TABLES = (".parquet", ".csv", ".tsv", ".arrow")  # names that readers take for tables
 
 
@@ -77,7 +79,12 @@ class Output:
         unfinished work of another command, or a process that works on it now.
         """
         check_place(self.path, self.folder, self.inputs.values())
-        self._take_lock()
+        try:
+            self._take_lock()
+        except OSError as error:
+            if error.errno in _NO_WRITING and self._up_to_date():
+                return False
+            raise InputError(f"{self.path.parent}: cannot be written to ({error.strerror})") from None
         try:
             check_part(self.part, self._state_path)
             self._recover_rename()
@@ -255,8 +262,8 @@ class Output:
             produced = self._packed
             compress(self.part, produced, self.path.suffix)
         if self.folder:
-            for torn in self.part.glob("*.tmp"):
-                torn.unlink()  # of a write that a kill cut short
+            for torn in self.part.glob("*.tmp"):  # of a write that a kill cut short
+                shutil.rmtree(torn) if torn.is_dir() else torn.unlink()
             names = [str(p.relative_to(self.part)) for p in sorted(self.part.rglob("*")) if p.is_file()]
             names = [name for name in names if name != PROGRESS and (content is None or name in set(content))]
             outputs = {name: _described(self.part / name) for name in names}
@@ -318,7 +325,8 @@ def _described(path: Path) -> dict[str, Any]:
     # safetensors makes its files readable by their owner alone; outputs have the rights the user's umask gives
     umask = os.umask(0)
     os.umask(umask)
-    path.chmod(0o666 & ~umask)
+    with contextlib.suppress(PermissionError):  # a file system without rights
+        path.chmod(0o666 & ~umask)
     found = path.stat()
     return {"sha256": file_digest(path), "bytes": found.st_size, "mtime_ns": found.st_mtime_ns}
 

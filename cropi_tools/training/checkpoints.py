@@ -6,6 +6,7 @@ Weights and moments are whole in it, however many processes shared them, so that
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -133,11 +134,18 @@ def drop_pending(part: Path) -> None:
 
 
 def promote(part: Path, folder: Path) -> None:
-    """Make the files of the last checkpoint the policy itself. Hard links first: a kill leaves the checkpoint whole."""
+    """Make the files of the last checkpoint the policy itself. As hard links, or copies where there are none: a kill leaves the checkpoint
+    whole.
+    """
     for path in sorted(folder.rglob("*")):
         target = part / path.relative_to(folder)
         if path.is_dir():
             target.mkdir(exist_ok=True)
         else:
             target.unlink(missing_ok=True)
-            os.link(path, target)
+            try:
+                os.link(path, target)
+            except OSError as error:
+                if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS, errno.EXDEV):
+                    raise
+                shutil.copy2(path, target)

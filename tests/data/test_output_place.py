@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -218,6 +219,8 @@ def test_torn_temporary_files_are_no_part_of_a_folder(tmp_path: Path) -> None:
     (one.part / "weights.bin").write_text("mine")
     for name in ("manifest.json.tmp", "pending.jsonl.tmp", "progress.json.tmp"):
         (one.part / name).write_text("torn")
+    (one.part / "checkpoint-000001.tmp").mkdir()
+    (one.part / "checkpoint-000001.tmp" / "weights.bin").write_text("torn")
     one.finish(rows=1)
     assert sorted(path.name for path in one.path.iterdir()) == ["manifest.json", "weights.bin"]
     assert not output(tmp_path / "P1", folder=True).open()
@@ -299,3 +302,32 @@ def test_the_lock_that_counts_is_the_one_of_the_name(tmp_path: Path) -> None:
         fcntl.flock = real
     assert inside == [f"{path}: another process is writing it; wait for it or stop it"]
     third._leave()
+
+
+@pytest.mark.parametrize("folder", [False, True])
+@pytest.mark.parametrize("kind", [errno.EACCES, errno.EPERM, errno.EROFS])
+def test_a_finished_output_that_cannot_be_written_is_up_to_date(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: bool, kind: int
+) -> None:
+    made(tmp_path / "x", folder)
+
+    def refuse(path: Path) -> None:
+        raise OSError(kind, os.strerror(kind), str(path))
+
+    monkeypatch.setattr(output_module, "open_lock", refuse)
+    assert not output(tmp_path / "x", folder).open()
+    with pytest.raises(InputError, match="version None, now 2; --force"):
+        output(tmp_path / "x", folder, version=2).open()
+    with pytest.raises(InputError, match=f"cannot be written to .{os.strerror(kind)}") as refused:
+        output(tmp_path / "y", folder).open()
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_file_system_without_rights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: bool) -> None:
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "chmod", refuse)
+    made(tmp_path / "x", folder)
+    assert not output(tmp_path / "x", folder).open()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import resource
 import signal
 from pathlib import Path
@@ -162,3 +163,18 @@ def test_a_prompt_that_leaves_no_room_for_a_response_is_named(policy_folder: Pat
         InputError, match="prompt 'long': its 200 tokens and --max-tokens 57 are more than the 256 positions"
     ):
         check_lengths(policy, records, 57)
+
+
+@pytest.mark.parametrize("kind", [errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK])
+def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: int) -> None:
+    (tmp_path / "checkpoint-000001" / "state").mkdir(parents=True)
+    (tmp_path / "checkpoint-000001" / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "checkpoint-000001" / "state" / "state.json").write_bytes(b"{}")
+
+    def refuse(*names: object) -> None:
+        raise OSError(kind, os.strerror(kind))
+
+    monkeypatch.setattr(os, "link", refuse)
+    checkpoints.promote(tmp_path, tmp_path / "checkpoint-000001")
+    assert (tmp_path / "model.safetensors").read_bytes() == b"weights"
+    assert (tmp_path / "state" / "state.json").read_bytes() == b"{}"
