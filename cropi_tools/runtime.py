@@ -7,17 +7,27 @@ printed every few seconds, so that a log file shows that the command is alive. T
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-from cropi_tools.data.errors import Interrupted
+from cropi_tools.data.signals import install_signal_handlers, stop_if_requested, stop_now, stop_requested
+
+__all__ = [
+    "Progress",
+    "install_signal_handlers",
+    "is_quiet",
+    "notify",
+    "progress",
+    "set_quiet",
+    "stop_if_requested",
+    "stop_now",
+    "stop_requested",
+    "warn",
+]
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -28,11 +38,8 @@ SECONDS_BETWEEN_LINES = 10.0
 _BAR_WIDTH = 20
 _STRETCHES = 20  # of time, that the time left follows from
 _SHORTEST_STRETCH = 0.5  # seconds
-PATIENCE_SECONDS = 2.0  # make and shells pass a signal on to a process that may have had it already
 
 _quiet = False
-_stop_signal: int | None = None
-_stop_asked = 0.0
 
 
 def set_quiet(quiet: bool) -> None:
@@ -55,40 +62,6 @@ def notify(message: str) -> None:
 def warn(message: str) -> None:
     """Print one line that must not be missed, --quiet or not."""
     print(f"warning: {message}", file=sys.stderr, flush=True)
-
-
-def install_signal_handlers() -> None:
-    """TERM and USR2 ask the command to stop after the chunk in hand (SLURM sends USR2 before its limit if told to); twice, at once."""
-    signal.signal(signal.SIGTERM, _request_stop)
-    signal.signal(signal.SIGUSR2, _request_stop)
-
-
-def _request_stop(number: int, frame: FrameType | None) -> None:
-    """The first signal asks; one that comes PATIENCE_SECONDS later ends the process at once, which costs the chunk in hand and nothing else."""
-    global _stop_signal, _stop_asked
-    now = time.monotonic()
-    if _stop_signal is None:
-        _stop_signal, _stop_asked = number, now
-    elif now - _stop_asked > PATIENCE_SECONDS:
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
-
-
-def stop_requested() -> bool:
-    """Whether a signal has asked the command to stop."""
-    return _stop_signal is not None
-
-
-def stop_if_requested() -> None:
-    """Raise Interrupted when a signal asked to stop; call it where everything finished is on disk."""
-    if _stop_signal is not None:
-        stop_now()
-
-
-def stop_now() -> NoReturn:
-    """Raise Interrupted: this process was asked to stop, or another one of the same run was."""
-    name = "a signal" if _stop_signal is None else signal.Signals(_stop_signal).name
-    raise Interrupted(f"stopped by {name}; finished work is kept, the same command goes on from there")
 
 
 def _fitting(note: str, room: int) -> str:

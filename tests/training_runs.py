@@ -10,7 +10,7 @@ from typing import Any
 
 import tiny_policy
 
-from cropi_tools import runtime
+from cropi_tools.data import signals
 from cropi_tools.data.manifest import Fingerprint
 from cropi_tools.data.output import Output
 from cropi_tools.engines.protocol import Completion, Request, Sampling
@@ -65,7 +65,7 @@ class Watched:
                 self.groups += 1
                 self.seeds += [request.seed for request in requests]
                 if self.groups == self.stop_at:
-                    runtime._stop_signal = signal.SIGTERM
+                    signals._stop_signal = signal.SIGTERM
                 if self.groups == self.die_at:
                     raise KeyboardInterrupt
                 if self.groups == self.fail_at:
@@ -112,7 +112,7 @@ def train(
         output.finish(rows=settings.steps, ledger=counters)
         return engine.seeds
     finally:
-        runtime._stop_signal = None
+        signals._stop_signal = None
         output._release_lock()
 
 

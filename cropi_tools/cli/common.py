@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from cropi_tools import __version__
+from cropi_tools.cli import _interrupted
 from cropi_tools.data.errors import CropiError, Interrupted, UsageError
 
 if TYPE_CHECKING:
@@ -83,6 +85,8 @@ def command(function: Callable[..., Any], *, name: str, example: str) -> Callabl
     def cancellable(*arguments: Any, **options: Any) -> None:
         # said here, since typer ends the process on a KeyboardInterrupt without a word
         try:
+            if signal.getsignal(signal.SIGINT) is _interrupted:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
             function(*arguments, **options)
         except KeyboardInterrupt:
             # what libraries say about being in the middle of something
@@ -96,7 +100,7 @@ def command(function: Callable[..., Any], *, name: str, example: str) -> Callabl
     )
 
     def main() -> NoReturn:
-        sys.exit(_run(app, name))
+        sys.exit(_flushed(_run(app, name), name))
 
     return main
 
@@ -104,6 +108,7 @@ def command(function: Callable[..., Any], *, name: str, example: str) -> Callabl
 def _run(app: typer.Typer, name: str) -> int:
     from cropi_tools import runtime
 
+    _hold_descriptors()
     # Threads that spin while they wait make torch many times slower as soon as another process wants the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # libraries announce themselves on stderr; the commands speak for themselves
@@ -123,15 +128,42 @@ def _run(app: typer.Typer, name: str) -> int:
         print(f"{name}: {error}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
-        # the reader went away (`| head`): point stdout nowhere, so that Python's exit does not complain again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return 1  # the reader went away (`| head`)
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise
         print(f"{name}: {error.filename or 'system'}: {error.strerror}", file=sys.stderr)
         return 1
     return 0
+
+
+def _flushed(code: int, name: str) -> int:
+    """The exit code, once all data is written: a full disk or a closed standard output shows itself here at the latest."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # point stdout nowhere, so that Python's exit does not complain again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if code == 0 and not isinstance(error, BrokenPipeError):
+            print(f"{name}: standard output: {error.strerror}", file=sys.stderr)
+        return code or 1
+    return code
+
+
+def _hold_descriptors() -> None:
+    """Put something at standard descriptors that are closed (`2>&-`): else the next file that is opened takes the number, and messages go there.
+
+    Input reads as empty, messages go nowhere, and data written to a closed standard output is an error.
+    """
+    for number, (name, flags) in enumerate((("stdin", os.O_RDONLY), ("stdout", os.O_RDONLY), ("stderr", os.O_WRONLY))):
+        try:
+            os.fstat(number)
+        except OSError:
+            held = os.open(os.devnull, flags)
+            if held != number:
+                os.dup2(held, number)
+                os.close(held)
+            setattr(sys, name, open(number, "r" if name == "stdin" else "w", closefd=False))
 
 
 def parse_shard(text: str) -> tuple[int, int]:

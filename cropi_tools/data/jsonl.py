@@ -1,11 +1,12 @@
 """JSON lines, streamed: one object a line, `.gz` and `.zst` by extension, `-` for the standard streams.
 
-Standard input is spooled to a temporary file once, because commands hash their inputs before they work on them and some read
-them twice.
+Standard input and pipes are spooled to temporary files once, because commands hash their inputs before they work on them and some
+read them twice.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gzip
 import io
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from cropi_tools.data.errors import InputError
+from cropi_tools.data.signals import at_once
 
 Record = dict[str, Any]
 
@@ -28,7 +30,7 @@ MAX_LINE = 1 << 28
 
 _ZSTD_PIECE = 1 << 8  # compressed bytes at a time
 
-_spooled_stdin: Path | None = None
+_spools: dict[str, Path] = {}
 
 
 def is_stream(path: str | Path) -> bool:
@@ -42,23 +44,32 @@ def shown(path: str | Path) -> str:
 
 
 def local_path(path: str | Path) -> Path:
-    """The file that holds the input: itself, or the spooled copy of standard input. InputError if there is no such file."""
-    global _spooled_stdin
-    if is_stream(path):
-        if _spooled_stdin is None:
-            with tempfile.NamedTemporaryFile(prefix="cropi-stdin-", suffix=".jsonl", delete=False) as spool:
-                shutil.copyfileobj(sys.stdin.buffer, spool)
-            _spooled_stdin = Path(spool.name)
-            import atexit
-
-            atexit.register(_spooled_stdin.unlink, missing_ok=True)
-        return _spooled_stdin
+    """The file that holds the input: itself, or a spooled copy of standard input or a pipe. InputError if there is no such file."""
     found = Path(path)
+    if is_stream(path):
+        return _spooled("-")
     if not found.exists():
         raise InputError(f"{path}: no such file")
     if found.is_dir():
         raise InputError(f"{path}: is a folder, expected a JSONL file")
-    return found
+    return found if found.is_file() else _spooled(str(path))
+
+
+def _spooled(path: str) -> Path:
+    """What can be read only once (standard input, a pipe, `<(...)` of a shell) as a temporary file, made at the first call."""
+    if path not in _spools:
+        with tempfile.NamedTemporaryFile(
+            prefix="cropi-input-", suffix=Path(path).suffix or ".jsonl", delete=False
+        ) as spool:
+            _spools[path] = Path(spool.name)
+            atexit.register(_spools[path].unlink, missing_ok=True)
+            with at_once():
+                if path == "-":
+                    shutil.copyfileobj(sys.stdin.buffer, spool)
+                else:
+                    with open(path, "rb", buffering=0) as stream:
+                        shutil.copyfileobj(stream, spool)
+    return _spools[path]
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from fake_server import END, VOCABULARY, Behaviour, FakeServer, response
 
-from cropi_tools import runtime
+from cropi_tools.data import signals
 from cropi_tools.data.errors import CropiError, InputError, Interrupted, UsageError
 from cropi_tools.engines.protocol import Completion, Request, Sampling, sample_seed
 from cropi_tools.engines.server_engine import SEED_BITS, ServerEngine
@@ -307,7 +307,7 @@ def test_the_wish_to_stop_is_noticed_while_waiting(
     server = start(hold={sent(wanted[4]): threading.Event()})
     answers = open_engine(server).stream([wanted[:3], wanted[3:]], sampling)
     same(next(answers), expected(wanted[:3], sampling))
-    timer = threading.Timer(0.3, lambda: monkeypatch.setattr(runtime, "_stop_signal", 15))
+    timer = threading.Timer(0.3, lambda: monkeypatch.setattr(signals, "_stop_signal", 15))
     timer.start()
     begun = time.monotonic()
     with pytest.raises(Interrupted):

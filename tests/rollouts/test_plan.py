@@ -16,7 +16,7 @@ import pytest
 import tiny_policy
 from test_refreshing import ROLLOUTS, run
 
-from cropi_tools import runtime
+from cropi_tools.data import signals
 from cropi_tools.data.errors import InputError
 from cropi_tools.data.manifest import Fingerprint
 from cropi_tools.data.output import JsonLinesOutput
@@ -120,7 +120,7 @@ def test_a_stop_keeps_what_is_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
     engine, pool = Counting(), Slow()
     groups = start(engine, pool)
     found = [next(groups)]
-    monkeypatch.setattr(runtime, "_stop_signal", signal.SIGTERM)
+    monkeypatch.setattr(signals, "_stop_signal", signal.SIGTERM)
     found += list(groups)
     assert len(found) == engine.groups < 20
     found = list(start(engine, pool))  # a run that is asked to stop before its first group does that one
@@ -189,7 +189,7 @@ def test_a_dry_run_that_is_asked_to_stop_says_nothing(
 ) -> None:
     policy = tiny_policy.save(tmp_path / "P0")
     prompts = tiny_policy.write_jsonl(tmp_path / "p.jsonl", tiny_policy.prompts(2))
-    monkeypatch.setattr(runtime, "_stop_signal", signal.SIGTERM)
+    monkeypatch.setattr(signals, "_stop_signal", signal.SIGTERM)
     line = ["--model", str(policy), str(prompts), "-n", "2", "--max-tokens", "2", "--verifier", "exact", "--dry-run"]
     assert run(*line) == 143
     assert capsys.readouterr().out == ""

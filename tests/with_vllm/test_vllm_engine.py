@@ -13,7 +13,7 @@ import pytest
 import torch
 from asking import differences, disturb, requests
 
-from cropi_tools import runtime
+from cropi_tools.data import signals
 from cropi_tools.data.errors import InputError, Interrupted, UsageError
 from cropi_tools.engines.protocol import Request, Sampling
 from cropi_tools.engines.transformers_engine import TransformersEngine
@@ -148,7 +148,7 @@ def test_an_abandoned_stream_leaves_no_work(engine: Any) -> None:
 
 def test_a_signal_stops_a_stream_but_not_a_single_group(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     asked, sampling = requests(8), Sampling(60, 1.0)
-    monkeypatch.setattr(runtime, "_stop_signal", signal.SIGTERM)
+    monkeypatch.setattr(signals, "_stop_signal", signal.SIGTERM)
     with pytest.raises(Interrupted, match="SIGTERM"):
         next(engine.stream([asked], sampling))
     assert engine._begun == {}
