@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from cropi_tools.data.errors import printable
 from cropi_tools.data.signals import install_signal_handlers, stop_if_requested, stop_now, stop_requested
 
 __all__ = [
@@ -56,12 +57,12 @@ def is_quiet() -> bool:
 def notify(message: str) -> None:
     """Print one line for the user on stderr, unless --quiet."""
     if not _quiet:
-        print(message, file=sys.stderr, flush=True)
+        print(printable(message), file=sys.stderr, flush=True)
 
 
 def warn(message: str) -> None:
     """Print one line that must not be missed, --quiet or not."""
-    print(f"warning: {message}", file=sys.stderr, flush=True)
+    print(f"warning: {printable(message)}", file=sys.stderr, flush=True)
 
 
 def _fitting(note: str, room: int) -> str:
@@ -141,7 +142,7 @@ class Progress:
         """Count `steps` more as done."""
         self._pace.add(steps)
         self.done += steps
-        self._note = note
+        self._note = note = printable(note)
         now = time.monotonic()
         if self._live is None and now - self._printed >= SECONDS_BETWEEN_LINES and self.done < self.total:
             self._printed = now

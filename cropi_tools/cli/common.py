@@ -18,7 +18,7 @@ import typer
 
 from cropi_tools import __version__
 from cropi_tools.cli import _interrupted
-from cropi_tools.data.errors import CropiError, Interrupted, UsageError
+from cropi_tools.data.errors import CropiError, Interrupted, UsageError, printable
 
 if TYPE_CHECKING:
     from cropi_tools.data.jsonl import Record
@@ -122,17 +122,17 @@ def _run(app: typer.Typer, name: str) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 1
     except UsageError as error:
-        print(f"{name}: {error}\ntry '{name} --help'", file=sys.stderr)
+        print(f"{name}: {printable(str(error))}\ntry '{name} --help'", file=sys.stderr)
         return error.exit_code
     except CropiError as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        print(f"{name}: {printable(str(error))}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         return 1  # the reader went away (`| head`)
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise
-        print(f"{name}: {error.filename or 'system'}: {error.strerror}", file=sys.stderr)
+        print(f"{name}: {printable(str(error.filename or 'system'))}: {error.strerror}", file=sys.stderr)
         return 1
     return 0
 

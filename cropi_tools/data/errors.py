@@ -27,3 +27,12 @@ class Interrupted(CropiError):
     """A signal asked the command to stop; what was finished is on disk. Exit code 143 (TERM and USR2)."""
 
     exit_code = 143
+
+
+def printable(text: str) -> str:
+    """Text for a terminal or a log: one line, with what is no visible character (escapes of terminals, line breaks, marks that turn the
+    direction of writing) as Python writes it. Ids, sources and responses come from others.
+    """
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)

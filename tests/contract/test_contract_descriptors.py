@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -122,10 +123,27 @@ def test_interrupted_while_it_is_imported(place: Path) -> None:
             process.send_signal(signal.SIGINT)
         said = process.communicate(timeout=20)
         codes.append(process.returncode)
-        if process.returncode == -signal.SIGINT and "cropi_tools" not in said[1]:
-            continue  # Python itself was still starting: nothing of ours can answer yet
+        if process.returncode == -signal.SIGINT and "cropi_tools/cli/common.py" not in said[1]:
+            continue  # Python itself was still starting: nothing of ours could answer yet
         assert process.returncode in (0, 130), said
         assert "Traceback" not in said[1]
         if process.returncode == 130:
             assert said[1].count("\n") == 1
     assert 130 in codes
+
+
+@pytest.mark.parametrize(
+    "text", ["\x1b]0;owned\x07", "a\nwarning: all is lost", "\x9b31m", "\r", "\u202eneddih", "\u2028"]
+)
+@pytest.mark.parametrize("field", ["id", "source"])
+def test_what_others_wrote_reaches_the_terminal_as_one_harmless_line(place: Path, text: str, field: str) -> None:
+    record = {"id": "a", "prompt": "1+1=", "answer": "2", "source": "s", field: text}
+    (place / "twice.jsonl").write_text(2 * (json.dumps(record) + "\n"))
+    for line in ("cropi-select --by full --prompts twice.jsonl -o x.jsonl", "cropi-prompts twice.jsonl -o y.jsonl"):
+        said = shell(line, place).stderr
+        assert all(one.isprintable() for one in said.replace("\n", ""))
+        assert said.count("\n") <= 2, said
+    missing = shell(f"cropi-select $'{text.encode('unicode_escape').decode()}' --prompts twice.jsonl -o z.jsonl", place)
+    assert missing.returncode == 1
+    assert missing.stderr.count("\n") == 1
+    assert missing.stderr[:-1].isprintable()
