@@ -19,6 +19,7 @@ from cropi_tools.objective import (
     Baseline,
     Estimator,
     Terms,
+    Weighting,
     drift,
     group_advantages,
     policy_terms,
@@ -190,18 +191,20 @@ def spread(values: Sequence[float], lengths: Sequence[int], like: torch.Tensor) 
     )
 
 
-def facts(task: Task, parts: Sequence[Terms], measured: bool, weighting: str) -> dict[str, Any]:
-    """The index entry of a prompt with a gradient; `measured`: whether beta's log-probabilities are known.
+def facts(task: Task, parts: Sequence[Terms], measured: bool, weighting: Weighting) -> dict[str, Any]:
+    """The index entry of a prompt with a gradient; `measured`: whether beta's log-probabilities are known. parts: of all its responses that
+    have tokens, in order.
 
     InputError: the importance ratios are not finite.
     """
     entry: dict[str, Any] = {**_identity(task.rollout), "status": "ok", "tokens": task.tokens}
     clipped = sum(int(part.clipped.sum()) for part in parts) / task.tokens
-    names = ("kl", "effective_sample_size", "mean_ratio", "max_ratio")
+    names = ("kl", "effective_sample_size", "weight_count", "mean_ratio", "max_ratio")
     if not measured:
         return {**entry, **dict.fromkeys(names), "clipped_fraction": clipped}
     weights = None if weighting == "none" else torch.cat([part.weights for part in parts])
-    moved = drift(torch.cat([part.log_ratio for part in parts]), weights)
+    lengths = [len(response) for response in task.responses]
+    moved = drift(torch.cat([part.log_ratio for part in parts]), weights, lengths, weighting)
     if not all(map(math.isfinite, moved)):
         raise InputError(
             f"prompt '{task.rollout.id}': the importance weights are not finite; do these rollouts belong to this policy? "
