@@ -29,6 +29,8 @@ from cropi_tools.policy.loading import Policy
 from cropi_tools.policy.logprobs import SequenceBatch, response_logprobs, sequence_batch, token_limited
 from cropi_tools.policy.packing import PackedBatch, can_pack, packed, packed_batch
 
+_CANCELLED = 1e-9  # advantages are of order one, in float64
+
 
 class GradientSettings(NamedTuple):
     """What decides a prompt's gradient, apart from policy and rollouts."""
@@ -66,7 +68,11 @@ class PromptGradient(NamedTuple):
 
 
 def prepare(rollout: Rollout, settings: GradientSettings) -> Task | str:
-    """The task of a prompt, or the status of one that has no gradient: `zero-advantage` or `empty`."""
+    """The task of a prompt, or the status of one that has no gradient: `zero-advantage`, `empty`, or `zero-gradient`.
+
+    The last where equal responses got unequal rewards (a verifier that timed out, say) and nothing else differs: their advantages cancel, and
+    what a backward pass leaves of them is rounding, whose direction must not be scored. (PPO's clip may drop one and keep the other.)
+    """
     advantages = group_advantages(rollout.rewards, settings.baseline)
     if advantages is None:
         return "zero-advantage"
@@ -74,9 +80,19 @@ def prepare(rollout: Rollout, settings: GradientSettings) -> Task | str:
     lengths = [len(response) for response in responses]
     if not any(lengths):
         return "empty"
+    if settings.estimator.ppo_clip is None and _cancel(responses, advantages):
+        return "zero-gradient"
     # `constant` divides by responses times a fixed length; the length is 1 here, since neither a cosine nor a ranking sees it
     total = sum(lengths) if settings.aggregation == "token" else len(lengths)
     return Task(rollout, responses, advantages, token_coefficients(lengths, settings.aggregation, total))
+
+
+def _cancel(responses: Sequence[Sequence[int]], advantages: Sequence[float]) -> bool:
+    """Whether the advantages of equal responses add up to nothing, of all that are not empty."""
+    sums: dict[tuple[int, ...], float] = {}
+    for response, advantage in zip(responses, advantages, strict=True):
+        sums[tuple(response)] = sums.get(tuple(response), 0.0) + advantage
+    return not any(abs(value) > _CANCELLED for response, value in sums.items() if response)
 
 
 def without_gradient(rollout: Rollout, status: str) -> PromptGradient:
