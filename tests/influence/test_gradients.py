@@ -366,7 +366,8 @@ def test_sketches_do_not_depend_on_order_shards_or_passes(tmp_path: Path) -> Non
         assert expected[identity][-2] == pytest.approx(norm, rel=1e-5)
 
 
-def test_a_mean_goes_on_after_a_kill_at_any_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("halves", [False, True])
+def test_a_mean_goes_on_after_a_kill_at_any_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, halves: bool) -> None:
     rollouts = naive_policy.write(tmp_path / "a.jsonl", map(naive_policy.rollout, range(30, 34)))
     computer = ReferenceGradients(naive_policy.policy(), SETTINGS)
     layout = Layout.of(computer.parameters)
@@ -379,7 +380,7 @@ def test_a_mean_goes_on_after_a_kill_at_any_save(tmp_path: Path, monkeypatch: py
         assert output.open()
         try:
             work = survey([str(rollouts)], 70, SETTINGS)
-            collect_mean(computer, SETTINGS, work, output, layout, facts)
+            collect_mean(computer, SETTINGS, work, output, layout, facts, halves)
         finally:
             output._release_lock()
 

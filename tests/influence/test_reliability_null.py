@@ -144,31 +144,31 @@ def without_groups(store: Store) -> None:
 
 def test_without_a_direction_the_interval_holds_zero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reliability, "BOOTSTRAP_ROUNDS", 200)
-    with_all, with_prompts = excluded(tmp_path, 24, 4)
+    with_all, with_prompts = excluded(tmp_path, 16, 4)
     assert with_all <= 2
-    assert with_prompts >= 8  # that it would show
+    assert with_prompts >= 5  # that it would show
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dimensions", [1, 2, 4, 16, 64])
+@pytest.mark.parametrize("dimensions", [1, 4, 64])
 def test_without_a_direction_in_many_trials(tmp_path: Path, dimensions: int) -> None:
-    """At most 5 % of 200 trials, and what chance adds to that in one case of a hundred."""
-    with_all, _ = excluded(tmp_path, 200, dimensions)
-    assert with_all <= 17
+    """At most 5 % of 100 trials."""
+    with_all, _ = excluded(tmp_path, 100, dimensions)
+    assert with_all <= 5
 
 
 def test_a_direction_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The interval excludes 0 and holds what the halves' agreement is over fresh validation prompts."""
     monkeypatch.setattr(reliability, "BOOTSTRAP_ROUNDS", 200)
     found = []
-    for seed in range(8):
+    for seed in range(6):
         one = measure([make(tmp_path / str(seed), seed, 4, direction=2.0).store]).sets[0].spearman
         assert one is not None
         assert one.low <= one.value <= one.high
         found.append(one)
     usual = float(np.median([one.value for one in found]))
-    assert sum(one.low > 0 for one in found) >= 7
-    assert sum(one.low <= usual <= one.high for one in found) >= 7
+    assert sum(one.low > 0 for one in found) >= 5
+    assert sum(one.low <= usual <= one.high for one in found) >= 5
 
 
 def test_stores_and_means_of_older_versions_open_and_say_what_their_intervals_leave_out(tmp_path: Path) -> None:
