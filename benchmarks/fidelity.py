@@ -21,7 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -115,12 +115,16 @@ def demo(work: Path) -> tuple[str, str, list[str]]:
     """The demo's starting policy, rollouts of its pool and of its validation sets, by its own rules."""
     start, sets = work / "start", ("reverse", "gcd")
     rollouts = [start / "train.rollouts.jsonl", *(start / f"valid-{name}.rollouts.jsonl" for name in sets)]
+    make(work, [f"{path.resolve()}.manifest.json" for path in rollouts])
+    return str(work / "P0"), str(rollouts[0]), [str(path) for path in rollouts[1:]]
+
+
+def make(work: Path, targets: Sequence[str]) -> None:
+    """Files of a run of the demo in a folder of its own."""
     places = [f"RUN={work.resolve()}", f"DATA={work.resolve()}/data", f"START={work.resolve()}/P0"]
-    targets = [f"{path.resolve()}.manifest.json" for path in rollouts]
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     command = ["make", "--no-print-directory", "CONFIG=examples/tiny/config.mk", *places, *targets]
     subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=sys.stderr)
-    return str(work / "P0"), str(rollouts[0]), [str(path) for path in rollouts[1:]]
 
 
 def gradients(work: Path, policy: str, rollouts: str, valid: list[str]) -> Inputs:

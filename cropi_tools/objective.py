@@ -27,6 +27,7 @@ Weighting = Literal["none", "token", "prefix", "suffix", "trajectory", "sequence
 Aggregation = Literal["sequence", "token", "constant"]
 Baseline = Literal["group", "centered", "leave-one-out"]
 Clip = tuple[float, float]
+ONE_A_RESPONSE = ("trajectory", "sequence")  # weightings under which all tokens of a response share one weight
 
 
 class Estimator(NamedTuple):
@@ -164,21 +165,30 @@ def kl_k3(log_ratio: torch.Tensor) -> torch.Tensor:
 
 
 class Drift(NamedTuple):
-    """How far the policy has moved from the behavior policy on one prompt's tokens (docs/method.md, "Diagnostics").
+    """How far the policy has moved from the behavior policy on one prompt's responses (docs/method.md, "Diagnostics").
 
-    kl: mean k3 of KL(beta || theta). effective_sample_size: (sum w)^2 / (n sum w^2), in (0, 1]; 0 when every weight underflows.
-    mean_ratio, max_ratio: of the token ratios, whatever the weights.
+    kl: mean k3 of KL(beta || theta) over the tokens. effective_sample_size: (sum w)^2 / (n sum w^2) of n importance weights, from 1 / n to 1; 0
+    when every weight underflows. weight_count: that n. mean_ratio, max_ratio: of the token ratios, whatever the weights.
     """
 
     kl: float
     effective_sample_size: float
+    weight_count: int
     mean_ratio: float
     max_ratio: float
 
 
-def drift(log_ratio: torch.Tensor, weights: torch.Tensor | None = None) -> Drift:
-    """Drift over the tokens [n] of one prompt, n >= 1; computed in float64. weights [n]: of the effective sample size (None: the token
-    ratios); it is not a number when a weight is infinite.
+def drift(
+    log_ratio: torch.Tensor,
+    weights: torch.Tensor | None = None,
+    lengths: Sequence[int] | None = None,
+    weighting: Weighting = "token",
+) -> Drift:
+    """Drift over the tokens [n] of one prompt, n >= 1; computed in float64.
+
+    weights [n]: of the effective sample size, before any clip or normalization (None: the token ratios); it is not a number when a weight
+    is infinite. lengths: tokens of each response, 0 allowed, needed with the weightings `trajectory` and `sequence`: all tokens of a response
+    share one weight there, so it counts once, and a response without a token not at all.
     """
     wide = log_ratio.double()
     ratio = torch.exp(wide)
@@ -186,8 +196,14 @@ def drift(log_ratio: torch.Tensor, weights: torch.Tensor | None = None) -> Drift
     if weights is None:
         scaled = torch.exp(wide - wide.max())
     else:
-        largest = weights.double().max()
-        scaled = weights.double() / largest.clamp(min=torch.finfo(torch.float64).tiny)
+        each = weights.double()
+        if weighting in ONE_A_RESPONSE:
+            if lengths is None:
+                raise ValueError(
+                    f"the effective sample size of the weighting {weighting!r} needs the lengths of the responses"
+                )
+            each = torch.stack([part[0] for part in each.split(list(lengths)) if len(part)])
+        scaled = each / each.max().clamp(min=torch.finfo(torch.float64).tiny)
     squares = float((scaled**2).sum())
     size = float(scaled.sum() ** 2) / (len(scaled) * squares) if squares else 0.0
-    return Drift(float(kl_k3(wide).mean()), size, float(ratio.mean()), float(ratio.max()))
+    return Drift(float(kl_k3(wide).mean()), size, len(scaled), float(ratio.mean()), float(ratio.max()))

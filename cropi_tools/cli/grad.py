@@ -36,7 +36,7 @@ def grad(
         bool,
         typer.Option(
             "--halves",
-            help="Also by independent halves of the samples (with --mean: of the prompts), for cropi-score --reliability.",
+            help="Also by independent halves of the samples (with --mean: of the prompts), told by a hash, for cropi-score --reliability.",
         ),
     ] = False,
     method: Annotated[
@@ -140,7 +140,7 @@ def grad(
     from cropi_tools.data.errors import UsageError
     from cropi_tools.data.manifest import Fingerprint, file_input
     from cropi_tools.data.output import Output
-    from cropi_tools.data.policies import optimizer_input, policy_input
+    from cropi_tools.data.policies import metric_of, optimizer_input, policy_input
 
     runtime.set_quiet(quiet)
     index, shards = parse_shard(shard)
@@ -188,11 +188,17 @@ def grad(
         "aggregation": aggregation,
         "policy_temperature": policy_temperature,
         "behavior": inputs["behavior policy"].sha256 if behavior else "sampled",
-        "preconditioner": inputs["optimizer state"].sha256 if preconditioner else None,
+        "preconditioner": metric_of(preconditioner, inputs["optimizer state"].sha256) if preconditioner else None,
         "adapter_seed": seed if lora else None,
     }
     options: dict[str, Any] = {"mean": mean, **objective, "dtype": dtype, "shard": shard, "limit": limit}
-    options |= {"halves": halves, "method": method, "samples": samples, "params": params, "lora": lora}
+    options |= {
+        "halves": "by hash" if halves else False,
+        "method": method,
+        "samples": samples,
+        "params": params,
+        "lora": lora,
+    }
     options |= {"max_tokens": max_tokens, "gradient_checkpointing": gradient_checkpointing}
     kept = keep if sketch.startswith("sparse") else None
     if not mean and method != "jvp":

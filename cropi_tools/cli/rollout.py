@@ -98,7 +98,8 @@ def rollout(
         list[str] | None,
         typer.Option(
             "--where",
-            help="Which: zero-advantage, empty, zero-gradient, low-ess[=SHARE] or all; may be repeated.",
+            help="Which: zero-advantage, empty, zero-gradient, low-ess[=SHARE] (of n importance weights, at least 1/n) or all; "
+            "may be repeated.",
             metavar="STATUS",
         ),
     ] = None,

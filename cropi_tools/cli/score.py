@@ -48,6 +48,13 @@ def score(
         bool,
         typer.Option("--reliability", help="Print how well one half of the rollouts predicts the other's ranking."),
     ] = False,
+    ratio: Annotated[
+        str | None,
+        typer.Option(
+            "--ratio",
+            help="With --reliability: the share of all prompts that will be selected; its precision is printed. [default: 0.1]",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="With --reliability: print it as JSON.")] = False,
     output: Output = "-",
     force: Force = False,
@@ -76,8 +83,10 @@ def score(
             raise UsageError(
                 "--reliability compares the halves in the stores and prints on stdout; leave --valid, --norms, -o and --force out"
             )
-        _print_reliability(pool, similarity, as_json)
+        _print_reliability(pool, similarity, ratio, as_json)
         return
+    if ratio is not None:
+        raise UsageError("--ratio is of --reliability; cropi-select has one of its own")
     if as_json:
         raise UsageError("--json is of --reliability; scores are JSON lines already")
     if each and not valid:
@@ -114,14 +123,16 @@ def score(
     runtime.notify(f"{output}: {live} of {target.lines} prompts have a score")
 
 
-def _print_reliability(pool: list[str], similarity: Literal["cosine", "dot"] | None, as_json: bool) -> None:
+def _print_reliability(
+    pool: list[str], similarity: Literal["cosine", "dot"] | None, ratio: str | None, as_json: bool
+) -> None:
     import json
 
     from cropi_tools.data.store import open_stores
+    from cropi_tools.influence.reliability import RATIO, as_table, measure
     from cropi_tools.influence.reliability import as_json as figures
-    from cropi_tools.influence.reliability import as_table, measure
 
-    found = measure(open_stores(pool), similarity)
+    found = measure(open_stores(pool), similarity, RATIO if ratio is None else ratio)
     print(json.dumps(figures(found), ensure_ascii=False, allow_nan=False) if as_json else as_table(found))
 
 

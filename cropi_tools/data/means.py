@@ -1,6 +1,7 @@
 """Mean gradients on disk: safetensors, one float32 tensor a parameter, with what they belong to in the header.
 
-Made with --halves, it holds the mean over the first half of the prompts as well; that over the second follows from the two.
+Made with --halves, it holds the mean over the first half of the prompts as well (that over the second follows from the two) and, to tell
+how much the validation prompts at hand have to say, sketches of the sums over small groups of prompts.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from cropi_tools.data.errors import InputError
 
 _KEY = "cropi"
 _FIRST_HALF = "first-half/"  # before a parameter's name: its mean over the first half of the prompts
+_GROUPS = "half-groups"  # the sketches of groups; no parameter has this name, since those of models have a dot
 
 
 def write_mean(
@@ -25,9 +27,15 @@ def write_mean(
     tensors: Mapping[str, torch.Tensor],
     facts: Mapping[str, Any],
     half: Mapping[str, torch.Tensor] | None = None,
+    groups: torch.Tensor | None = None,
 ) -> None:
-    """Write tensors by parameter and facts (JSON values) to `path`; half: the mean over the first half of the prompts."""
+    """Write tensors by parameter and facts (JSON values) to `path`.
+
+    half: the mean over the first half of the prompts. groups: sketches [groups, dim] of the sums over groups of prompts.
+    """
     every = {**tensors, **{_FIRST_HALF + name: tensor for name, tensor in (half or {}).items()}}
+    if groups is not None:
+        every[_GROUPS] = groups
     save_file(every, path, metadata={_KEY: json.dumps(facts, sort_keys=True)})
 
 
@@ -51,5 +59,15 @@ def read_tensors(path: str | Path, half: bool = False) -> dict[str, torch.Tensor
     half: the mean over the first half of the prompts, empty where the file has none.
     """
     with safe_open(path, "pt") as opened:
-        names = [name for name in opened.keys() if name.startswith(_FIRST_HALF) == half]  # noqa: SIM118 - not a dictionary
+        names = [
+            name
+            for name in opened.keys()  # noqa: SIM118 - not a dictionary
+            if name.startswith(_FIRST_HALF) == half and name != _GROUPS
+        ]
         return {name.removeprefix(_FIRST_HALF): opened.get_tensor(name) for name in names}
+
+
+def read_groups(path: str | Path) -> torch.Tensor | None:
+    """The sketches of groups of prompts, float32 [groups, dim]; None where the file has none."""
+    with safe_open(path, "pt") as opened:
+        return opened.get_tensor(_GROUPS) if _GROUPS in opened.keys() else None  # noqa: SIM118 - not a dictionary

@@ -18,6 +18,7 @@ _SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".jinja")
 _TOKENIZER_STEMS = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens", "chat_template", "spiece")
 OPTIMIZER_STATE = "state/optimizer.safetensors"
 TRAINING_OPTIONS = "training.json"
+METRIC = "adam 2"  # the rule of influence/precondition.py; another rule, another number
 _NOT_POLICY = (FOLDER_MANIFEST, "progress.json", TRAINING_OPTIONS)
 
 
@@ -134,3 +135,18 @@ def optimizer_input(folder: str) -> Input:
         raise InputError(f"{folder}: has no {OPTIMIZER_STATE}; cropi-train writes it with the policy")
     (digest,) = _digests(path.parent, [path]).values()
     return Input(folder, digest)
+
+
+def adam_beta2(folder: str | Path) -> float | None:
+    """Adam's beta2 as the training.json of a policy folder has it; None where it does not say."""
+    try:
+        betas = json.loads((Path(folder) / TRAINING_OPTIONS).read_text(encoding="utf-8"))["betas"]
+        beta2 = float(betas[1])
+    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        return None
+    return beta2 if 0 <= beta2 < 1 else None
+
+
+def metric_of(folder: str | Path, state: str) -> str:
+    """What decides the metric of cropi-grad --preconditioner, for means and stores to have in common. state: hash of the optimizer state."""
+    return f"{METRIC}, beta2 {adam_beta2(folder)}, {state}"

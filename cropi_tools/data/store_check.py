@@ -103,6 +103,9 @@ def _check_scalars(
             if not _is_finite(inner) or not (norm is None or (_is_finite(norm) and norm > 0)):
                 _damaged(store, entry, f"has inner/{name} {inner} and norm {norm} in half {place + 1}")
             _check_bound(store, entry, f"{name}, half {place + 1}", inner, norm, mean["halves"][place])
+            groups, count = half.get("groups", {}).get(name), mean["groups"][place] if "groups" in mean else None
+            if (None if groups is None else len(groups)) != count or not all(map(_is_finite, groups or ())):
+                _damaged(store, entry, f"has not {count} numbers for the groups of {name} in half {place + 1}")
 
 
 def _has_halves(against: Mapping[str, Mapping[str, Any]]) -> bool:

@@ -36,12 +36,14 @@ def pearson(first: ArrayLike, second: ArrayLike) -> float:
     return float(one @ other / (np.linalg.norm(one) * np.linalg.norm(other)))
 
 
-def precision_at(found: ArrayLike, truth: ArrayLike, share: float = 0.1) -> float:
-    """Share of the top N by `truth` that are in the top N by `found`, N = floor(share * n) but at least 1. Scores [n], n >= 1.
+def precision_at(found: ArrayLike, truth: ArrayLike, share: float = 0.1, size: int | None = None) -> float:
+    """Share of the top N by `truth` that are in the top N by `found`. Scores [n], n >= 1.
+
+    N is `size`, or where that is not given floor(share * n) but at least 1.
 
     Ties are broken in favor of the earlier prompt, the same way on both sides.
     """
-    size = max(1, int(share * len(np.asarray(truth)) + 1e-9))
+    size = max(1, int(share * len(np.asarray(truth)) + 1e-9)) if size is None else size
     mine, theirs = (set(np.argsort(-np.asarray(values), kind="stable")[:size].tolist()) for values in (found, truth))
     return len(mine & theirs) / size
 

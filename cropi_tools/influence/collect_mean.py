@@ -1,7 +1,7 @@
-"""The work of cropi-grad --mean: the mean gradient over all prompts, and with --halves the mean over the first half of them.
+"""The work of cropi-grad --mean: the mean gradient over all prompts, and with --halves what `half_sums.py` adds up beside it.
 
-The first half are prompts 1, 3, 5, ... of the input. The running sum carries its own progress in its header, so that sum and count can
-never disagree; it is saved now and then, so rarely that saving a large one does not take over.
+The running sum carries its own progress in its header, so that sum and count can never disagree; it is saved now and then, so rarely that
+saving a large one does not take over.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from cropi_tools.data.means import read_facts, read_tensors, write_mean
 from cropi_tools.data.output import Output
 from cropi_tools.influence.collect import SECONDS_BETWEEN_COMMITS, without_any
 from cropi_tools.influence.estimates import GradientPath
+from cropi_tools.influence.half_sums import HalfSums, Tensors
 from cropi_tools.influence.measure import squared_norm
 from cropi_tools.influence.precondition import Preconditioner
 from cropi_tools.influence.prompt_objective import GradientSettings, Task
@@ -28,8 +29,6 @@ from cropi_tools.influence.spec import Layout
 from cropi_tools.influence.work import Work, batches
 
 SHARE_OF_SAVING = 0.05  # of the time, at most
-
-Tensors = dict[str, torch.Tensor]
 
 
 def collect_mean(
@@ -50,7 +49,7 @@ def collect_mean(
         raise InputError("a mean in halves needs at least two prompts")
     device = path.parameters[0][1].device
     total = {name: torch.zeros(p.shape, dtype=torch.float32, device=device) for name, p in path.parameters}
-    first = {name: torch.zeros_like(tensor) for name, tensor in total.items()} if halves else {}
+    parts = HalfSums(total, layout) if halves else None
     done, counters = 0, {"tokens": 0}
 
     def finish() -> dict[str, int]:
@@ -65,35 +64,36 @@ def collect_mean(
         if "norm" in saved:  # it is the mean already, only its name is missing
             return finish()
         done = saved["done"]
-        for sums, half in ((total, False), (first, True)):
-            for name, tensor in read_tensors(output.part, half).items():
-                sums[name].copy_(tensor)
+        for name, tensor in read_tensors(output.part).items():
+            total[name].copy_(tensor)
+        if parts is not None:
+            parts.restore(output.part, saved["halves"])
 
     committed, saving = time.monotonic(), 0.0
     with runtime.progress("mean gradient", work.prompts, done) as shown:
         for batch in batches(work.rollouts(done), settings, path.room_for):
-            in_first = [
-                (done + place) % 2 == 0 for place, (_, task) in enumerate(batch.prompts) if isinstance(task, Task)
-            ]
+            tasks = batch.tasks
+            if parts is not None:
+                parts.begin(len(tasks))
 
-            def consume(
-                name: str, gradients: torch.Tensor, in_first: list[bool] = in_first, tasks: list[Task] = batch.tasks
-            ) -> None:
-                rows = gradients.reshape(len(in_first), -1)
+            def consume(name: str, gradients: torch.Tensor, tasks: list[Task] = tasks) -> None:
+                rows = gradients.reshape(len(tasks), -1)
                 if scaling is not None:
                     rows = rows * scaling.scale(name)
                 # one after another, in the order of the input
-                for task, row, half in zip(tasks, rows, in_first, strict=True):
+                for number, (task, row) in enumerate(zip(tasks, rows, strict=True)):
                     if not bool(torch.isfinite(torch.dot(row, row))):
                         raise InputError(
                             f"prompt '{task.rollout.id}': its gradient is not finite; bound its weights with "
                             "--weight-clip, or try --dtype float32"
                         )
                     total[name].view(-1).add_(row)
-                    if halves and half:
-                        first[name].view(-1).add_(row)
+                    if parts is not None:
+                        parts.add(name, number, task.rollout.id, row)
 
-            found = path.compute(batch.tasks, consume) if in_first else []
+            found = path.compute(tasks, consume) if tasks else []
+            if parts is not None:
+                parts.end([rollout.id for rollout, _ in batch.prompts], [task.rollout.id for task in tasks])
             for status in (task if isinstance(task, str) else "ok" for _, task in batch.prompts):
                 counters[status] = counters.get(status, 0) + 1
             counters["tokens"] += sum(gradient.tokens for gradient in found)
@@ -102,7 +102,11 @@ def collect_mean(
             wait = max(SECONDS_BETWEEN_COMMITS, saving / SHARE_OF_SAVING)
             if done < work.prompts and (time.monotonic() - committed > wait or runtime.stop_requested()):
                 start = time.monotonic()
-                _save(output, total, first, {"done": done, "counters": counters})
+                saved = {"done": done, "counters": counters}
+                if parts is None:
+                    _save(output, total, saved)
+                else:
+                    _save(output, total, {**saved, "halves": parts.state()}, parts.first, parts.sketches)
                 output.commit({"done": done})
                 committed = time.monotonic()
                 saving = committed - start
@@ -123,10 +127,12 @@ def collect_mean(
         "norm": norm,
         "prompts": work.prompts,
     }
-    if halves:
-        described["halves"] = _halves(total, first, work.prompts)
+    first, groups = {}, None
+    if parts is not None:
+        described["halves"], groups = parts.finish(total)
+        first = parts.first
     described |= {"counters": counters, "content": _content(total, first)}
-    _save(output, total, first, described)
+    _save(output, total, described, first, groups)
     return finish()
 
 
@@ -137,18 +143,15 @@ def _to_means(sums: Tensors, count: int) -> float:
     return math.sqrt(math.fsum(squared_norm(tensor) for tensor in sums.values()))
 
 
-def _halves(mean: Tensors, first: Tensors, prompts: int) -> dict[str, list[float]]:
-    """How many prompts each half has, and the norms of their means; `first` becomes the mean of the first."""
-    ones = (prompts + 1) // 2
-    others = prompts - ones
-    norm = _to_means(first, ones)
-    second = (squared_norm((prompts * mean[name] - ones * first[name]) / others) for name in mean)
-    return {"prompts": [ones, others], "norms": [norm, math.sqrt(math.fsum(second))]}
-
-
-def _save(output: Output, total: Tensors, first: Tensors, described: Mapping[str, Any]) -> None:
+def _save(
+    output: Output,
+    total: Tensors,
+    described: Mapping[str, Any],
+    first: Tensors | None = None,
+    groups: torch.Tensor | None = None,
+) -> None:
     temporary = output.part.with_name(output.part.name + ".tmp")
-    write_mean(temporary, total, described, half=first)
+    write_mean(temporary, total, described, first, groups)
     with open(temporary, "rb") as written:
         os.fsync(written.fileno())
     os.replace(temporary, output.part)

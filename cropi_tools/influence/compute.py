@@ -85,9 +85,10 @@ def compute(request: Request, output: Output) -> tuple[dict[str, int], int]:
         return counts, work.prompts
     if not work.live:
         runtime.warn(f"none of the {work.prompts} prompts has samples of different rewards: there is nothing to rank")
-    against = Against(request.against, layout, facts["policy"], facts["objective"], request.halves)
+    forward = request.method == "jvp"  # which has no gradients to sketch, so no products with groups
+    against = Against(request.against, layout, facts["policy"], facts["objective"], request.halves, groups=not forward)
     attributes = {**facts, "layout": layout.to_json(), "device": str(policy.device), "against": against.attributes}
-    if request.method == "jvp":
+    if forward:
         attributes["projection"] = None
         estimates = _forward(request, policy, behavior, against, scaling)
     else:
@@ -123,5 +124,5 @@ def _backward(
     path = choose_path(request.method, policy, request.settings, behavior, request.max_tokens, request.recompute)
     device: torch.device = policy.device
     measure = Measure(layout, spec, against.directions, device, scaling)
-    halves = Measure(layout, None, against.half_directions, device, scaling) if request.halves else None
+    halves = Measure(layout, against.groups, against.half_directions, device, scaling) if request.halves else None
     return BackwardEstimates(path, request.settings, measure, against, halves)

@@ -1,8 +1,7 @@
 """The figures of a batch of prompts: what collect.py writes into the store.
 
 By backward passes: gradients, whose norm, inner products and sketch are measured while they are in memory. `forward_estimates.py` has the
-other way. Both give the same for the two halves of a prompt's samples, if asked: samples 0, 2, 4, ... and 1, 3, 5, ..., each half with
-advantages of its own.
+other way. Both give the same for the two halves of a prompt's samples (`splitting.py`), if asked, each half with advantages of its own.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from cropi_tools.influence.against import Against
 from cropi_tools.influence.gradients import Consume
 from cropi_tools.influence.measure import Measure, Measured
 from cropi_tools.influence.prompt_objective import GradientSettings, PromptGradient, Task, prepare
+from cropi_tools.influence.splitting import samples_of
 
 
 class Estimate(NamedTuple):
@@ -50,7 +50,7 @@ class Estimates(Protocol):
 
 
 class BackwardEstimates:
-    """Estimates from gradients. halves: measures the inner products of half-gradients, or None."""
+    """Estimates from gradients. halves: measures the inner products of half-gradients, with the sketch of `Against.groups`, or None."""
 
     def __init__(
         self,
@@ -109,6 +109,8 @@ class BackwardEstimates:
                 if figures.square:
                     inner = self._against.half_products(figures.inner, half)
                     results[place][half] = {"gradient_norm": math.sqrt(figures.square), "inner": inner}
+                    if figures.sketch is not None:
+                        results[place][half]["groups"] = self._against.group_products(figures.sketch, half)
                 whole = found[place]
                 found[place] = whole._replace(
                     tokens=whole.tokens + gradient.tokens, tokens_as_rows=whole.tokens_as_rows + tokens_as_rows(part)
@@ -124,8 +126,14 @@ def tokens_as_rows(task: Task) -> int:
 
 def half_of(task: Task, half: int, settings: GradientSettings) -> Task | None:
     """The task of half the samples, 0 or 1; None when these give no gradient."""
-    part = prepare(task.rollout._replace(samples=task.rollout.samples[half::2]), settings)
+    samples = [task.rollout.samples[number] for number in rows_of(task, half)]
+    part = prepare(task.rollout._replace(samples=samples), settings) if samples else None
     return part if isinstance(part, Task) else None
+
+
+def rows_of(task: Task, half: int) -> list[int]:
+    """The numbers of the samples in half 0 or 1."""
+    return samples_of(task.rollout.id, len(task.responses), half)
 
 
 def check_finite(task: Task, values: Iterable[float]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cropi_tools.influence.against import Against
-from cropi_tools.influence.estimates import Estimate, check_finite, half_of, tokens_as_rows
+from cropi_tools.influence.estimates import Estimate, check_finite, half_of, rows_of, tokens_as_rows
 from cropi_tools.influence.forward_mode import Forward, ForwardMode, inner_of
 from cropi_tools.influence.prompt_objective import GradientSettings, Task
 
@@ -38,7 +38,7 @@ class ForwardEstimates:
         part = half_of(task, half, self._settings)
         if part is None:
             return None
-        inner = inner_of(forward, part, range(half, len(task.responses), 2), self._settings)
+        inner = inner_of(forward, part, rows_of(task, half), self._settings)
         if inner is None:
             return None
         return {"gradient_norm": None, "inner": self._against.half_products(inner, half)}

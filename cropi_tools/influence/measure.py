@@ -33,7 +33,7 @@ class Measured(NamedTuple):
 
 
 class Direction:
-    """A mean gradient on disk, by parameter. half: the mean over the first half of the prompts, which a mean made with --halves holds."""
+    """A mean gradient on disk, by parameter. half: the mean over the first half of its prompts, which one made with --halves holds."""
 
     _scaling: Preconditioner | None = None
 

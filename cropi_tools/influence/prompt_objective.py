@@ -19,6 +19,7 @@ from cropi_tools.objective import (
     Baseline,
     Estimator,
     Terms,
+    Weighting,
     drift,
     group_advantages,
     policy_terms,
@@ -27,6 +28,8 @@ from cropi_tools.objective import (
 from cropi_tools.policy.loading import Policy
 from cropi_tools.policy.logprobs import SequenceBatch, response_logprobs, sequence_batch, token_limited
 from cropi_tools.policy.packing import PackedBatch, can_pack, packed, packed_batch
+
+_CANCELLED = 1e-9  # advantages are of order one, in float64
 
 
 class GradientSettings(NamedTuple):
@@ -65,7 +68,11 @@ class PromptGradient(NamedTuple):
 
 
 def prepare(rollout: Rollout, settings: GradientSettings) -> Task | str:
-    """The task of a prompt, or the status of one that has no gradient: `zero-advantage` or `empty`."""
+    """The task of a prompt, or the status of one that has no gradient: `zero-advantage`, `empty`, or `zero-gradient`.
+
+    The last where equal responses got unequal rewards (a verifier that timed out, say) and nothing else differs: their advantages cancel, and
+    what a backward pass leaves of them is rounding, whose direction must not be scored. (PPO's clip may drop one and keep the other.)
+    """
     advantages = group_advantages(rollout.rewards, settings.baseline)
     if advantages is None:
         return "zero-advantage"
@@ -73,9 +80,19 @@ def prepare(rollout: Rollout, settings: GradientSettings) -> Task | str:
     lengths = [len(response) for response in responses]
     if not any(lengths):
         return "empty"
+    if settings.estimator.ppo_clip is None and _cancel(responses, advantages):
+        return "zero-gradient"
     # `constant` divides by responses times a fixed length; the length is 1 here, since neither a cosine nor a ranking sees it
     total = sum(lengths) if settings.aggregation == "token" else len(lengths)
     return Task(rollout, responses, advantages, token_coefficients(lengths, settings.aggregation, total))
+
+
+def _cancel(responses: Sequence[Sequence[int]], advantages: Sequence[float]) -> bool:
+    """Whether the advantages of equal responses add up to nothing, of all that are not empty."""
+    sums: dict[tuple[int, ...], float] = {}
+    for response, advantage in zip(responses, advantages, strict=True):
+        sums[tuple(response)] = sums.get(tuple(response), 0.0) + advantage
+    return not any(abs(value) > _CANCELLED for response, value in sums.items() if response)
 
 
 def without_gradient(rollout: Rollout, status: str) -> PromptGradient:
@@ -190,18 +207,20 @@ def spread(values: Sequence[float], lengths: Sequence[int], like: torch.Tensor) 
     )
 
 
-def facts(task: Task, parts: Sequence[Terms], measured: bool, weighting: str) -> dict[str, Any]:
-    """The index entry of a prompt with a gradient; `measured`: whether beta's log-probabilities are known.
+def facts(task: Task, parts: Sequence[Terms], measured: bool, weighting: Weighting) -> dict[str, Any]:
+    """The index entry of a prompt with a gradient; `measured`: whether beta's log-probabilities are known. parts: of all its responses that
+    have tokens, in order.
 
     InputError: the importance ratios are not finite.
     """
     entry: dict[str, Any] = {**_identity(task.rollout), "status": "ok", "tokens": task.tokens}
     clipped = sum(int(part.clipped.sum()) for part in parts) / task.tokens
-    names = ("kl", "effective_sample_size", "mean_ratio", "max_ratio")
+    names = ("kl", "effective_sample_size", "weight_count", "mean_ratio", "max_ratio")
     if not measured:
         return {**entry, **dict.fromkeys(names), "clipped_fraction": clipped}
     weights = None if weighting == "none" else torch.cat([part.weights for part in parts])
-    moved = drift(torch.cat([part.log_ratio for part in parts]), weights)
+    lengths = [len(response) for response in task.responses]
+    moved = drift(torch.cat([part.log_ratio for part in parts]), weights, lengths, weighting)
     if not all(map(math.isfinite, moved)):
         raise InputError(
             f"prompt '{task.rollout.id}': the importance weights are not finite; do these rollouts belong to this policy? "

@@ -17,27 +17,39 @@ from cropi_tools.data.jsonl import Record, read_jsonl
 from cropi_tools.data.records import STORE_INDEX, read_rollouts
 from cropi_tools.data.seen import Seen
 
-LOW_ESS = 0.1  # of the tokens, where --where low-ess names no other share
+LOW_ESS = 0.1  # the effective sample size, a share of the weights, where --where low-ess names no other
+FEWEST_WEIGHTS = 2  # or as many of the weights, if that is more: over eight responses no share is below 1/8
 OF_REWARDS = "zero-advantage"
 OF_INDEX = ("empty", "zero-gradient")
 STATUSES = (OF_REWARDS, *OF_INDEX, "low-ess", "all")
 
 
 class Wish(NamedTuple):
-    """What `--where` asks for: statuses, and the effective sample size (a share of the tokens) below which a prompt counts as drifted."""
+    """What `--where` asks for: statuses, and the effective sample size (a share of the weights) below which a prompt counts as drifted.
+
+    at_least: a prompt with the effective sample size of fewer than FEWEST_WEIGHTS weights counts as well.
+    """
 
     statuses: frozenset[str]
     least_ess: float | None
+    at_least: bool = False
 
     @property
     def needs_index(self) -> bool:
         """Whether it takes the index of a gradient store to tell."""
         return self.least_ess is not None or bool(self.statuses & set(OF_INDEX))
 
+    def drifted(self, ess: float, weights: int | None) -> bool:
+        """Whether a prompt of this effective sample size over so many weights counts as drifted; a single weight cannot tell."""
+        if self.least_ess is None:
+            return False
+        least = max(self.least_ess, FEWEST_WEIGHTS / weights) if self.at_least and weights else self.least_ess
+        return ess < min(least, 1.0)
+
 
 def parse_wish(texts: Sequence[str]) -> Wish:
     """`zero-advantage`, `low-ess`, `low-ess=0.2`, ... as a wish. UsageError: no such status, or a share that is not above 0 and up to 1."""
-    statuses, least = set(), None
+    statuses, least, at_least = set(), None, False
     for text in texts:
         name, equals, value = text.partition("=")
         if name not in STATUSES or (equals and name != "low-ess"):
@@ -50,9 +62,11 @@ def parse_wish(texts: Sequence[str]) -> Wish:
         except ValueError:
             share = math.nan
         if not 0 < share <= 1:
-            raise UsageError(f"--where {text}: expected a share of the tokens above 0 and up to 1, such as low-ess=0.2")
-        least = max(share, least or 0.0)
-    return Wish(frozenset(statuses), least)
+            raise UsageError(
+                f"--where {text}: expected a share of the weights above 0 and up to 1, such as low-ess=0.2"
+            )
+        least, at_least = max(share, least or 0.0), at_least or not equals
+    return Wish(frozenset(statuses), least, at_least)
 
 
 def index_files(where: Sequence[str], stores: Sequence[str]) -> list[str]:
@@ -70,18 +84,27 @@ def index_files(where: Sequence[str], stores: Sequence[str]) -> list[str]:
 
 
 def wanted_ids(indexes: Sequence[str], wish: Wish) -> tuple[set[str], Seen]:
-    """Ids of the prompts that the stores' indexes show to be what is wished for, and all ids there. InputError: a line is not of an index."""
+    """Ids of the prompts that the stores' indexes show to be what is wished for, and all ids there.
+
+    InputError: a line is not of an index, or no prompt's effective sample size could be as low as is asked.
+    """
     found: set[str] = set()
     known = Seen()
+    most = 0  # weights of a prompt: its effective sample size is 1 / weights or more
     for path in indexes:
         for number, line in read_jsonl(path):
             if not isinstance(line.get("id"), str) or "status" not in line:
                 raise InputError(f"{path}:{number}: no 'id' and 'status'; expected the index of a gradient store")
             known.add(line["id"])
-            ess = line.get("effective_sample_size")
-            drifted = wish.least_ess is not None and ess is not None and ess < wish.least_ess
-            if line["status"] in wish.statuses or drifted:
+            ess, weights = line.get("effective_sample_size"), line.get("weight_count")
+            most = max(most, weights or 0)
+            if line["status"] in wish.statuses or (ess is not None and wish.drifted(ess, weights)):
                 found.add(line["id"])
+    if most > 1 and wish.least_ess is not None and not wish.at_least and wish.least_ess <= 1 / most:
+        raise InputError(
+            f"{indexes[0]}: low-ess={wish.least_ess:g} can never be met: the effective sample size of {most} weights is {1 / most:.4g} or more "
+            f"(the weightings trajectory and sequence have one weight a response); ask for a larger share, or for low-ess alone"
+        )
     return found, known
 
 

@@ -24,10 +24,12 @@ from cropi_tools.influence.estimates import BackwardEstimates, Estimate
 from cropi_tools.influence.forward_estimates import ForwardEstimates
 from cropi_tools.influence.forward_mode import ForwardMode
 from cropi_tools.influence.gradients import ReferenceGradients
+from cropi_tools.influence.half_sums import DIM
 from cropi_tools.influence.measure import Measure
 from cropi_tools.influence.precondition import EPSILON, Preconditioner
 from cropi_tools.influence.prompt_objective import GradientSettings, Task, prepare
 from cropi_tools.influence.spec import Layout, ProjectionSpec
+from cropi_tools.influence.splitting import GROUPS, place_of, samples_of
 from cropi_tools.influence.work import batches, survey
 from cropi_tools.policy.loading import Policy
 from cropi_tools.policy.subset import add_adapters, train_only
@@ -76,7 +78,7 @@ def estimates(
     against = Against({name: str(path) for name, path in means.items()}, layout, "P", {}, halves)
     spec = ProjectionSpec.create("none", layout)
     measure = Measure(layout, spec, against.directions, CPU, scaling)
-    other = Measure(layout, None, against.half_directions, CPU, scaling) if halves else None
+    other = Measure(layout, against.groups, against.half_directions, CPU, scaling) if halves else None
     made = BackwardEstimates(ReferenceGradients(policy, SETTINGS), SETTINGS, measure, against, other)
     tasks = [prepare(rollout, SETTINGS) for rollout in rollouts]
     return [estimate for task in tasks if isinstance(task, Task) for estimate in made.of([task])]
@@ -110,18 +112,23 @@ def test_halves_are_the_gradients_of_half_the_samples_and_half_the_prompts(tmp_p
     policy = naive_policy.policy()
     train, valid = [eight(n) for n in range(4)], [eight(n) for n in range(100, 105)]
     # one prompt whose first half has no advantage, and a validation prompt that has none at all
+    first, second = (samples_of(train[2].id, 8, half) for half in (0, 1))
     train[2] = train[2]._replace(
-        samples=[s._replace(reward=float(k % 2 == 0 or k == 3)) for k, s in enumerate(train[2].samples)]
+        samples=[s._replace(reward=float(k in first or k == second[1])) for k, s in enumerate(train[2].samples)]
     )
     valid[1] = valid[1]._replace(samples=[sample._replace(reward=1.0) for sample in valid[1].samples])
     mean = make_mean(tmp_path / "v.safetensors", policy, valid, halves=True)
     found = estimates(policy, train, {"v": mean}, halves=True)
     wide = naive_policy.double_copy(policy.model)
-    single = [
-        torch.zeros(layout_of(policy).size, dtype=torch.float64) if n == 1 else flat(naive_policy.gradient(wide, r))
+    single = {
+        r.id: torch.zeros(layout_of(policy).size, dtype=torch.float64)
+        if n == 1
+        else flat(naive_policy.gradient(wide, r))
         for n, r in enumerate(valid)
-    ]
-    directions = [mean_of(single[0::2], 3), mean_of(single[1::2], 2)]
+    }
+    parts = [[name for name in single if place_of(name).half == half] for half in (0, 1)]
+    assert sorted(map(len, parts)) == [2, 3]  # what these ids give
+    directions = [mean_of([single[name] for name in part], len(part)) for part in parts]
     norms = read_facts(mean)["halves"]["norms"]
     assert norms == pytest.approx([float(direction.norm()) for direction in directions], rel=1e-5)
     for rollout, estimate in zip(train, found, strict=True):
@@ -130,10 +137,19 @@ def test_halves_are_the_gradients_of_half_the_samples_and_half_the_prompts(tmp_p
             if rollout.id == train[2].id and half == 0:
                 assert given is None
                 continue
-            gradient = flat(naive_policy.gradient(wide, rollout._replace(samples=rollout.samples[half::2])))
+            chosen = [rollout.samples[number] for number in samples_of(rollout.id, 8, half)]
+            gradient = flat(naive_policy.gradient(wide, rollout._replace(samples=chosen)))
             assert given["gradient_norm"] == pytest.approx(float(gradient.norm()), rel=1e-5)
             scale = float(gradient.norm() * direction.norm())
             assert given["inner"]["v"] == pytest.approx(float(gradient @ direction), abs=1e-5 * scale)
+            # what groups of prompts add to it, in the order of their numbers, to the precision of their sketches
+            groups = [sum(single[n] for n in parts[half] if place_of(n).group == g) for g in range(GROUPS)]
+            held = [g for g in range(GROUPS) if any(place_of(n).group == g for n in parts[half])]
+            assert len(given["groups"]["v"]) == len(held) > 1
+            for value, group in zip(given["groups"]["v"], held, strict=True):
+                vector = groups[group] / len(parts[half])
+                noise = float(gradient.norm() * vector.norm()) / math.sqrt(DIM)
+                assert value == pytest.approx(float(gradient @ vector), abs=5 * noise)
 
 
 def test_a_mean_without_halves_is_refused_where_halves_are_wanted(tmp_path: Path) -> None:
@@ -219,9 +235,8 @@ def test_the_geometry_of_adam(tmp_path: Path) -> None:
     found = estimates(policy, [eight(5), eight(6)], {"v": mean}, scaling=scaling)
     wide = naive_policy.double_copy(policy.model)
     names = [name for name, _ in layout.entries]
-    metric = torch.cat(
-        [torch.where(squares[n] > 0, 1 / (squares[n].double().sqrt() + EPSILON), 0.0).reshape(-1) for n in names]
-    )
+    roots = torch.cat([squares[n].double().sqrt().reshape(-1) for n in names])
+    metric = torch.where(roots >= scaling.least, 1 / (roots + EPSILON), 0.0)
     direction = mean_of([flat(naive_policy.gradient(wide, r), names) for r in valid], 3)
     for number, estimate in zip((5, 6), found, strict=True):
         gradient = flat(naive_policy.gradient(wide, eight(number)), names)

@@ -26,7 +26,7 @@ from cropi_tools.influence.collect_mean import collect_mean
 from cropi_tools.influence.estimates import BackwardEstimates
 from cropi_tools.influence.gradients import ReferenceGradients
 from cropi_tools.influence.measure import Measure, squared_norm
-from cropi_tools.influence.prompt_objective import GradientSettings, PromptGradient, prepare, without_gradient
+from cropi_tools.influence.prompt_objective import GradientSettings, PromptGradient, Task, prepare, without_gradient
 from cropi_tools.influence.spec import Layout, ProjectionSpec
 from cropi_tools.influence.work import survey
 from cropi_tools.objective import Estimator
@@ -258,6 +258,19 @@ def test_prompts_without_gradient_have_no_forward_pass() -> None:
     assert computer.compute(rollout._replace(samples=rollout.samples[:1])).status == "zero-advantage"
     empty = rollout._replace(samples=[Sample([], [], 0.0), Sample([], [], 1.0)])
     assert computer.compute(empty).status == "empty"
+    twice = rollout.samples[:2]
+    # equal responses with unequal rewards: what is left of their gradients is rounding, which has no direction to score
+    cancelling = [
+        *twice,
+        *(sample._replace(reward=1 - sample.reward) for sample in twice),
+        Sample([], [], 1.0),
+        Sample([], [], 0.0),
+    ]
+    assert computer.compute(rollout._replace(samples=cancelling)).status == "zero-gradient"
+    for settings in (GradientSettings(), GradientSettings(Estimator(ppo_clip=(0.2, 0.2)))):
+        one_more = rollout._replace(samples=[*cancelling, twice[0]])
+        assert isinstance(prepare(one_more, settings), Task)
+    assert isinstance(prepare(rollout._replace(samples=cancelling), settings), Task)  # a PPO clip may drop one of two
     assert computer.gradient == {}
 
 
@@ -353,7 +366,8 @@ def test_sketches_do_not_depend_on_order_shards_or_passes(tmp_path: Path) -> Non
         assert expected[identity][-2] == pytest.approx(norm, rel=1e-5)
 
 
-def test_a_mean_goes_on_after_a_kill_at_any_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("halves", [False, True])
+def test_a_mean_goes_on_after_a_kill_at_any_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, halves: bool) -> None:
     rollouts = naive_policy.write(tmp_path / "a.jsonl", map(naive_policy.rollout, range(30, 34)))
     computer = ReferenceGradients(naive_policy.policy(), SETTINGS)
     layout = Layout.of(computer.parameters)
@@ -366,7 +380,7 @@ def test_a_mean_goes_on_after_a_kill_at_any_save(tmp_path: Path, monkeypatch: py
         assert output.open()
         try:
             work = survey([str(rollouts)], 70, SETTINGS)
-            collect_mean(computer, SETTINGS, work, output, layout, facts)
+            collect_mean(computer, SETTINGS, work, output, layout, facts, halves)
         finally:
             output._release_lock()
 

@@ -138,7 +138,44 @@ def test_prompts_with_one_half_do_not_count(tmp_path: Path) -> None:
     kept = np.delete(halves[:30], [3, 4, 5], axis=0)
     assert found.sets[0].spearman is not None
     assert found.sets[0].spearman.value == pytest.approx(spearman(*kept.T), abs=1e-12)
-    assert found.sets[0].by_chance == pytest.approx(2 / 27)
+    # cropi-select takes a tenth of all 34 prompts, those without a gradient counted
+    assert (found.selected, found.sets[0].by_chance) == (3, pytest.approx(3 / 27))
+
+
+@pytest.mark.parametrize(
+    ("ratio", "size"), [("0.1", 20), ("0.29", 58), ("0.005", 1), ("0.3", 60), ("0.4", 80), ("0.001", 0), ("1", 200)]
+)
+def test_precision_is_of_as_many_as_will_be_selected(tmp_path: Path, ratio: str, size: int) -> None:
+    """Of 200 prompts, of which 80 have a gradient in both halves."""
+    _, halves = pool(80, 1.0)
+    store = halves_store(tmp_path / "s.zarr", halves, dead=120)
+    found = measure([store], ratio=ratio)
+    (one,) = found.sets
+    assert (found.ratio, found.selected) == (ratio, size)
+    assert one.by_chance == pytest.approx(min(1.0, size / 80))
+    assert one.spearman is not None
+    if 0 < size < 80:
+        assert one.precision is not None
+        tops = [set(np.argsort(-halves[:, half], kind="stable")[:size].tolist()) for half in (0, 1)]
+        assert one.precision.value == pytest.approx(len(tops[0] & tops[1]) / size)
+        assert one.precision.low <= one.precision.value <= one.precision.high
+    else:
+        assert one.precision is None
+        assert one.in_words is not None
+        assert "the ranking decides nothing here" in one.in_words
+    assert f"precision@{size}" in as_table(found)
+    json.dumps(as_json(found), allow_nan=False)
+
+
+def test_expectations_of_cosines_are_called_upper_bounds(tmp_path: Path) -> None:
+    _, halves = pool(100, 1.5)
+    cosine = measure([halves_store(tmp_path / "c.zarr", halves, np.ones((100, 2)))])
+    assert "against one half, at most" in as_table(cosine)
+    assert "upper bounds" in as_table(cosine)
+    assert "upper bounds" in as_json(cosine)["expected_in_words"]
+    dot = measure([halves_store(tmp_path / "d.zarr", halves)])
+    assert "against one half, expected" in as_table(dot)
+    assert as_json(dot)["expected_in_words"] is None
 
 
 def test_noise_alone_is_said_in_words(tmp_path: Path) -> None:
@@ -218,10 +255,14 @@ def test_the_command_prints_a_table_or_json(tmp_path: Path) -> None:
     assert said == json.loads(json.dumps(as_json(measure([Store(path)]))))
     assert said["sets"][0]["spearman"]["value"] > 0
     assert list(tmp_path.iterdir()) == [Path(path)]
+    wide = json.loads(run(app, [path, "--reliability", "--json", "--ratio", "0.25"]).stdout)
+    assert (wide["ratio"], wide["selected"]) == ("0.25", 25)
     for wrong in (
         [path, "--reliability", "-o", str(tmp_path / "x.jsonl")],
         [path, "--reliability", "--valid", f"t={path}"],
         [path, "--json"],
+        [path, "--ratio", "0.2"],
+        [path, "--reliability", "--ratio", "2"],
         [path, "--each"],
         [path, "--norms", path, "--similarity", "dot"],
     ):

@@ -84,6 +84,38 @@ def test_which_prompts(files: tuple[Path, Path], where: list[str], chosen: list[
     assert [record["id"] for record, wanted in found if wanted] == chosen
 
 
+def of_weights(folder: Path, count: int, sizes: dict[str, float]) -> list[str]:
+    """The index of a store whose prompts have effective sample sizes of `count` weights, by id."""
+    folder.mkdir()
+    lines = [
+        {"id": name, "status": "ok", "effective_sample_size": size, "weight_count": count}
+        for name, size in sizes.items()
+    ]
+    return [str(tiny_policy.write_jsonl(folder / "index.jsonl", lines))]
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 8, 16, 32])
+def test_low_ess_can_be_met_whatever_the_number_of_weights(tmp_path: Path, count: int) -> None:
+    """Where trajectory and sequence leave a weight a response, the share is never below 1 / count."""
+    worst = {"one": 1 / count, "most": 1.9 / count, "all": 1.0}
+    indexes = of_weights(tmp_path / "s", count, worst)
+    assert wanted_ids(indexes, parse_wish(["low-ess"]))[0] == {"one", "most"}
+    share = 1 / count + 1e-3
+    assert wanted_ids(indexes, parse_wish([f"low-ess={share}"]))[0] == {"one"}
+    with pytest.raises(InputError, match=rf"can never be met: .* of {count} weights is {1 / count:.4g} or more"):
+        wanted_ids(indexes, parse_wish([f"low-ess={1 / count}"]))
+
+
+def test_low_ess_over_many_weights_and_over_a_single_one(tmp_path: Path) -> None:
+    many = of_weights(tmp_path / "many", 400, {"far": 0.09, "near": 0.11})
+    assert wanted_ids(many, parse_wish(["low-ess"]))[0] == {"far"}
+    assert wanted_ids(many, parse_wish(["low-ess=0.01"]))[0] == set()
+    single = of_weights(tmp_path / "single", 1, {"only": 1.0})
+    assert wanted_ids(single, parse_wish(["low-ess"]))[0] == set()
+    # some prompts of a pool may have fewer responses with tokens than others: a share that any can meet is no error
+    assert wanted_ids([*many, *single], parse_wish(["low-ess=0.1"]))[0] == {"far"}
+
+
 @pytest.mark.parametrize("text", ["ok", "zero-advantage=1", "low-ess=", "low-ess=0", "low-ess=1.5", "low-ess=nan", ""])
 def test_no_such_status(text: str) -> None:
     with pytest.raises(UsageError, match="--where"):
