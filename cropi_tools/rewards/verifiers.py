@@ -16,7 +16,7 @@ from typing import Any
 
 from cropi_tools.data.errors import InputError
 from cropi_tools.rewards import choice, maths
-from cropi_tools.rewards.extraction import MAX_ANSWER, extract_answer, last_tagged
+from cropi_tools.rewards.extraction import MAX_ANSWER, extract_answer, last_box, last_tagged, own_turn
 from cropi_tools.rewards.functions import load_function, split_name
 from cropi_tools.rewards.grades import Grade, Record, prompt_name, scored
 
@@ -41,7 +41,8 @@ def grade_quickly(record: Record, response: str, verifier: str = "maths") -> Gra
     if name == "choice":
         return choice.grade_choice(_choice_reference(record), response)
     if name == "maths":
-        reference, answer = _maths_reference(record), extract_answer(response)
+        reference = _maths_reference(record)
+        answer = extract_answer(response, reference)
         outcome = "unparsed" if answer is None else maths.compare_plainly(reference, answer)
         return None if outcome is None else _compared(outcome)
     return None
@@ -121,12 +122,17 @@ def _choice_reference(record: Record) -> str:
 
 
 def _grade_exact(record: Record, response: str) -> Grade:
-    return scored(float(response.strip() == _reference(record, "exact").strip()))
+    response, reference = own_turn(response), _reference(record, "exact").strip()
+    tagged = last_tagged(response)
+    if tagged is None:
+        return scored(float(response.strip() == reference))
+    return scored(float(reference in (tagged.content, last_box(tagged.content), response.strip())))
 
 
 def _grade_maths(record: Record, response: str) -> Grade:
     """By algebra: for the answers that `grade_quickly` leaves open."""
-    reference, answer = _maths_reference(record), extract_answer(response)
+    reference = _maths_reference(record)
+    answer = extract_answer(response, reference)
     if answer is None:
         return Grade(0.0, "unparsed")
     try:
