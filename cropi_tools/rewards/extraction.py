@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from functools import lru_cache
+from itertools import islice
 from typing import NamedTuple
 
 from cropi_tools.rewards.naming import Kind, named_answer
@@ -88,9 +89,11 @@ def kind_of(reference: str) -> Kind:
 
 def own_turn(response: str) -> str:
     """The response up to where it goes on in the voice of a user, or past the end of its turn."""
+    first = len(response) - len(response.lstrip())
     for turn in _TURN.finditer(response):
-        if response[: turn.start()].strip():
+        if turn.start() > first:
             return response[: turn.start()]
+        first = max(first, turn.end())  # markup at the beginning of a response is not its end
     return response
 
 
@@ -111,20 +114,17 @@ def last_tagged(text: str) -> Tagged | None:
     opened = [match.span() for match in _OPEN_TAG.finditer(text)]
     closed = [match.span() for match in _CLOSE_TAG.finditer(text)]
     starts = [start for start, _ in opened]
+    ends = [start for start, _ in closed]
     before = len(closed)
     for _ in range(MAX_EMPTY):
-        if before == 0:
-            break
-        place = bisect_left(starts, closed[before - 1][0]) - 1
+        place = bisect_left(starts, ends[before - 1]) - 1 if before else -1
         if place < 0:
             break
         begin = opened[place][1]
-        first = bisect_left([start for start, _ in closed], begin)
-        content = text[begin : closed[first][0]].strip()
+        before = bisect_left(ends, begin)
+        content = text[begin : ends[before]].strip()
         if content and not _PLACEHOLDER.fullmatch(content):
             return Tagged(content, True)
-        starts = starts[:place]
-        before = first
     if opened and (not closed or closed[-1][0] < opened[-1][0]):
         rest = text[opened[-1][1] :].strip()
         return Tagged(rest, False) if rest else None
@@ -160,7 +160,7 @@ def _last_line(tail: str) -> str:
 
 def _before_next_question(tail: str, kind: Kind) -> str:
     """The text up to where another question begins after an answer was named, as a policy runs on with more examples."""
-    for question in _NEXT_QUESTION.finditer(tail):
+    for question in islice(_NEXT_QUESTION.finditer(tail), MAX_EMPTY):
         if named_answer(tail[: question.start()], kind) is not None:
             return tail[: question.start()]
     return tail

@@ -65,8 +65,9 @@ _WORD = re.compile(r"[A-Za-z][A-Za-z'\u2019-]*(?: [A-Za-z][A-Za-z'\u2019-]*)*")
 _NO_ANSWER = frozenset(
     "correct right wrong incorrect verified valid invalid confirmed checked consistent reasonable clear obvious unclear simple easy hard good fine below above here there this that it what "
     "given shown found as follows complete final ready done yours not we i you he she they helpful looking based determined calculated obtained computed derived expected required needed "
-    "accurate sound unique known unknown likely boxed provided described explained also therefore thus then so".split()
+    "accurate sound unique known unknown likely boxed provided described explained also therefore thus then so answer result same following to of in at by for with".split()
 )
+_ARTICLES = ("the", "a", "an")
 _LETTER = re.compile(r"[(\[]?([A-J])[)\]]?(?=[.:)\s*,!]|$)(?! [a-z])")
 
 
@@ -157,8 +158,8 @@ def _candidate(text: str, at: int, kind: Kind) -> Named | None:
     """What starts after a copula, perhaps after a few words that lead to it."""
     filler = _FILLER.match(text, at)
     assert filler is not None
+    new_line = "\n" in text[max(0, at - 1) : filler.end()]
     at = filler.end()
-    new_line = "\n" in filler.group()
     if kind == "letter":
         letter = _LETTER.match(text, at)
         if letter is not None:
@@ -174,10 +175,10 @@ def _candidate(text: str, at: int, kind: Kind) -> Named | None:
         found = values_at(text, start)
         fits = found is not None and _FEW_WORDS_MORE.match(text, found[1]) and not _CALCULATION_GOES_ON.match(text, found[1])
         return Named(found[0], True) if found is not None and fits else None
-    return _words(text, at)
+    return _words(text, at, kind)
 
 
-def _words(text: str, at: int) -> Named | None:
+def _words(text: str, at: int, kind: Kind) -> Named | None:
     r"""A few words, or a letter, that end a clause: "Tuesday", "no solution", "x"."""
     end = _CLAUSE_END.search(text, at, at + 60)
     if end is None and len(text) - at > 60:
@@ -186,7 +187,7 @@ def _words(text: str, at: int) -> Named | None:
     if not _WORD.fullmatch(words):
         return None
     each = words.lower().split()
-    if len(each) > MAX_NAMED_WORDS or each[0] in _NO_ANSWER or each[-1] in ("that", "the", "a", "to", "of", "in"):
+    if len(each) > MAX_NAMED_WORDS or not _NO_ANSWER.isdisjoint(each) or (kind == "value" and each[0] in _ARTICLES):
         return None
     return Named(words, len(words) == 1)
 
@@ -211,7 +212,7 @@ def _named_before(text: str, cue: re.Match[str], kind: Kind) -> Named | None:
         return None
     words = re.sub(r"^.*(?:,|\b(?:so|thus|hence|therefore|that|option|choice))\s+", "", sentence, flags=re.IGNORECASE | re.DOTALL).strip(" *_`\"'()")
     each = words.lower().split()
-    good = _WORD.fullmatch(words) is not None and len(each) <= MAX_NAMED_WORDS and not _NO_ANSWER & set(each)
+    good = _WORD.fullmatch(words) is not None and len(each) <= MAX_NAMED_WORDS and _NO_ANSWER.isdisjoint(each)
     return Named(words, False) if good else None
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from cropi_tools.rewards.spelling import without_calculation
+
 NUMBER = re.compile(
-    r"(?:(?<![\w)\]}])[-+\u2212])?(?:\\?[$\u20ac\u00a3\u00a5][-+\u2212]?)?(?<![A-Za-z\d_])"
+    r"(?:(?<![\w)\]}])[-+\u2212])?(?:\\?[$\u20ac\u00a3\u00a5][-+\u2212]?)?(?<![A-Za-z\d])(?<![A-Za-z\d\\)}]_)"
     r"(?P<body>\\[dtc]?frac\s*(?:\d|\{-?\d+\})\s*(?:\d|\{-?\d+\})|\\[A-Za-z]{1,20}\d+"
     r"|\d{1,9} \d{1,9}/\d{1,9}|\d*[\u00bd\u2153\u2154\u00bc\u00be]"
     r"|\d+:\d+|(?:\d{1,3}(?:(?:,|\{,\}|,?\\[!,;] ?)\d{3})+(?!\d)|\d+)(?:\.\d+)?"
@@ -41,7 +43,6 @@ _LOOSE_END = re.compile(r"(?:[ .,;:*=<>/+\u2212-]|(?<=\s)[aAI])+$")
 _RESULT = re.compile(r"=\s*[-+\u2212]?\\?[$\u20ac\u00a3\u00a5]?$")
 _NOTHING_MORE = re.compile(r"[A-Za-z]?[ .,;:!|*]*(?:\n|$|[A-Za-z]{2})")
 _SET_TO_ZERO = re.compile(r"[A-Za-z][^=\n]*[-+][^=\n]*=\s*0$")
-_CALCULATION = re.compile(r"[^A-Za-z=]*\d[^A-Za-z=]*=(?=\s*\S)")
 _ASIDE = re.compile(r"(?<=[\w)\]}%])\s+\(")
 _LINE_NUMBER = re.compile(r"[ \t>*#-]*$")
 _NUMBERED = re.compile(r"\d{1,2}[.)]\**[ \t]+\S*[A-Za-z]")
@@ -51,6 +52,7 @@ _LABEL = re.compile(
 _LABELLED = re.compile(r"\)?\s*(?:[:.)*\u2013\u2014-]|$)")
 _DENIED = re.compile(r"(?:\bnot|n['\u2019]t|\bnever)\s+(?:be\s+|equal\s+to\s+|just\s+)?[*\\($]*$", re.IGNORECASE)
 SENTENCE_END = re.compile(r"[*_\"'`)]*[.!?]*[*_\"'`)]*(?:\s*(?:\n|$)|(?<=[.!?*])\s)")
+_UNIT_BEFORE = re.compile(r"[A-Za-z]{2}\^\{?$")
 _SEPARATOR = re.compile(r"\s*(?:,\s*(?:and|or)\b|[,;]|and\b|or\b)\s*")
 
 
@@ -90,11 +92,12 @@ def values_at(text: str, at: int) -> tuple[str, int] | None:
 def last_value(text: str) -> str | None:
     """The last number with the formula it stands in: between dollar signs (which may also be money) or brackets, or bare.
 
-    Left out are numbers of lines, of steps ("Step 5:"), and what is denied ("not 6").
+    Left out are numbers of lines, of steps ("Step 5:"), powers of units (`cm^2`), and what is denied ("not 6").
     """
     for found in _backwards(text):
         start, end = found.span("body")
-        if _is_label(text, found.start(), end) or _DENIED.search(text, max(0, found.start() - 30), found.start()):
+        before = max(0, found.start() - 30), found.start()
+        if _is_label(text, found.start(), end) or _DENIED.search(text, *before) or _UNIT_BEFORE.search(text, *before):
             continue
         for opening, closing in DELIMITERS[1:]:
             left, right = text.rfind(opening, 0, start), text.find(closing, end)
@@ -105,13 +108,6 @@ def last_value(text: str) -> str | None:
                 return formula.strip()
         return _bare_formula(text, start, end) or found.group()
     return None
-
-
-def without_calculation(formula: str) -> str:
-    """What a chain of equations between numbers comes to: `5 + 3 = 8` to 8; `x = 5` and all else as it is."""
-    while match := _CALCULATION.match(formula):
-        formula = formula[match.end() :].strip()
-    return formula
 
 
 def has_prose(text: str) -> bool:
