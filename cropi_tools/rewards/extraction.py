@@ -16,7 +16,7 @@ from functools import lru_cache
 from itertools import islice
 from typing import NamedTuple
 
-from cropi_tools.rewards.naming import Kind, named_answer
+from cropi_tools.rewards.naming import MAX_NAMED_WORDS, Kind, named_answer, named_rest
 from cropi_tools.rewards.spelling import normalise, without_macros
 from cropi_tools.rewards.values import LIST_OF_FORMULAS, LIST_OF_NUMBERS, has_prose, last_value, value_at
 
@@ -45,6 +45,7 @@ _TURN = re.compile(
 _NEXT_QUESTION = re.compile(r"\n[ \t*#]*(?:Q|Question|Problem|Exercise|Instruction)(?: ?\d+)?[ *]*:")
 _CHECK = re.compile(r"(?:^|\n|[.!?]\s)[ \t*#_]*(?:Check|Verification|Proof check)[ *_]*:", re.IGNORECASE)
 _CONCLUDES = re.compile(r"\b(?:so|therefore|thus|hence|wait|instead|correct(?:ed|ion)?|but|however|actually|finally|answer|total)\b", re.IGNORECASE)
+_MACRO = re.compile(r"\\(?:text|mbox|textrm|mathrm|operatorname)\s*\{[^{}]*\}")
 _WORDS = re.compile(r"[A-Za-z][A-Za-z' -]+")
 _LETTER = re.compile(r"\(?([A-J])\)?")
 
@@ -74,7 +75,8 @@ def extract_answer(response: str, reference: str | None = None) -> str | None:
     if tagged is not None and len(tagged.content) <= MAX_ANSWER and not has_prose(tagged.content):
         return tagged.content
     tail = _before_next_question(response[-TAIL:].replace("\0", " ").rstrip(), kind)
-    answer = named_answer(tail, kind) or _of_last_line(tail) or last_value(_before_check(tail)) or _last_line(tail)
+    whole = named_rest(tail) if reference is not None and _is_sentence(reference) else None
+    answer = whole or named_answer(tail, kind) or _of_last_line(tail) or last_value(_before_check(tail)) or _last_line(tail)
     return answer if 0 < len(answer) <= MAX_ANSWER else None
 
 
@@ -85,6 +87,14 @@ def kind_of(reference: str) -> Kind:
     if _LETTER.fullmatch(text):
         return "letter"
     return "words" if _WORDS.fullmatch(text) else "value"
+
+
+@lru_cache(maxsize=1 << 12)
+def _is_sentence(reference: str) -> bool:
+    """Whether a reference is longer text, which is compared as it is, and not a formula with a unit."""
+    return len(without_macros(reference).split()) > MAX_NAMED_WORDS and (
+        kind_of(reference) == "words" or has_prose(_MACRO.sub("", reference))
+    )
 
 
 def own_turn(response: str) -> str:

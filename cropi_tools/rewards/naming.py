@@ -61,6 +61,7 @@ _TRAILING_WORDS = re.compile(r"[\s,*_`$)}\]\\]*(?:[A-Za-z%\u00b0][A-Za-z'\u2019/
 _HEADING = re.compile(r"[\s#*_>-]*(?:(?:the|my|your|our|so|and)\s+)*(?:final |correct |short )?$", re.IGNORECASE)
 _ANSWER_START = re.compile(r"[-+\u2212$\u20ac\u00a3\\(\[{.]{0,4}[\d\\(\[{]")
 _CLAUSE_END = re.compile(r"[.!?;:,](?=\s|[*_\"')]|$)|\n|\s(?:because|since|as|so|for|which|where|when|if)\b|\s[\u2014-]\s|\u3002")
+_FIRST_SENTENCE = re.compile(r"[^\n]*?(?=[.!?]['\"*_`]*\s+[A-Z]|\n|$)")
 _WORD = re.compile(r"[A-Za-z][A-Za-z'\u2019-]*(?: [A-Za-z][A-Za-z'\u2019-]*)*")
 _NO_ANSWER = frozenset(
     "correct right wrong incorrect verified valid invalid confirmed checked consistent reasonable clear obvious unclear simple easy hard good fine below above here there this that it what "
@@ -69,6 +70,7 @@ _NO_ANSWER = frozenset(
 )
 _ARTICLES = ("the", "a", "an")
 _LETTER = re.compile(r"[(\[]?([A-J])[)\]]?(?=[.:)\s*,!]|$)(?! [a-z])")
+_LETTERS = re.compile(r"[A-Z](?:(?:,\s?|,?\s(?:and|or)\s)[A-Z](?![\w'\u2019]))+")
 
 
 class Named(NamedTuple):
@@ -106,7 +108,8 @@ def named_rest(text: str) -> str | None:
         if begin is None:
             continue
         begin = _FILLER.match(text, begin).end()  # type: ignore[union-attr]
-        rest = text[begin:].split("\n", 1)[0].strip().strip("*_`\"$ ")
+        rest = _FIRST_SENTENCE.match(text, begin).group().strip()  # type: ignore[union-attr]
+        rest = rest.strip("*_`\" ").rstrip(".")
         if rest and rest.split()[0].strip(".,!").lower() not in _NO_ANSWER:
             return rest
     return None
@@ -160,6 +163,9 @@ def _candidate(text: str, at: int, kind: Kind) -> Named | None:
     assert filler is not None
     new_line = "\n" in text[max(0, at - 1) : filler.end()]
     at = filler.end()
+    letters = _LETTERS.match(text, at)
+    if letters is not None:
+        return Named(letters.group(), True)
     if kind == "letter":
         letter = _LETTER.match(text, at)
         if letter is not None:
@@ -187,9 +193,11 @@ def _words(text: str, at: int, kind: Kind) -> Named | None:
     if not _WORD.fullmatch(words):
         return None
     each = words.lower().split()
+    if len(words) == 1:
+        return Named(words, True)
     if len(each) > MAX_NAMED_WORDS or not _NO_ANSWER.isdisjoint(each) or (kind == "value" and each[0] in _ARTICLES):
         return None
-    return Named(words, len(words) == 1)
+    return Named(words, False)
 
 
 def _named_before(text: str, cue: re.Match[str], kind: Kind) -> Named | None:

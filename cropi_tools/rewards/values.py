@@ -20,7 +20,11 @@ NUMBER = re.compile(
     r"|\.\d+)"
     r"(?:[ ]?\\?%|[ ]?[aApP]\.?[mM]\b|[ ](?:percent|dozen|hundred|thousand|million|billion|trillion)\b)?"
 )
-DELIMITERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"))
+_DELIMITERS = (("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"))
+_DELIMITED = re.compile(
+    r"\$\$((?:[^$\\]|\\.){1,1000})\$\$|\$((?:[^$\\\n]|\\.){1,1000})\$|\\\(((?:(?!\\\)).){1,1000})\\\)|\\\[((?:(?!\\\]).){1,1000})\\\]", re.DOTALL
+)
+_MONEY = re.compile(r"\d[\d,.]*\s+[A-Za-z]{2}")
 LIST_OF_FORMULAS = re.compile(r"\$[^$]+\$(?:\s*(?:,|;|or|and|,\s*(?:or|and))\s*\$[^$]+\$)+")
 
 _NUMBER_IN_LIST = r"[-\u2212]?\d[\d.]*(?:/\d+)?"
@@ -29,7 +33,7 @@ LIST_OF_NUMBERS = re.compile(_NUMBER_IN_LIST + r"(?:(?:,|;|,? (?:and|or))\s*" + 
 _PROSE = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{2,}[ ,]+[A-Za-z]{2,}|\n\s*\n")
 _FUNCTIONS = r"(?<![A-Za-z\\])(?:pi|sqrt|sin|cos|tan|log|ln|exp)(?![A-Za-z])"
 _RUN = re.compile(
-    r"(?:\\(?:text|mathrm|mbox|operatorname|mathbb|begin|end)\s?\{[^{}]{0,40}\}|\\[A-Za-z]+|\\[^A-Za-z]|" + _FUNCTIONS + "|"
+    r"(?:\\(?:text|mathrm|mbox|operatorname|mathbb|begin|end)\s?\{[^{}]{0,40}\}|\\[A-Za-z]+(?:\{[^{}]{0,60}\})*|\\[^A-Za-z]|" + _FUNCTIONS + "|"
     r"(?<![A-Za-z])[A-Za-z](?![A-Za-z'\u2019])"
     r"|[\d .,;:!|'%&+*/^_=<>(){}\[\]\u2212\u2264\u2265\u221e\u03c0\u221a\u222a\u00d7\u00b7\u00b2\u00b3-])+"
 )
@@ -37,13 +41,14 @@ _STRUCTURE = re.compile(
     r"\\[A-Za-z{]|[\^\u221a\u222a\u03c0\u00b2\u00b3]|[([][^()\[\]]*,|\d[a-z](?![a-z])\s*[-+=]|[-+]\s*\d*[a-z](?![a-z])"
     r"|(?<![A-Za-z])[A-Za-z]\)?\s*[-+]\s*[\d(]|\d\s?[xyzni](?![A-Za-z])|[\dA-Z]_\{?\d|" + _FUNCTIONS
 )
-_ARITHMETIC = re.compile(r"\d\s*[-+*/\u00d7\u2212]\s*\d|[<>\u2264\u2265]\s*[-\u2212]?\d|(?<![A-Za-z])[A-Za-z](?:\([a-z]\))?\s*=\s*\S")
+_ARITHMETIC = re.compile(r"\d\s*[-+*/\u00d7\u2212]\s*\d|[<>\u2264\u2265]\s*[-\u2212]?[\dA-Za-z]|(?<![A-Za-z])[A-Za-z](?:\([a-z]\))?\s*=\s*\S")
 _STRAY = re.compile(r"^(?:[ .,;:!*=]+|[aAI] (?![-+*/^=<>] ))+|[ .,;:!*]+$")
 _LOOSE_END = re.compile(r"(?:[ .,;:*=<>/+\u2212-]|(?<=\s)[aAI])+$")
 _RESULT = re.compile(r"=\s*[-+\u2212]?\\?[$\u20ac\u00a3\u00a5]?$")
 _NOTHING_MORE = re.compile(r"[A-Za-z]?[ .,;:!|*]*(?:\n|$|[A-Za-z]{2})")
 _SET_TO_ZERO = re.compile(r"[A-Za-z][^=\n]*[-+][^=\n]*=\s*0$")
-_ASIDE = re.compile(r"(?<=[\w)\]}%])\s+\(")
+_ASIDE = re.compile(r"(?<=[\d%])\s+\(|\s+\($")
+_STOP = re.compile(r"[.,;!](?:\s|$)|(?<! ):(?:\s|$)")
 _LINE_NUMBER = re.compile(r"[ \t>*#-]*$")
 _NUMBERED = re.compile(r"\d{1,2}[.)]\**[ \t]+\S*[A-Za-z]")
 _LABEL = re.compile(
@@ -61,12 +66,11 @@ def value_at(text: str, at: int) -> tuple[str, int] | None:
 
     Of a calculation (`5 + 3 = 8`) the result. Single letters are formulas only between delimiters.
     """
-    for opening, closing in DELIMITERS:
-        if text.startswith(opening, at):
-            end = text.find(closing, at + len(opening))
-            inner = text[at + len(opening) : end] if end > 0 else ""
-            if inner.strip() and not _PROSE.search(inner):
-                return without_calculation(inner.strip()), end + len(closing)
+    delimited = _DELIMITED.match(text, at)
+    if delimited is not None:
+        inner = next(group for group in delimited.groups() if group is not None).strip()
+        if inner and not (text[at] == "$" and _MONEY.match(inner)):
+            return without_calculation(inner), delimited.end()
     run = _RUN.match(text, at)
     if run is not None:
         formula = _first_clause(run.group())
@@ -99,7 +103,7 @@ def last_value(text: str) -> str | None:
         before = max(0, found.start() - 30), found.start()
         if _is_label(text, found.start(), end) or _DENIED.search(text, *before) or _UNIT_BEFORE.search(text, *before):
             continue
-        for opening, closing in DELIMITERS[1:]:
+        for opening, closing in _DELIMITERS:
             left, right = text.rfind(opening, 0, start), text.find(closing, end)
             if left < 0 or right < 0:
                 continue
@@ -137,7 +141,7 @@ def _first_clause(run: str) -> str:
     depth = 0
     for place, character in enumerate(run):
         depth += (character in "([{") - (character in ")]}")
-        if depth < 0 or (depth == 0 and character in ".,;:!" and run[place + 1 : place + 2] in ("", " ")):
+        if depth < 0 or (depth == 0 and _STOP.match(run, place)):
             run = run[:place]
             break
     aside = _ASIDE.search(run)
