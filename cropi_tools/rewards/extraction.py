@@ -16,7 +16,7 @@ from functools import lru_cache
 from itertools import islice
 from typing import NamedTuple
 
-from cropi_tools.rewards.naming import MAX_NAMED_WORDS, Kind, named_answer, named_rest
+from cropi_tools.rewards.naming import MAX_NAMED_WORDS, Kind, named_answer, named_rests
 from cropi_tools.rewards.spelling import normalise, without_macros
 from cropi_tools.rewards.values import LIST_OF_FORMULAS, LIST_OF_NUMBERS, has_prose, last_value, value_at
 
@@ -75,9 +75,14 @@ def extract_answer(response: str, reference: str | None = None) -> str | None:
     if tagged is not None and len(tagged.content) <= MAX_ANSWER and not has_prose(tagged.content):
         return tagged.content
     tail = _before_next_question(response[-TAIL:].replace("\0", " ").rstrip(), kind)
-    whole = named_rest(tail) if reference is not None and _is_sentence(reference) else None
-    answer = whole or named_answer(tail, kind) or _of_last_line(tail) or last_value(_before_check(tail)) or _last_line(tail)
+    whole = named_rests(tail)[-2:-1] if reference is not None and _is_sentence(reference) else None
+    answer = (whole and whole[0].strip("*_`\" ")) or named_answer(tail, kind) or plain_answer(tail) or _last_line(tail)
     return answer if 0 < len(answer) <= MAX_ANSWER else None
+
+
+def plain_answer(tail: str) -> str | None:
+    """The answer of a text in which nothing is tagged, boxed or named: a last line that is a list, else the last number with its formula."""
+    return _of_last_line(tail) or last_value(_before_check(tail))
 
 
 @lru_cache(maxsize=1 << 12)

@@ -30,7 +30,7 @@ _COPULA = re.compile(
     r"|(?<!could )(?<!might )(?<!may )(?<!can )\bbe\b|\u00e8|\u00e9|\u662f|\u4e3a|\u70ba|\u306f|\u2014)|[:\uff1a=\u2248\u2192\u21d2]|->|=>",
     re.IGNORECASE,
 )
-_MARKUP = r"[\s*_\"'`\u201c\u201d\u2018\u2019{]*"
+_MARKUP = r"[\s*_\"'`\u201c\u201d\u2018\u2019]*"
 _FILLER = re.compile(
     _MARKUP + r"(?:(?:therefore|thus|then|hence|so|simply|just|indeed|also|clearly|actually|really|now|still|only|exactly|precisely|definitely|obviously"
     r"|approximately|about|around|roughly|nearly|equal to|given by|found to be|going to be|again|not [^.,\n]{1,20},? but(?: rather| instead)?"
@@ -63,10 +63,14 @@ _ANSWER_START = re.compile(r"[-+\u2212$\u20ac\u00a3\\(\[{.]{0,4}[\d\\(\[{]")
 _CLAUSE_END = re.compile(r"[.!?;:,](?=\s|[*_\"')]|$)|\n|\s(?:because|since|as|so|for|which|where|when|if)\b|\s[\u2014-]\s|\u3002")
 _FIRST_SENTENCE = re.compile(r"[^\n]*?(?=[.!?]['\"*_`]*\s+[A-Z]|\n|$)")
 _WORD = re.compile(r"[A-Za-z][A-Za-z'\u2019-]*(?: [A-Za-z][A-Za-z'\u2019-]*)*")
-_NO_ANSWER = frozenset(
-    "correct right wrong incorrect verified valid invalid confirmed checked consistent reasonable clear obvious unclear simple easy hard good fine below above here there this that it what "
-    "given shown found as follows complete final ready done yours not we i you he she they helpful looking based determined calculated obtained computed derived expected required needed "
-    "accurate sound unique known unknown likely boxed provided described explained also therefore thus then so answer result same following to of in at by for with".split()
+# what is said about an answer, and is none
+_SAID = frozenset(
+    "correct right wrong incorrect verified valid invalid confirmed checked consistent reasonable clear obvious unclear simple easy hard good fine below above given shown found complete "
+    "final ready done helpful based determined calculated obtained computed derived expected required needed accurate sound unique known unknown likely boxed provided described "
+    "explained same following".split()
+)
+_NO_ANSWER = _SAID | frozenset(
+    "here there this that it what as follows yours not we i you he she they looking also therefore thus then so answer result to of in at by for with".split()
 )
 _ARTICLES = ("the", "a", "an")
 _LETTER = re.compile(r"[(\[]?([A-J])[)\]]?(?=[.:)\s*,!]|$)(?! [a-z])")
@@ -96,10 +100,16 @@ def named_answer(text: str, kind: Kind = "value") -> str | None:
     return words
 
 
-def named_rest(text: str) -> str | None:
-    """The rest of the line after the last "the answer is", "answer:" or "####", without markup and a period at its end.
+def mentions_answer(text: str) -> bool:
+    """Whether a text speaks of an answer at all."""
+    return _CUE.search(text) is not None
 
-    For data sets whose answers have a form of their own (dates, moves, lists of words). None where there is no such line.
+
+def named_rests(text: str) -> list[str]:
+    """The rest of the line after the last "the answer is", "answer:" or "####": as it stands there, up to the end of its first sentence with and
+    without the period, and all of these without markup and words that lead to it.
+
+    For answers that have a form of their own (dates, moves, sentences, lists of words). Empty where there is no such line.
     """
     for cue in reversed(list(_CUE.finditer(text))):
         if _CONDITION.search(text, max(0, cue.start() - 60), cue.start()):
@@ -107,12 +117,17 @@ def named_rest(text: str) -> str | None:
         begin = cue.end() if cue.group() == "####" else _begin(text, cue)
         if begin is None:
             continue
-        begin = _FILLER.match(text, begin).end()  # type: ignore[union-attr]
-        rest = _FIRST_SENTENCE.match(text, begin).group().strip()  # type: ignore[union-attr]
-        rest = rest.strip("*_`\" ").rstrip(".")
-        if rest and rest.split()[0].strip(".,!").lower() not in _NO_ANSWER:
-            return rest
-    return None
+        filler = _FILLER.match(text, begin)
+        assert filler is not None
+        starts = [begin + len(text[begin:]) - len(text[begin:].lstrip(" *:\n")), filler.end()]
+        sentences = [_FIRST_SENTENCE.match(text, start) for start in starts]
+        words = text[starts[1] :].split(None, 1)
+        if not words or words[0].strip(".!").lower() in _SAID:
+            continue
+        found = [text[start:].split("\n", 1)[0] for start in starts]
+        found += [text[start : sentence.end() + more] for start, sentence in zip(starts, sentences, strict=True) if sentence for more in (0, 1)]
+        return [rest.strip() for rest in found if rest.strip()]
+    return []
 
 
 def _begin(text: str, cue: re.Match[str]) -> int | None:
