@@ -199,7 +199,15 @@ def rollout(
         _show(
             regrade(
                 Regrading(
-                    sources, verifier, verify_seconds, partial_credit, model, dump_prompts or [], max_tokens, part, limit
+                    sources,
+                    verifier,
+                    verify_seconds,
+                    partial_credit,
+                    model,
+                    dump_prompts or [],
+                    max_tokens,
+                    part,
+                    limit,
                 ),
                 target,
             ),

@@ -52,9 +52,10 @@ def read_choice(response: str) -> str | None:
     """The letter a response ends with, upper case; None if there is none, or not one."""
     response = own_turn(response)
     tagged = last_tagged(response)
-    held = None if tagged is None else last_box(tagged.content) or tagged.content
-    if held is not None and (tagged.closed or _single(held)):
-        return _single(held)
+    if tagged is not None:
+        held = last_box(tagged.content) or tagged.content
+        if tagged.closed or _single(held):
+            return _single(held)
     held = last_box(response)
     if held is not None:
         return _single(held)

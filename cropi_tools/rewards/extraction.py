@@ -35,7 +35,8 @@ _BARE_ANSWER = re.compile(r"[-+\u2212.\\(\[]{0,3}(?:\d|[A-Za-z](?![A-Za-z]))|\\[
 _OPEN_TAG = re.compile(r"<\s?(?:final[ _-]?)?answer(?:\s[^<>]{0,200})?>", re.IGNORECASE)
 _CLOSE_TAG = re.compile(r"<\s?/\s?(?:final[ _-]?)?answer\s?>", re.IGNORECASE)
 _PLACEHOLDER = re.compile(
-    r"(?:\\(?:text|mathrm|textbf)\s*\{)?\s*(?:\.{2,}|\u2026|\\[lc]?dots|(?:your |the |my |final |numerical |correct )*(?:answer|result)(?: here)?)\s*\}?",
+    r"(?:\\(?:text|mathrm|textbf)\s*\{)?\s*(?:\.{2,}|\u2026|\\[lc]?dots|(?:your |the |my |final |numerical |correct )*"
+    r"(?:answer|result)(?: here)?)\s*\}?",
     re.IGNORECASE,
 )
 _TURN = re.compile(
@@ -44,7 +45,10 @@ _TURN = re.compile(
 )
 _NEXT_QUESTION = re.compile(r"\n[ \t*#]*(?:Q|Question|Problem|Exercise|Instruction)(?: ?\d+)?[ *]*:")
 _CHECK = re.compile(r"(?:^|\n|[.!?]\s)[ \t*#_]*(?:Check|Verification|Proof check)[ *_]*:", re.IGNORECASE)
-_CONCLUDES = re.compile(r"\b(?:so|therefore|thus|hence|wait|instead|correct(?:ed|ion)?|but|however|actually|finally|answer|total)\b", re.IGNORECASE)
+_CONCLUDES = re.compile(
+    r"\b(?:so|therefore|thus|hence|wait|instead|correct(?:ed|ion)?|but|however|actually|finally|answer|total)\b",
+    re.IGNORECASE,
+)
 _MACRO = re.compile(r"\\(?:text|mbox|textrm|mathrm|operatorname)\s*\{[^{}]*\}")
 _WORDS = re.compile(r"[A-Za-z][A-Za-z' -]+")
 _LETTER = re.compile(r"\(?([A-J])\)?")
@@ -76,7 +80,7 @@ def extract_answer(response: str, reference: str | None = None) -> str | None:
         return tagged.content
     tail = _before_next_question(response[-TAIL:].replace("\0", " ").rstrip(), kind)
     whole = named_rests(tail)[-2:-1] if reference is not None and _is_sentence(reference) else None
-    answer = (whole and whole[0].strip("*_`\" ")) or named_answer(tail, kind) or plain_answer(tail) or _last_line(tail)
+    answer = (whole and whole[0].strip('*_`" ')) or named_answer(tail, kind) or plain_answer(tail) or _last_line(tail)
     return answer if 0 < len(answer) <= MAX_ANSWER else None
 
 
@@ -146,8 +150,6 @@ def last_tagged(text: str) -> Tagged | None:
     if closed and not opened:
         return Tagged(text[: closed[-1][0]].strip(), False)
     return None
-
-
 
 
 def _of_content(content: str, kind: Kind) -> str | None:

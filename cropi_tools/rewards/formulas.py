@@ -1,9 +1,9 @@
 """Comparing two formulas: math-verify parses them and knows sets, intervals and relations; whether two values are equal is decided here.
 
-math-verify takes values for equal whose difference is small, whatever they are: 1/2004! for 1/2006!. Here numbers without decimals are equal if they
-are exactly so (rational numbers by arithmetic, others if their difference has no digit among the first WORKING_DIGITS), and where a decimal occurs, as written numbers are
-(`quantities.same_decimals`). Its own time limits are switched off, because they use SIGALRM (which fails off the main thread) and do not
-interrupt compiled code.
+math-verify takes values for equal whose difference is small, whatever they are: 1/2004! for 1/2006!. Here numbers without decimals are
+equal if they are exactly so (rational numbers by arithmetic, others if their difference has no digit among the first WORKING_DIGITS), and
+where a decimal occurs, as written numbers are (`quantities.same_decimals`). Its own time limits are switched off, because they use SIGALRM
+(which fails off the main thread) and do not interrupt compiled code.
 """
 
 from __future__ import annotations
@@ -106,7 +106,9 @@ def _same_numbers(first: Any, second: Any) -> bool:
 def _near(first: Any, second: Any) -> bool:
     """Whether two numbers agree as decimals do, in their real and imaginary parts."""
     pairs = zip(first.evalf(50).as_real_imag(), second.evalf(50).as_real_imag(), strict=True)
-    return all(_finite(one) and _finite(other) and same_decimals(_fraction(one), _fraction(other)) for one, other in pairs)
+    return all(
+        _finite(one) and _finite(other) and same_decimals(_fraction(one), _fraction(other)) for one, other in pairs
+    )
 
 
 def _same_functions(first: Any, second: Any) -> bool:

@@ -1,8 +1,8 @@
 r"""reasoning-gym's scorers: the answer of a response as they want it, and their partial credit apart from full credit.
 
-The scorers compare what they are given as a whole and give partial credit by length and likeness, which also rewards what answers nothing. So the answer is
-taken out of the response first: from answer tags; and where the family's own answer is short (a number, a word, a list on one line), from a box or a
-sentence that names it, as for mathematics. Long and structured answers (grids, plans, tables) are the whole response.
+The scorers compare what they are given as a whole and give partial credit by length and likeness, which also rewards what answers nothing. So
+the answer is taken out of the response first: from answer tags; and where the family's own answer is short (a number, a word, a list on one
+line), from a box or a sentence that names it, as for mathematics. Long and structured answers (grids, plans, tables) are the whole response.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SHORT = 60
 """Most characters of a short answer; it also has one line."""
 
 ALMOST = math.nextafter(1.0, 0.0)
-"""In place of a score above 1: full credit is 1 exactly, and spell_backward adds up parts to a little more for a right word with letters added."""
+"""In place of a score above 1. Full credit is 1 exactly; spell_backward adds up parts to a little more for a right word with letters added."""
 
 _UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, SyntaxError, AssertionError)
 """What scorers raise on answers that they cannot read."""

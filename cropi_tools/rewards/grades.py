@@ -14,9 +14,9 @@ class Grade(NamedTuple):
     """What a response earned.
 
     `reward` is the verifier's score (0 for unparsed, timeout and error, and for partial scores of built-in verifiers unless partial credit is
-    wanted). `outcome` is "correct" if the score is 1 (full credit) or more, "partial" if it lies between 0 and 1, and "wrong" if it is 0 or less; "unparsed" if the response holds no answer that could be
-    read; "timeout" if grading took too long; "error" if the verifier's process died or a built-in verifier failed on
-    the response.
+    wanted). `outcome` is "correct" if the score is 1 (full credit) or more, "partial" if it lies between 0 and 1, and "wrong" if it is 0 or
+    less; "unparsed" if the response holds no answer that could be read; "timeout" if grading took too long; "error" if the verifier's process
+    died or a built-in verifier failed on the response.
     """
 
     reward: float

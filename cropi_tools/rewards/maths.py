@@ -6,8 +6,8 @@ which may run for ever: call `compare_formulas` in a process that can be killed.
 
 What counts as equal, where people could disagree: units are ignored (quantities.py); lists and sets have no order, tuples have one, and
 a tuple may lack its parentheses; brackets of intervals must agree, and an inequality is its interval; a numeral may lack its
-base, which the question names; numbers are equal exactly, or to six decimals and a thousandth where one is written as a decimal; lists continued by dots
-agree in what is written; the case of symbols is ignored; `x = 5`, `f(x) = 5` and `a + b = 5` answer 5, but an equation
+base, which the question names; numbers are equal exactly, or to six decimals and a thousandth where one is written as a decimal; lists
+continued by dots agree in what is written; the case of symbols is ignored; `x = 5`, `f(x) = 5` and `a + b = 5` answer 5, but an equation
 that its only unknown does not stand alone in (`2x = 5`, `x^2 = 5`) does not. Of a time of day with a.m. or p.m. that must be there.
 """
 
@@ -63,7 +63,14 @@ def compare_plainly(reference: str, answer: str) -> Comparison | None:
         number = read_quantity(assignment.group(1).strip() if assignment else candidate)
         if number is not None:
             return _verdict(same_quantity(quantity, number))
-    for compare in (_compare_ellipses, _compare_collections, _compare_letters, _compare_times, _compare_numerals, _compare_words):
+    for compare in (
+        _compare_ellipses,
+        _compare_collections,
+        _compare_letters,
+        _compare_times,
+        _compare_numerals,
+        _compare_words,
+    ):
         found = compare(gold, candidate)
         if found is not None:
             return found

@@ -1,8 +1,8 @@
 r"""Sentences that name an answer: "The answer is 5", "**Final answer:** $\frac12$", "5 is the answer", "#### 5", "答案是 5".
 
 The last sentence decides whose candidate looks like an answer: a number, a formula, a list of them, a letter or a few words. What is said
-about an answer ("the answer is correct", "I hope this answer helps", "the answer we want") names none, nor do a guess ("the answer could be 5"), a condition
-("if the answer is 5") and a denial ("the answer is not 5").
+about an answer ("the answer is correct", "I hope this answer helps", "the answer we want") names none, nor do a guess ("the answer could
+be 5"), a condition ("if the answer is 5") and a denial ("the answer is not 5").
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Literal, NamedTuple
 
-from cropi_tools.rewards.values import SENTENCE_END, last_value, numbered_line, value_at, values_at
+from cropi_tools.rewards.values import last_value, numbered_line, values_at
 
 MAX_NAMED_WORDS = 3
 """Most words of an answer that is neither number nor formula."""
@@ -32,16 +32,18 @@ _COPULA = re.compile(
 )
 _MARKUP = r"[\s*_\"'`\u201c\u201d\u2018\u2019]*"
 _FILLER = re.compile(
-    _MARKUP + r"(?:(?:therefore|thus|then|hence|so|simply|just|indeed|also|clearly|actually|really|now|still|only|exactly|precisely|definitely|obviously"
+    _MARKUP
+    + r"(?:(?:therefore|thus|then|hence|so|simply|just|indeed|also|clearly|actually|really|now|still|only|exactly|precisely|definitely|obviously"
     r"|approximately|about|around|roughly|nearly|equal to|given by|found to be|going to be|again|not [^.,\n]{1,20},? but(?: rather| instead)?"
     r"|in fact|of course|the (?:following|number|value)|option|choice)\b[\s,:*]*|```[a-z]*\s+|[:=\u2248]\s*)*"
     + _MARKUP,
     re.IGNORECASE,
 )
-# Words that may stand before the value ("the answer is that there are 5 apples"): no preposition, conjunction or denial, after which a number is another's.
+# Words that may lead to the value ("the answer is that there are 5 apples"); after a preposition, a conjunction or a denial it is another's.
 _WORDS_BEFORE = re.compile(
-    r"(?:(?!(?:of|in|on|at|by|with|for|from|to|into|than|as|because|since|if|when|whether|which|while|after|before|between|among|per|or|and|but|not|never|no"
-    r"|step|part|problem|question|case|equation|correct|right|wrong|more|less|fewer|both|either)\b)[A-Za-z][A-Za-z'\u2019]*[ ]+|total of[ ]+){1,6}"
+    r"(?:(?!(?:of|in|on|at|by|with|for|from|to|into|than|as|because|since|if|when|whether|which|while|after|before|between|among|per|or|and"
+    r"|but|not|never|no|step|part|problem|question|case|equation|correct|right|wrong|more|less|fewer|both|either)\b)[A-Za-z][A-Za-z'\u2019]*[ ]+"
+    r"|total of[ ]+){1,6}"
     r"(?=[*$\\\d({\[\u20ac\u00a3.\u2212-])",
     re.IGNORECASE,
 )
@@ -50,27 +52,35 @@ _CONDITION = re.compile(
     r"(?:\b(?:if|whether|suppose|supposing|assume|assuming|unless|not|wrong)\s+(?:that\s+)?)(?:the|my|your|our|this|that|an?|[A-Za-z]+ly)?[\s*_]*(?:final|correct|right)?[\s*_]*$",
     re.IGNORECASE,
 )
-_CALCULATION_GOES_ON = re.compile(r"[^\n.,;:!?()=]{0,40}?(?:\s[-+*/\u00d7\u00f7\u00b7]\s|[=<>\u2248])|\s+(?:times|plus|minus|more|less|fewer|divided|multiplied)\b")
+_CALCULATION_GOES_ON = re.compile(
+    r"[^\n.,;:!?()=]{0,40}?(?:\s[-+*/\u00d7\u00f7\u00b7]\s|[=<>\u2248])|\s+(?:times|plus|minus|more|less|fewer|divided|multiplied)\b"
+)
 _FEW_WORDS_MORE = re.compile(
     r"[*_\"'`]*(?:\s?[A-Za-z%\u00b0][A-Za-z'\u2019/\u00b2\u00b3^-]*){0,4}[*_\"'`)]*(?:[.!?,;:](?:\s|$)|\s*(?:\n|$|[(\u2014-]|because\b|since\b|so\b|as\b|which\b|when\b|for\b))"
 )
 _NAMED_AFTER = re.compile(
-    r"(?:\b(?:is|are|was|be)|'s|=)\s+(?:indeed\s+|therefore\s+|thus\s+|also\s+)?(?:the|our|my|your)\s+(?:[a-z]+\s+){0,2}[*_]*$", re.IGNORECASE
+    r"(?:\b(?:is|are|was|be)|'s|=)\s+(?:indeed\s+|therefore\s+|thus\s+|also\s+)?(?:the|our|my|your)\s+(?:[a-z]+\s+){0,2}[*_]*$",
+    re.IGNORECASE,
 )
 _TRAILING_WORDS = re.compile(r"[\s,*_`$)}\]\\]*(?:[A-Za-z%\u00b0][A-Za-z'\u2019/^-]*[\s,*_`]*){0,4}")
 _HEADING = re.compile(r"[\s#*_>-]*(?:(?:the|my|your|our|so|and)\s+)*(?:final |correct |short )?$", re.IGNORECASE)
 _ANSWER_START = re.compile(r"[-+\u2212$\u20ac\u00a3\\(\[{.]{0,4}[\d\\(\[{]")
-_CLAUSE_END = re.compile(r"[.!?;:,](?=\s|[*_\"')]|$)|\n|\s(?:because|since|as|so|for|which|where|when|if)\b|\s[\u2014-]\s|\u3002")
+_CLAUSE_END = re.compile(
+    r"[.!?;:,](?=\s|[*_\"')]|$)|\n|\s(?:because|since|as|so|for|which|where|when|if)\b|\s[\u2014-]\s|\u3002"
+)
 _FIRST_SENTENCE = re.compile(r"[^\n]*?(?=[.!?]['\"*_`]*\s+[A-Z]|\n|$)")
 _WORD = re.compile(r"[A-Za-z][A-Za-z'\u2019-]*(?: [A-Za-z][A-Za-z'\u2019-]*)*")
-# what is said about an answer, and is none
-_SAID = frozenset(
-    "correct right wrong incorrect verified valid invalid confirmed checked consistent reasonable clear obvious unclear simple easy hard good fine below above given shown found complete "
-    "final ready done helpful based determined calculated obtained computed derived expected required needed accurate sound unique known unknown likely boxed provided described "
-    "explained same following".split()
+_SAID = re.compile(
+    r"correct|right|wrong|incorrect|verified|valid|invalid|confirmed|checked|consistent|reasonable|clear|obvious|unclear|simple|easy|hard|good|fine"
+    r"|below|above|given|shown|found|complete|final|ready|done|helpful|based|determined|calculated|obtained|computed|derived|expected|required|needed"
+    r"|accurate|sound|unique|known|unknown|likely|boxed|provided|described|explained|same|following"
 )
-_NO_ANSWER = _SAID | frozenset(
-    "here there this that it what as follows yours not we i you he she they looking also therefore thus then so answer result to of in at by for with".split()
+"""What is said about an answer, and is none."""
+
+_NO_ANSWER = re.compile(
+    _SAID.pattern
+    + r"|here|there|this|that|it|what|as|follows|yours|not|we|i|you|he|she|they|looking|also|therefore|thus|then|so"
+    r"|answer|result|to|of|in|at|by|for|with"
 )
 _ARTICLES = ("the", "a", "an")
 _LETTER = re.compile(r"[(\[]?([A-J])[)\]]?(?=[.:)\s*,!]|$)(?! [a-z])")
@@ -122,10 +132,15 @@ def named_rests(text: str) -> list[str]:
         starts = [begin + len(text[begin:]) - len(text[begin:].lstrip(" *:\n")), filler.end()]
         sentences = [_FIRST_SENTENCE.match(text, start) for start in starts]
         words = text[starts[1] :].split(None, 1)
-        if not words or words[0].strip(".!").lower() in _SAID:
+        if not words or _SAID.fullmatch(words[0].strip(".!").lower()):
             continue
         found = [text[start:].split("\n", 1)[0] for start in starts]
-        found += [text[start : sentence.end() + more] for start, sentence in zip(starts, sentences, strict=True) if sentence for more in (0, 1)]
+        found += [
+            text[start : sentence.end() + more]
+            for start, sentence in zip(starts, sentences, strict=True)
+            if sentence
+            for more in (0, 1)
+        ]
         return [rest.strip() for rest in found if rest.strip()]
     return []
 
@@ -148,7 +163,9 @@ def _named_by(text: str, cue: re.Match[str], kind: Kind) -> Named | None:
     stop = _sentence_end(text, cue.end())
     solution = cue.group().lower().startswith("solution")
     for copula in _COPULA.finditer(text, cue.end(), stop):
-        if (solution and copula["verb"] is None) or (_DENIAL.match(text, copula.end()) and not _but(text, copula.end())):
+        if (solution and copula["verb"] is None) or (
+            _DENIAL.match(text, copula.end()) and not _but(text, copula.end())
+        ):
             continue
         found = _candidate(text, copula.end(), kind)
         if found is not None:
@@ -194,7 +211,11 @@ def _candidate(text: str, at: int, kind: Kind) -> Named | None:
     if before is not None:
         start = re.compile(r"[*_`]*").match(text, before.end()).end()  # type: ignore[union-attr]
         found = values_at(text, start)
-        fits = found is not None and _FEW_WORDS_MORE.match(text, found[1]) and not _CALCULATION_GOES_ON.match(text, found[1])
+        fits = (
+            found is not None
+            and _FEW_WORDS_MORE.match(text, found[1])
+            and not _CALCULATION_GOES_ON.match(text, found[1])
+        )
         return Named(found[0], True) if found is not None and fits else None
     return _words(text, at, kind)
 
@@ -210,9 +231,13 @@ def _words(text: str, at: int, kind: Kind) -> Named | None:
     each = words.lower().split()
     if len(words) == 1:
         return Named(words, True)
-    if len(each) > MAX_NAMED_WORDS or not _NO_ANSWER.isdisjoint(each) or (kind == "value" and each[0] in _ARTICLES):
+    if len(each) > MAX_NAMED_WORDS or not _free_of_comment(each) or (kind == "value" and each[0] in _ARTICLES):
         return None
     return Named(words, False)
+
+
+def _free_of_comment(words: list[str]) -> bool:
+    return not any(map(_NO_ANSWER.fullmatch, words))
 
 
 def _named_before(text: str, cue: re.Match[str], kind: Kind) -> Named | None:
@@ -233,9 +258,11 @@ def _named_before(text: str, cue: re.Match[str], kind: Kind) -> Named | None:
         return Named((formula.group(1) or formula.group(2)).strip(), True)
     if kind == "value":
         return None
-    words = re.sub(r"^.*(?:,|\b(?:so|thus|hence|therefore|that|option|choice))\s+", "", sentence, flags=re.IGNORECASE | re.DOTALL).strip(" *_`\"'()")
+    words = re.sub(
+        r"^.*(?:,|\b(?:so|thus|hence|therefore|that|option|choice))\s+", "", sentence, flags=re.IGNORECASE | re.DOTALL
+    ).strip(" *_`\"'()")
     each = words.lower().split()
-    good = _WORD.fullmatch(words) is not None and len(each) <= MAX_NAMED_WORDS and _NO_ANSWER.isdisjoint(each)
+    good = _WORD.fullmatch(words) is not None and len(each) <= MAX_NAMED_WORDS and _free_of_comment(each)
     return Named(words, False) if good else None
 
 

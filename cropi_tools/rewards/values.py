@@ -22,7 +22,8 @@ NUMBER = re.compile(
 )
 _DELIMITERS = (("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"))
 _DELIMITED = re.compile(
-    r"\$\$((?:[^$\\]|\\.){1,1000})\$\$|\$((?:[^$\\\n]|\\.){1,1000})\$|\\\(((?:(?!\\\)).){1,1000})\\\)|\\\[((?:(?!\\\]).){1,1000})\\\]", re.DOTALL
+    r"\$\$((?:[^$\\]|\\.){1,1000})\$\$|\$((?:[^$\\\n]|\\.){1,1000})\$|\\\(((?:(?!\\\)).){1,1000})\\\)|\\\[((?:(?!\\\]).){1,1000})\\\]",
+    re.DOTALL,
 )
 _MONEY = re.compile(r"\d[\d,.]*\s+[A-Za-z]{2}")
 LIST_OF_FORMULAS = re.compile(r"\$[^$]+\$(?:\s*(?:,|;|or|and|,\s*(?:or|and))\s*\$[^$]+\$)+")
@@ -33,7 +34,9 @@ LIST_OF_NUMBERS = re.compile(_NUMBER_IN_LIST + r"(?:(?:,|;|,? (?:and|or))\s*" + 
 _PROSE = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{2,}[ ,]+[A-Za-z]{2,}|\n\s*\n")
 _FUNCTIONS = r"(?<![A-Za-z\\])(?:pi|sqrt|sin|cos|tan|log|ln|exp)(?![A-Za-z])"
 _RUN = re.compile(
-    r"(?:\\(?:text|mathrm|mbox|operatorname|mathbb|begin|end)\s?\{[^{}]{0,40}\}|\\[A-Za-z]+(?:\{[^{}]{0,60}\})*|\\[^A-Za-z]|" + _FUNCTIONS + "|"
+    r"(?:\\(?:text|mathrm|mbox|operatorname|mathbb|begin|end)\s?\{[^{}]{0,40}\}|\\[A-Za-z]+(?:\{[^{}]{0,60}\})*|\\[^A-Za-z]|"
+    + _FUNCTIONS
+    + "|"
     r"(?<![A-Za-z])[A-Za-z](?![A-Za-z'\u2019])"
     r"|[\d .,;:!|'%&+*/^_=<>(){}\[\]\u2212\u2264\u2265\u221e\u03c0\u221a\u222a\u00d7\u00b7\u00b2\u00b3-])+"
 )
@@ -41,7 +44,9 @@ _STRUCTURE = re.compile(
     r"\\[A-Za-z{]|[\^\u221a\u222a\u03c0\u00b2\u00b3]|[([][^()\[\]]*,|\d[a-z](?![a-z])\s*[-+=]|[-+]\s*\d*[a-z](?![a-z])"
     r"|(?<![A-Za-z])[A-Za-z]\)?\s*[-+]\s*[\d(]|\d\s?[xyzni](?![A-Za-z])|[\dA-Z]_\{?\d|" + _FUNCTIONS
 )
-_ARITHMETIC = re.compile(r"\d\s*[-+*/\u00d7\u2212]\s*\d|[<>\u2264\u2265]\s*[-\u2212]?[\dA-Za-z]|(?<![A-Za-z])[A-Za-z](?:\([a-z]\))?\s*=\s*\S")
+_ARITHMETIC = re.compile(
+    r"\d\s*[-+*/\u00d7\u2212]\s*\d|[<>\u2264\u2265]\s*[-\u2212]?[\dA-Za-z]|(?<![A-Za-z])[A-Za-z](?:\([a-z]\))?\s*=\s*\S"
+)
 _STRAY = re.compile(r"^(?:[ .,;:!*=]+|[aAI] (?![-+*/^=<>] ))+|[ .,;:!*]+$")
 _LOOSE_END = re.compile(r"(?:[ .,;:*=<>/+\u2212-]|(?<=\s)[aAI])+$")
 _RESULT = re.compile(r"=\s*[-+\u2212]?\\?[$\u20ac\u00a3\u00a5]?$")

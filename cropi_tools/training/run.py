@@ -120,9 +120,7 @@ def train(job: Job, output: Output, ranks: Ranks) -> None:
     engine = _engine(
         options["engine"], policy, device, "bfloat16" if autocast else "float32", job.engine_memory, shared
     )
-    pool = VerifierPool(
-        job.verifier, seconds=options["verify_seconds"], partial_credit=options["partial_credit"]
-    )
+    pool = VerifierPool(job.verifier, seconds=options["verify_seconds"], partial_credit=options["partial_credit"])
     with contextlib.closing(engine), pool:
         counters = Trainer(
             policy,

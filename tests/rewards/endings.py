@@ -1,7 +1,7 @@
 r"""How responses of models end, with what they answer: (reference, response) pairs that are right, and pairs that are wrong.
 
-Written after the habits of Qwen2.5 and Qwen3, Llama 3, DeepSeek-R1, GPT, Gemma, Phi and SmolLM2 on GSM8K and MATH: boxes, tags, sentences, markup, units, checks and
-closing phrases. Of every kind there are wrong ones, whose right number stands somewhere else in the text.
+Written after the habits of Qwen2.5 and Qwen3, Llama 3, DeepSeek-R1, GPT, Gemma, Phi and SmolLM2 on GSM8K and MATH: boxes, tags, sentences,
+markup, units, checks and closing phrases. Of every kind there are wrong ones, whose right number stands somewhere else in the text.
 """
 
 from __future__ import annotations
@@ -306,7 +306,7 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("2", "The answer is 2 and 3."),
         ("3", "The answer is 2 and 3."),
         ("2", "The answer is $x = 2$ or $x = 3$."),
-        ("5", "{\"answer\": 6, \"confidence\": 5}"),
+        ("5", '{"answer": 6, "confidence": 5}'),
         ("5", "The result is 6 in 5 steps."),
         ("we want", "So 5 is the answer we want."),
         ("helps", "I hope this answer helps!"),

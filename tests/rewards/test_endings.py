@@ -30,7 +30,9 @@ def test_wrong_endings_are_not_accepted(kind: str) -> None:
 REASONING = "Let me see. Maybe the answer is 77? \\boxed{78}? <answer>79</answer> Then x = 80.\n"
 
 
-@pytest.mark.parametrize("before", ["We add the 2 numbers.\n\n", f"<think>\n{REASONING}</think>\n\n", f"{REASONING}</think>\n"])
+@pytest.mark.parametrize(
+    "before", ["We add the 2 numbers.\n\n", f"<think>\n{REASONING}</think>\n\n", f"{REASONING}</think>\n"]
+)
 def test_what_goes_before_changes_nothing(before: str) -> None:
     for kind in RIGHT:
         assert misread(RIGHT[kind], True, before) == []

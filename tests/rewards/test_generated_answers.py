@@ -33,7 +33,14 @@ def records(family: str, size: int = 4) -> tuple[Any, list[dict[str, Any]]]:
         entry = data[number]
         source = {"dataset": family, "entry": plain(entry)}
         answer = entry["answer"]
-        found.append({"id": f"{family}-{number}", "answer": answer, "extra": {"reasoning_gym": source}, "verifier": "reasoning-gym"})
+        found.append(
+            {
+                "id": f"{family}-{number}",
+                "answer": answer,
+                "extra": {"reasoning_gym": source},
+                "verifier": "reasoning-gym",
+            }
+        )
     return data, found
 
 
@@ -44,13 +51,23 @@ def is_short(answer: str) -> bool:
 def right_responses(answer: str) -> list[str]:
     found = [answer, f"\n{answer}\n", f"I think.\n<answer>\n{answer}\n</answer>", f"<ANSWER>{answer}</ANSWER> Bye."]
     if is_short(answer):
-        found += [f"So it is done.\n\nThe answer is {answer}.", f"**Answer:** {answer}", f"The final answer is: {answer}\n\nI hope this answer helps!"]
+        found += [
+            f"So it is done.\n\nThe answer is {answer}.",
+            f"**Answer:** {answer}",
+            f"The final answer is: {answer}\n\nI hope this answer helps!",
+        ]
         found += [rf"Thus it is $\boxed{{{answer}}}$.", f"<answer>The answer is {answer}.</answer>"]
     return found
 
 
 def wrong_responses(answer: str, other: str) -> list[str]:
-    found = ["", "I do not know.", "<answer>zzz</answer>", other, f"<answer>{answer}</answer> No: <answer>{other}</answer>"]
+    found = [
+        "",
+        "I do not know.",
+        "<answer>zzz</answer>",
+        other,
+        f"<answer>{answer}</answer> No: <answer>{other}</answer>",
+    ]
     if is_short(answer) and is_short(other):
         found += [f"It could be {answer}, but the answer is {other}.", rf"\boxed{{{answer}}}, no, \boxed{{{other}}}"]
         found += [f"The answer is not {answer}."]
@@ -68,7 +85,11 @@ def misjudged(family: str, size: int) -> list[tuple[str, str, Grade]]:
         for responses, is_right in ((right, True), (wrong, False)):
             for response in responses:
                 got = grade(record, response)
-                if (got == Grade(1.0, "correct")) is not is_right or got.outcome == "error" or (got.reward > 0) is not is_right:
+                if (
+                    (got == Grade(1.0, "correct")) is not is_right
+                    or got.outcome == "error"
+                    or (got.reward > 0) is not is_right
+                ):
                     found.append((record["id"], response, got))
     return found
 
@@ -114,7 +135,11 @@ def test_a_number_is_read_as_in_mathematics(answer: str, response: str) -> None:
     from cropi_tools.rewards import final_answer
 
     entry = {"question": "?", "answer": answer, "metadata": {}}
-    record = {"id": "p", "extra": {"reasoning_gym": {"dataset": "chain_sum", "entry": entry}}, "verifier": "reasoning-gym"}
+    record = {
+        "id": "p",
+        "extra": {"reasoning_gym": {"dataset": "chain_sum", "entry": entry}},
+        "verifier": "reasoning-gym",
+    }
     assert grade(record, final_answer(response)) == Grade(1.0, "correct")
     assert grade(record, final_answer(response.replace("12", "13"))).reward == 0.0
 

@@ -24,9 +24,19 @@ def test_exact_strips_only_the_ends() -> None:
 
 def test_exact_reads_answer_tags() -> None:
     record = {"id": "p", "answer": "a  b", "verifier": "exact"}
-    for right in ("It is <answer> a  b\n</answer>.", "<ANSWER>c</ANSWER> no <answer>a  b</answer>", "<answer>a  b", r"<answer>\boxed{a  b}</answer>"):
+    for right in (
+        "It is <answer> a  b\n</answer>.",
+        "<ANSWER>c</ANSWER> no <answer>a  b</answer>",
+        "<answer>a  b",
+        r"<answer>\boxed{a  b}</answer>",
+    ):
         assert grade(record, right) == Grade(1.0, "correct")
-    for wrong in ("a  b <answer>c</answer>", "The answer is a  b", "<answer>a  b</answer> no <answer>c</answer>", r"\boxed{a  b}"):
+    for wrong in (
+        "a  b <answer>c</answer>",
+        "The answer is a  b",
+        "<answer>a  b</answer> no <answer>c</answer>",
+        r"\boxed{a  b}",
+    ):
         assert grade(record, wrong) == Grade(0.0, "wrong")
 
 
