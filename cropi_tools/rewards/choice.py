@@ -53,9 +53,9 @@ def read_choice(response: str) -> str | None:
     response = own_turn(response)
     tagged = last_tagged(response)
     if tagged is not None:
-        held = last_box(tagged.content) or tagged.content
-        if tagged.closed or _single(held):
-            return _single(held)
+        letter = _single(last_box(tagged.content) or tagged.content)
+        if tagged.closed or letter:
+            return letter
     held = last_box(response)
     if held is not None:
         return _single(held)

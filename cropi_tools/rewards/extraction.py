@@ -16,9 +16,9 @@ from functools import lru_cache
 from itertools import islice
 from typing import NamedTuple
 
-from cropi_tools.rewards.naming import MAX_NAMED_WORDS, Kind, named_answer, named_rests
+from cropi_tools.rewards.naming import MAX_NAMED_WORDS, Kind, last_words, named_answer, named_rests
 from cropi_tools.rewards.spelling import normalise, without_macros
-from cropi_tools.rewards.values import LIST_OF_FORMULAS, LIST_OF_NUMBERS, has_prose, last_value, value_at
+from cropi_tools.rewards.values import LIST_OF_FORMULAS, LIST_OF_NUMBERS, has_prose, is_list, last_value, value_at
 
 MAX_ANSWER = 1000
 """Longest answer that is compared, in characters (the longest reference of MATH and OlympiadBench has about 200)."""
@@ -43,12 +43,16 @@ _TURN = re.compile(
     r"\n[ \t*#]*(?:Human|User)[ *]*:|<\|im_(?:start|end)\|>|<\|(?:endoftext|eot_id|end_of_text|start_header_id|user|end)\|>|</s>|\[INST\]"
     r"|<(?:start|end)_of_turn>"
 )
-_NEXT_QUESTION = re.compile(r"\n[ \t*#]*(?:Q|Question|Problem|Exercise|Instruction)(?: ?\d+)?[ *]*:")
+_NEXT_QUESTION = re.compile(
+    r"\n[ \t*#]*(?:Q|Question|Problem|Exercise|Instruction)(?: ?\d+)?[ *]*:|\n#+[ *]*(?:Question|Problem|Exercise)\b"
+)
 _CHECK = re.compile(r"(?:^|\n|[.!?]\s)[ \t*#_]*(?:Check|Verification|Proof check)[ *_]*:", re.IGNORECASE)
 _CONCLUDES = re.compile(
     r"\b(?:so|therefore|thus|hence|wait|instead|correct(?:ed|ion)?|but|however|actually|finally|answer|total)\b",
     re.IGNORECASE,
 )
+_SET_TEXT = re.compile(r"\\text(?:bf|it)?\s?\{([^{}]{0,200}\b(?:[Aa]nswer|[Rr]esult)\b[^{}]{0,200})\}")
+_NEGATIVE = re.compile(r"\b[Nn]egative (?=[\d\\$])")
 _MACRO = re.compile(r"\\(?:text|mbox|textrm|mathrm|operatorname)\s*\{[^{}]*\}")
 _WORDS = re.compile(r"[A-Za-z][A-Za-z' -]+")
 _LETTER = re.compile(r"\(?([A-J])\)?")
@@ -78,10 +82,21 @@ def extract_answer(response: str, reference: str | None = None) -> str | None:
         return box or None
     if tagged is not None and len(tagged.content) <= MAX_ANSWER and not has_prose(tagged.content):
         return tagged.content
-    tail = _before_next_question(response[-TAIL:].replace("\0", " ").rstrip(), kind)
+    tail = _before_next_question(plain_tail(response), kind)
     whole = named_rests(tail)[-2:-1] if reference is not None and _is_sentence(reference) else None
-    answer = (whole and whole[0].strip('*_`" ')) or named_answer(tail, kind) or plain_answer(tail) or _last_line(tail)
+    answer = (whole and whole[0].strip('*_`" ')) or named_answer(tail, kind)
+    if not answer and kind == "words":
+        answer = last_words(_last_line(tail))
+    if not answer and kind == "letter" and _LETTER.fullmatch(_last_line(tail).rstrip(".")):
+        answer = _last_line(tail)
+    answer = answer or plain_answer(tail) or _last_line(tail)
     return answer if 0 < len(answer) <= MAX_ANSWER else None
+
+
+def plain_tail(response: str) -> str:
+    """The end of a response, with sentences that LaTeX sets as text, and "negative 3", as plain writing."""
+    tail = response[-TAIL:].replace("\0", " ").rstrip()
+    return _NEGATIVE.sub("-", _SET_TEXT.sub(r"\1", tail))
 
 
 def plain_answer(tail: str) -> str | None:
@@ -157,18 +172,19 @@ def _of_content(content: str, kind: Kind) -> str | None:
     box = last_box(content)
     if box is not None:
         return box or None
+    named = named_answer(content[-TAIL:], kind)
     if kind != "value" or not has_prose(content):
-        return content
+        return named or content
     content = content[-TAIL:]
     if "\n" not in content and len(content.split()) <= 6 and value_at(content, 0):
         return content
-    return named_answer(content, kind) or last_value(content) or content
+    return named or last_value(content) or content
 
 
 def _of_last_line(tail: str) -> str | None:
     """A last line that is a list of numbers or formulas and nothing else."""
     line = _last_line(tail).rstrip(".")
-    return line if LIST_OF_FORMULAS.fullmatch(line) or LIST_OF_NUMBERS.fullmatch(line) else None
+    return line if LIST_OF_FORMULAS.fullmatch(line) or LIST_OF_NUMBERS.fullmatch(line) or is_list(line) else None
 
 
 def _last_line(tail: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 from cropi_tools.data.errors import InputError
 from cropi_tools.data.families import NO_ANSWER
-from cropi_tools.rewards.extraction import TAIL, kind_of, last_box, last_tagged, own_turn, plain_answer
+from cropi_tools.rewards.extraction import kind_of, last_box, last_tagged, own_turn, plain_answer, plain_tail
 from cropi_tools.rewards.grades import Grade, Record, prompt_name, scored
 from cropi_tools.rewards.naming import mentions_answer, named_answer, named_rests
 from cropi_tools.rewards.quantities import read_quantity
@@ -106,7 +106,7 @@ def _readings(response: str, answer: str | None) -> Iterator[str]:
     if box is not None:
         yield from _spellings(box)
         return
-    tail = response[-TAIL:]
+    tail = plain_tail(response)
     named = list(_named(tail, answer))
     if named:
         yield from named

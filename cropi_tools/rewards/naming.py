@@ -27,7 +27,7 @@ _CUE = re.compile(
 )
 _COPULA = re.compile(
     r"(?P<verb>\b(?:is|are|was|were|equals?|becomes|remains|est|es|ist|lautet|sono|s\u00e3o)\b"
-    r"|(?<!could )(?<!might )(?<!may )(?<!can )\bbe\b|\u00e8|\u00e9|\u662f|\u4e3a|\u70ba|\u306f|\u2014)|[:\uff1a=\u2248\u2192\u21d2]|->|=>",
+    r"|(?<!could )(?<!might )(?<!may )(?<!can )(?<!cannot )(?<!not )(?<!n't )\bbe\b|\u00e8|\u00e9|\u662f|\u4e3a|\u70ba|\u306f|\u2014)|[:\uff1a=\u2248\u2192\u21d2]|->|=>",
     re.IGNORECASE,
 )
 _MARKUP = r"[\s*_\"'`\u201c\u201d\u2018\u2019]*"
@@ -55,6 +55,7 @@ _CONDITION = re.compile(
 _CALCULATION_GOES_ON = re.compile(
     r"[^\n.,;:!?()=]{0,40}?(?:\s[-+*/\u00d7\u00f7\u00b7]\s|[=<>\u2248])|\s+(?:times|plus|minus|more|less|fewer|divided|multiplied)\b"
 )
+_GUESS_GOES_ON = re.compile(r"[*_`]*\s+or\b(?!\s+(?:about|approximately|simply|equivalently))", re.IGNORECASE)
 _FEW_WORDS_MORE = re.compile(
     r"[*_\"'`]*(?:\s?[A-Za-z%\u00b0][A-Za-z'\u2019/\u00b2\u00b3^-]*){0,4}[*_\"'`)]*(?:[.!?,;:](?:\s|$)|\s*(?:\n|$|[(\u2014-]|because\b|since\b|so\b|as\b|which\b|when\b|for\b))"
 )
@@ -145,6 +146,14 @@ def named_rests(text: str) -> list[str]:
     return []
 
 
+def last_words(line: str) -> str | None:
+    """The few words after the last "is" of a line's last sentence: "So the function is even."."""
+    line = line[-200:]
+    copulas = [copula for copula in _COPULA.finditer(line) if copula["verb"]]
+    found = _words(line, copulas[-1].end() + 1, "words") if copulas else None
+    return None if found is None else found.text
+
+
 def _begin(text: str, cue: re.Match[str]) -> int | None:
     """Where what is named after a cue begins: after a copula, a colon, or the heading that it is."""
     stop = _sentence_end(text, cue.end())
@@ -206,6 +215,8 @@ def _candidate(text: str, at: int, kind: Kind) -> Named | None:
         return None
     found = values_at(text, at)
     if found is not None:
+        if _GUESS_GOES_ON.match(text, found[1]):
+            return None
         return None if _CALCULATION_GOES_ON.match(text, found[1]) else Named(found[0], True)
     before = _WORDS_BEFORE.match(text, at)
     if before is not None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from cropi_tools.rewards.spelling import without_calculation
+from cropi_tools.rewards.quantities import read_quantity, same_quantity
+from cropi_tools.rewards.spelling import normalise, without_calculation
 
 NUMBER = re.compile(
     r"(?:(?<![\w)\]}])[-+\u2212])?(?:\\?[$\u20ac\u00a3\u00a5][-+\u2212]?)?(?<![A-Za-z\d])(?<![A-Za-z\d\\)}]_)"
@@ -41,7 +42,7 @@ _RUN = re.compile(
     r"|[\d .,;:!|'%&+*/^_=<>(){}\[\]\u2212\u2264\u2265\u221e\u03c0\u221a\u222a\u00d7\u00b7\u00b2\u00b3-])+"
 )
 _STRUCTURE = re.compile(
-    r"\\[A-Za-z{]|[\^\u221a\u222a\u03c0\u00b2\u00b3]|[([][^()\[\]]*,|\d[a-z](?![a-z])\s*[-+=]|[-+]\s*\d*[a-z](?![a-z])"
+    r"\\[A-Za-z{]|[\^\u221a\u222a\u03c0\u00b2\u00b3]|[([{][^()\[\]{}]*,|\d[a-z](?![a-z])\s*[-+=]|[-+]\s*\d*[a-z](?![a-z])"
     r"|(?<![A-Za-z])[A-Za-z]\)?\s*[-+]\s*[\d(]|\d\s?[xyzni](?![A-Za-z])|[\dA-Z]_\{?\d|" + _FUNCTIONS
 )
 _ARITHMETIC = re.compile(
@@ -53,6 +54,7 @@ _RESULT = re.compile(r"=\s*[-+\u2212]?\\?[$\u20ac\u00a3\u00a5]?$")
 _NOTHING_MORE = re.compile(r"[A-Za-z]?[ .,;:!|*]*(?:\n|$|[A-Za-z]{2})")
 _SET_TO_ZERO = re.compile(r"[A-Za-z][^=\n]*[-+][^=\n]*=\s*0$")
 _ASIDE = re.compile(r"(?<=[\d%])\s+\(|\s+\($")
+_SIGN_APART = re.compile(r"[-\u2212]\s(?=[\d.\\])")
 _STOP = re.compile(r"[.,;!](?:\s|$)|(?<! ):(?:\s|$)")
 _LINE_NUMBER = re.compile(r"[ \t>*#-]*$")
 _NUMBERED = re.compile(r"\d{1,2}[.)]\**[ \t]+\S*[A-Za-z]")
@@ -60,7 +62,11 @@ _LABEL = re.compile(
     r"^[\s>*#-]*(?:step|part|problem|question|case|example|exercise|equation|method|note)s?\s*#?\(?$", re.IGNORECASE
 )
 _LABELLED = re.compile(r"\)?\s*(?:[:.)*\u2013\u2014-]|$)")
-_DENIED = re.compile(r"(?:\bnot|n['\u2019]t|\bnever)\s+(?:be\s+|equal\s+to\s+|just\s+)?[*\\($]*$", re.IGNORECASE)
+_DENIED = re.compile(
+    r"(?:\b(?:not|cannot|never)|n['\u2019]t)\s+(?:be\s+|equal\s+to\s+|just\s+)?[*\\($]*$"
+    r"|(?<!\bno )\b(?:more|less|fewer|greater|larger|smaller)\s+than\s+[*\\($]*$",
+    re.IGNORECASE,
+)
 SENTENCE_END = re.compile(r"[*_\"'`)]*[.!?]*[*_\"'`)]*(?:\s*(?:\n|$)|(?<=[.!?*])\s)")
 _UNIT_BEFORE = re.compile(r"[A-Za-z]{2}\^\{?$")
 _SEPARATOR = re.compile(r"\s*(?:,\s*(?:and|or)\b|[,;]|and\b|or\b)\s*")
@@ -71,6 +77,10 @@ def value_at(text: str, at: int) -> tuple[str, int] | None:
 
     Of a calculation (`5 + 3 = 8`) the result. Single letters are formulas only between delimiters.
     """
+    apart = _SIGN_APART.match(text, at)
+    if apart is not None:
+        found = value_at(text, apart.end())
+        return None if found is None else (f"-{found[0]}", found[1])
     delimited = _DELIMITED.match(text, at)
     if delimited is not None:
         inner = next(group for group in delimited.groups() if group is not None).strip()
@@ -93,9 +103,23 @@ def values_at(text: str, at: int) -> tuple[str, int] | None:
         if separator is None:
             break
         found = value_at(text, separator.end())
-        if found is not None and SENTENCE_END.match(text, found[1]):
-            return text[at : found[1]], found[1]
+        if first is not None and found is not None and SENTENCE_END.match(text, found[1]):
+            restated = (
+                "or" in separator.group() and at + len(first[0]) <= separator.start() and _equal(first[0], found[0])
+            )
+            return (first[0] if restated else text[at : found[1]]), found[1]
     return first
+
+
+def is_list(line: str) -> bool:
+    """Whether a line is a list of values and nothing else: `x = 2 or x = -2`."""
+    found, one = values_at(line, 0), value_at(line, 0)
+    return found is not None and one is not None and one[1] < found[1] and not line[found[1] :].strip("*_` .")
+
+
+def _equal(first: str, second: str) -> bool:
+    one, other = read_quantity(normalise(first)), read_quantity(normalise(second))
+    return one is not None and other is not None and same_quantity(one, other)
 
 
 def last_value(text: str) -> str | None:
@@ -146,7 +170,7 @@ def _first_clause(run: str) -> str:
     depth = 0
     for place, character in enumerate(run):
         depth += (character in "([{") - (character in ")]}")
-        if depth < 0 or (depth == 0 and _STOP.match(run, place)):
+        if depth < 0 or run.startswith(("\\)", "\\]"), place) or (depth == 0 and _STOP.match(run, place)):
             run = run[:place]
             break
     aside = _ASIDE.search(run)
