@@ -6,6 +6,7 @@ Every answer to a mathematics problem passes through `normalise` before it is co
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 _SPACES = (*range(32), 127, 0xA0, 0x2009, 0x202F, 0x200B, 0xFEFF)
 _MARKS = (
@@ -74,6 +75,7 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     )
 )
 _ELLIPSIS = re.compile(r"\.{3,}|\\(?:dots[cbm]?|cdots)(?![A-Za-z])|\u2026")
+_PLAIN_NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?(?:/\d+)?")
 _SUPERSCRIPT = re.compile("[\u207b\u207a]?[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+")
 _DIGITS = str.maketrans("\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207b\u207a", "0123456789-+")
 _CALLS = (("sqrt", "\\sqrt"), ("exp", "e^"), ("^", "^"))
@@ -87,9 +89,12 @@ _REVERSED_BRACKETS = re.compile(r"([\[\]])([^\[\]]*,[^\[\]]*)([\[\]])")
 _MACRO = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}")
 
 
+@lru_cache(maxsize=1 << 12)
 def normalise(answer: str) -> str:
     r"""The one spelling of an answer. Alternatives ("or") become a list, and of relations `\lor`; `\{x | x > 1\}` becomes `x > 1`."""
     text = answer.translate(_CHARACTERS).strip()
+    if _PLAIN_NUMBER.fullmatch(text):  # most answers, and nothing below would change one
+        return text
     text = _ELLIPSIS.sub(r"\\ldots ", text).rstrip(".,; ")
     text = _SUPERSCRIPT.sub(lambda power: f"^{{{power.group().translate(_DIGITS)}}}", text)
     for _ in range(3):

@@ -318,6 +318,15 @@ def test_reading_takes_linear_time(reader: str) -> None:
         *(a + b for a, b in zip(PIECES, reversed(PIECES), strict=True)),
         "\\boxed{}",
         "\\boxed ",
+        "<answer>",
+        "</answer>",
+        "<answer></answer>",
+        "<answer ",
+        " <|im_end|>",
+        "The answer is ",
+        "answer is\nQ: ",
+        "#### 5\n",
+        "5 is the answer, ",
         "the the ",
     ]:
         small = piece * (100_000 // len(piece))
