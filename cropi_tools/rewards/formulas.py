@@ -19,6 +19,9 @@ from cropi_tools.rewards.quantities import DECIMALS, same_decimals
 WORKING_DIGITS = 400
 """Most digits to which a difference is computed to learn whether it is zero: what is smaller than its terms by so many digits is."""
 
+DECIMAL_DIGITS = 50
+"""Digits to which numbers are computed that are compared as decimals, beside those before the point."""
+
 POINT_DIGITS = 30
 """Digits to which two expressions are computed at a point."""
 
@@ -43,7 +46,7 @@ def equal_formulas(reference: str, answer: str) -> bool | None:
 def same_value(first: Any, second: Any) -> bool:
     """Whether two sympy expressions, or matrices of them, have the same value.
 
-    A percent sign may be left out, as in plain numbers. `i` is the imaginary unit where no other unknown occurs.
+    A percent sign may be left out, as in plain numbers.
     """
     from sympy import MatrixBase, MatrixExpr
 
@@ -74,20 +77,17 @@ def _our_equality() -> Iterator[None]:
 
 
 def _same(first: Any, second: Any) -> bool:
-    from sympy import Expr, Float, I, nsimplify
+    from sympy import Expr, Float, nsimplify
 
+    if not (isinstance(first, Expr) and isinstance(second, Expr)):
+        return bool(_evaluated(first) == _evaluated(second))
+    decimal = bool(first.has(Float) or second.has(Float))
+    if decimal:  # decimals are exact as they are written: no rounding error comes of computing with them
+        first, second = (nsimplify(value, rational=True) for value in (first, second))
     first, second = _evaluated(first), _evaluated(second)
     if first == second:
         return True
-    if not (isinstance(first, Expr) and isinstance(second, Expr)):
-        return False
-    decimal = bool(first.has(Float) or second.has(Float))
-    if decimal:  # decimals are exact as they are written, and what is computed with them has no rounding errors
-        first, second = (nsimplify(value, rational=True) for value in (first, second))
     symbols = first.free_symbols | second.free_symbols
-    if {symbol.name for symbol in symbols} == {"i"}:
-        first, second = (_evaluated(value.subs(dict.fromkeys(symbols, I))) for value in (first, second))
-        symbols = set()
     if symbols:
         return _same_functions(first, second) or (decimal and _same_coefficients(first, second))
     return _near(first, second) if decimal else _same_numbers(first, second)
@@ -105,7 +105,11 @@ def _same_numbers(first: Any, second: Any) -> bool:
 
 def _near(first: Any, second: Any) -> bool:
     """Whether two numbers agree as decimals do, in their real and imaginary parts."""
-    pairs = zip(first.evalf(50).as_real_imag(), second.evalf(50).as_real_imag(), strict=True)
+    if first.is_Rational and second.is_Rational:
+        return same_decimals(_fraction(first), _fraction(second))
+    size = abs(first.evalf(5))
+    digits = DECIMAL_DIGITS + (int(size).bit_length() if size.is_comparable and size.is_finite else 0)
+    pairs = zip(first.evalf(digits).as_real_imag(), second.evalf(digits).as_real_imag(), strict=True)
     return all(
         _finite(one) and _finite(other) and same_decimals(_fraction(one), _fraction(other)) for one, other in pairs
     )
@@ -190,11 +194,13 @@ def _parse(text: str) -> tuple[Any, ...]:
 
 
 def _carried_out(value: Any) -> Any:
-    """A product as it is after multiplication by 1: `1i` is the symbol i."""
-    from sympy import Mul
+    """A product as it is after multiplication by 1, and `i` as the imaginary unit where no other unknown occurs."""
+    from sympy import Expr, I, Mul
 
     if isinstance(value, Mul) and 1 in value.args:
-        return Mul(*(part for part in value.args if part != 1))
+        value = Mul(*(part for part in value.args if part != 1))
+    if isinstance(value, Expr) and {symbol.name for symbol in value.free_symbols} == {"i"}:
+        value = value.subs(dict.fromkeys(value.free_symbols, I))
     return value
 
 

@@ -62,6 +62,7 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\\text\s*\{\s*,?\s*and\s*\}|(?<![\\A-Za-z{])and(?![A-Za-z}])", ","),
         (r",(?:\s*,)+", ","),
         (r"(?<![\\A-Za-z])pi(?![A-Za-z])", r"\\pi "),
+        (r"(?<![\\A-Za-z])sqrt ?(\d+(?:\.\d+)?|[A-Za-z])(?![\w(.])", r"\\sqrt{\1}"),
         (
             r"(?<![\\A-Za-z])(arcsin|arccos|arctan|sin|cos|tan|cot|sec|csc|ln|log)(?=\s*[(^_\\]|\s+[A-Za-z\d](?![A-Za-z])|\d)",
             r"\\\1 ",
