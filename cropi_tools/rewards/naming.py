@@ -27,7 +27,8 @@ _CUE = re.compile(
 )
 _COPULA = re.compile(
     r"(?P<verb>\b(?:is|are|was|were|equals?|becomes|remains|est|es|ist|lautet|sono|s\u00e3o)\b"
-    r"|(?<!could )(?<!might )(?<!may )(?<!can )(?<!cannot )(?<!not )(?<!n't )\bbe\b|\u00e8|\u00e9|\u662f|\u4e3a|\u70ba|\u306f|\u2014)|[:\uff1a=\u2248\u2192\u21d2]|->|=>",
+    r"|(?<!could )(?<!might )(?<!may )(?<!can )(?<!cannot )(?<!not )(?<!n't )\bbe\b"
+    r"|\u00e8|\u00e9|\u662f|\u4e3a|\u70ba|\u306f|\u2014)|[:\uff1a=\u2248\u2192\u21d2]|->|=>",
     re.IGNORECASE,
 )
 _MARKUP = r"[\s*_\"'`\u201c\u201d\u2018\u2019]*"
