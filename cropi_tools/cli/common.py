@@ -58,6 +58,13 @@ Verifier = Annotated[
         help="maths, choice, exact, reasoning-gym, or FILE.py:FUNCTION; a record's own `verifier` comes first.",
     ),
 ]
+PartialCredit = Annotated[
+    bool,
+    typer.Option(
+        "--partial-credit",
+        help="Reward partial scores of reasoning-gym as they are. [default: 1 for a full score, else 0]",
+    ),
+]
 VerifySeconds = Annotated[
     float, typer.Option("--verify-seconds", help="How long verifying one response may take.", min=0.1)
 ]

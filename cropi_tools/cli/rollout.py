@@ -16,6 +16,7 @@ from cropi_tools.cli.common import (
     Force,
     Limit,
     Output,
+    PartialCredit,
     Quiet,
     Seed,
     Shard,
@@ -69,6 +70,7 @@ def rollout(
         ),
     ] = "maths",
     verify_seconds: VerifySeconds = 10.0,
+    partial_credit: PartialCredit = False,
     engine: Annotated[
         Literal["transformers", "vllm", "server"],
         typer.Option("--engine", help="What samples: in this process, or an OpenAI-compatible server."),
@@ -130,7 +132,7 @@ def rollout(
     from cropi_tools.data.manifest import Fingerprint
     from cropi_tools.data.output import JsonLinesOutput
     from cropi_tools.data.policies import has_weights, policy_input, tokens_input
-    from cropi_tools.rewards import check_own_verifiers, check_verifier, verifier_fingerprint
+    from cropi_tools.rewards import check_own_verifiers, check_partial_credit, check_verifier, verifier_fingerprint
 
     runtime.set_quiet(quiet)
     if as_json and is_stream(output) and not dry_run:
@@ -159,6 +161,8 @@ def rollout(
     options: dict[str, Any] = {"verifier": graded_by, "verify_seconds": verify_seconds, "shard": shard, "limit": limit}
     if not keep_rewards:
         options["own_verifiers"] = check_own_verifiers(sources)
+        options["partial_credit"] = partial_credit
+    check_partial_credit(partial_credit, {verifier, *options.get("own_verifiers", ())})
     if model is not None:
         # a folder with the tokenizer alone will do where nothing is sampled from it here
         bare = verify_only or (engine == "server" and not has_weights(model))
@@ -195,7 +199,18 @@ def rollout(
 
         _show(
             regrade(
-                Regrading(sources, verifier, verify_seconds, model, dump_prompts or [], max_tokens, part, limit), target
+                Regrading(
+                    sources,
+                    verifier,
+                    verify_seconds,
+                    partial_credit,
+                    model,
+                    dump_prompts or [],
+                    max_tokens,
+                    part,
+                    limit,
+                ),
+                target,
             ),
             as_json,
         )
@@ -218,6 +233,7 @@ def rollout(
         seed=seed,
         verifier=verifier,
         verify_seconds=verify_seconds,
+        partial_credit=partial_credit,
         shard=part,
         limit=limit,
         engine=engine,

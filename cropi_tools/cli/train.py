@@ -12,6 +12,7 @@ from cropi_tools.cli.common import (
     Force,
     MaxTokens,
     Model,
+    PartialCredit,
     Quiet,
     Samples,
     Seed,
@@ -52,6 +53,7 @@ def train(
     temperature: Temperature = 1.0,
     verifier: Verifier = "maths",
     verify_seconds: VerifySeconds = 10.0,
+    partial_credit: PartialCredit = False,
     dynamic_sampling: Annotated[
         int,
         typer.Option(
@@ -199,7 +201,7 @@ def train(
     from cropi_tools.data.manifest import Fingerprint, file_input
     from cropi_tools.data.output import Output
     from cropi_tools.data.policies import optimizer_input, policy_input, starting_policy
-    from cropi_tools.rewards import check_own_verifiers, check_verifier, verifier_fingerprint
+    from cropi_tools.rewards import check_own_verifiers, check_partial_credit, check_verifier, verifier_fingerprint
     from cropi_tools.training.presets import LOSSES
 
     runtime.set_quiet(quiet)
@@ -227,6 +229,8 @@ def train(
         inputs["reference"] = policy_input(known)
     if carry == "full":
         inputs["optimizer"] = optimizer_input(model)
+    own_verifiers = check_own_verifiers([*prompts, *sets.values()])
+    check_partial_credit(partial_credit, {verifier, *own_verifiers})
     named = LOSSES[given["loss"]]
     options = {
         "steps": steps,
@@ -237,7 +241,8 @@ def train(
         "temperature": given["temperature"],
         "verifier": verifier_fingerprint(verifier),
         "verify_seconds": verify_seconds,
-        "own_verifiers": check_own_verifiers([*prompts, *sets.values()]),
+        "own_verifiers": own_verifiers,
+        "partial_credit": partial_credit,
         "dynamic_sampling": given["dynamic_sampling"],
         "aggregation": aggregation or named["aggregation"],
         "advantage": advantage or named["advantage"],

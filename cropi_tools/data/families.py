@@ -4,6 +4,7 @@ an entry into a short question and answer. `sources` makes prompts of them.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import difflib
@@ -16,6 +17,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from cropi_tools.data.errors import UsageError
+
+NO_ANSWER = "no answer at all"
+"""What no scorer may give full credit to."""
 
 _EMPTY_BRACES = re.compile(r"(?<!\{)\{\}(?!\})")
 _CONVERSIONS: dict[str, Callable[[str], str]] = {
@@ -92,7 +96,13 @@ def _kind(hint: Any) -> str:
 
 
 def check_scorable(family: str, dataset: Any, entry: Mapping[str, Any]) -> None:
-    """A few scorers need Python objects that JSON does not keep; found by scoring the family's own answer both ways."""
+    """A few scorers need Python objects that JSON does not keep, found by scoring the family's own answer both ways; one gives full credit to
+    any text. UsageError for those."""
+    with contextlib.suppress(ValueError, TypeError, LookupError, AttributeError, ArithmeticError):
+        if dataset.score_answer(NO_ANSWER, entry) >= 1:
+            raise UsageError(
+                f"{family} cannot be scored (its scorer gives full credit to any text); use --template, which compares exactly"
+            )
     if entry["answer"] is None:
         return
     if dataset.score_answer(entry["answer"], plain(entry)) != dataset.score_answer(entry["answer"], entry):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from cropi_tools.data.errors import InputError
 from cropi_tools.data.foreign import FORMS, foreign_form
@@ -26,6 +26,15 @@ RESERVED_KWARGS = frozenset(
     | {"chat_template", "padding", "truncation", "max_length", "return_assistant_tokens_mask", "tokenizer_kwargs"}
 )
 """What `chat_template_kwargs` cannot set: how the commands call the chat template."""
+
+
+Outcome = Literal["correct", "partial", "wrong", "unparsed", "timeout", "error"]
+"""What became of a sample's answer."""
+
+
+def outcome_of_score(score: float) -> Outcome:
+    """The outcome of an answer that was read: full credit, some, or none."""
+    return "correct" if score >= 1 else "partial" if score > 0 else "wrong"
 
 
 class Sample(NamedTuple):

@@ -15,7 +15,7 @@ from typing import Any
 from cropi_tools.data.errors import InputError
 from cropi_tools.data.foreign import TextRollout, text_rollouts
 from cropi_tools.data.jsonl import Record, shown
-from cropi_tools.data.records import prompt_of, read_prompts
+from cropi_tools.data.records import outcome_of_score, prompt_of, read_prompts
 from cropi_tools.data.seen import Seen
 from cropi_tools.policy.prompts import prompt_token_ids
 from cropi_tools.policy.tokens import Tokens
@@ -61,7 +61,7 @@ def _imported(record: Record, rollout: TextRollout, tokens: Tokens, longest: int
     samples = []
     for text, reward in zip(rollout.responses, rewards, strict=True):
         ids, finish_reason = _response(text, tokens, longest)
-        outcome = None if reward is None else "correct" if reward >= 1 else "wrong"
+        outcome = None if reward is None else outcome_of_score(reward)
         samples.append(
             {
                 "token_ids": ids,

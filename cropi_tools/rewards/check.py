@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib.metadata import version
 
 from cropi_tools.data.errors import InputError, UsageError
 from cropi_tools.data.jsonl import open_binary, parse_line, shown
 from cropi_tools.rewards.functions import split_name
 from cropi_tools.rewards.pool import VerifierPool
-from cropi_tools.rewards.verifiers import BUILT_IN
+from cropi_tools.rewards.verifiers import BUILT_IN, PARTIAL
 
 _LIBRARIES = {
     "maths": {"math-verify": "math_verify", "latex2sympy2_extended": "latex2sympy2_extended", "sympy": "sympy"},
@@ -20,7 +20,7 @@ _LIBRARIES = {
     "reasoning-gym": {"reasoning-gym": "reasoning_gym"},
 }
 
-_RULES = {"maths": 2, "choice": 1, "exact": 1, "reasoning-gym": 1}
+_RULES = {"maths": 3, "choice": 2, "exact": 2, "reasoning-gym": 2}
 """Raised with every change of our own code that may change a grade."""
 
 
@@ -64,6 +64,15 @@ def check_own_verifiers(paths: Sequence[str]) -> dict[str, str]:
                 except (InputError, UsageError) as error:
                     raise InputError(f"{shown(path)}:{number}: {error}") from None
     return found
+
+
+def check_partial_credit(wanted: bool, names: Collection[str]) -> None:
+    """Raise UsageError if partial credit is wanted of verifiers that give none, or always give theirs."""
+    if wanted and PARTIAL.isdisjoint(names):
+        raise UsageError(
+            f"--partial-credit: {', '.join(sorted(set(names)))} grades no answer in part ({', '.join(sorted(PARTIAL))} does; a function"
+            " of your own keeps its scores anyway); leave it out"
+        )
 
 
 def verifier_fingerprint(name: str) -> str:

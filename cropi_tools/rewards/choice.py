@@ -1,7 +1,7 @@
 r"""The letter of a multiple choice, A to J.
 
 References are "B", "(B)", "B. Paris", "b", `\text{(B)}`. In a response these decide, the last of the first kind that occurs:
-a box (`\boxed{\text{C}}`); a pair of answer tags; a last line that is a letter, perhaps with its text ("**D**", "D. Paris",
+a pair of answer tags; a box (`\boxed{\text{C}}`); a last line that is a letter, perhaps with its text ("**D**", "D. Paris",
 "answer: d"); a phrase that names the answer ("The answer is (C)", "I choose C", "C is correct"); a capital in parentheses.
 
 A box or tag without a single letter leaves the response unparsed, and hedging ("A or B") names nothing: a choice is one
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 
-from cropi_tools.rewards.extraction import TAIL, last_box, last_tagged
+from cropi_tools.rewards.extraction import TAIL, last_box, last_tagged, own_turn
 from cropi_tools.rewards.grades import Grade, scored
 
 _DRESS = re.compile(
@@ -50,9 +50,13 @@ def grade_choice(reference: str, response: str) -> Grade:
 
 def read_choice(response: str) -> str | None:
     """The letter a response ends with, upper case; None if there is none, or not one."""
+    response = own_turn(response)
+    tagged = last_tagged(response)
+    if tagged is not None:
+        letter = _single(last_box(tagged.content) or tagged.content)
+        if tagged.closed or letter:
+            return letter
     held = last_box(response)
-    if held is None:
-        held = last_tagged(response)
     if held is not None:
         return _single(held)
     plain = _DRESS.sub("", response[-TAIL:]).strip()

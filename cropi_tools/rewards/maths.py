@@ -1,25 +1,25 @@
 r"""Comparing two answers to a mathematics problem.
 
 Most answers are plain numbers, perhaps with a unit, lists of such numbers, or literally the reference; those are decided here with exact
-fractions, in microseconds and without a worker. The rest (expressions, intervals, sets, matrices) goes to math-verify,
-whose simplification may run for ever: call `compare_formulas` in a process that can be killed. Its own time limits are
-switched off, because they use SIGALRM (which fails off the main thread) and do not interrupt compiled code.
+fractions, in microseconds and without a worker. The rest (expressions, intervals, sets, matrices) is compared by algebra (formulas.py),
+which may run for ever: call `compare_formulas` in a process that can be killed.
 
 What counts as equal, where people could disagree: units are ignored (quantities.py); lists and sets have no order, tuples have one, and
 a tuple may lack its parentheses; brackets of intervals must agree, and an inequality is its interval; a numeral may lack its
-base, which the question names; the case of symbols is ignored; `x = 5`, `f(x) = 5` and `a + b = 5` answer 5, but an equation
+base, which the question names; numbers are equal exactly, or to six decimals and a thousandth where one is written as a decimal; lists
+continued by dots agree in what is written; the case of symbols is ignored; `x = 5`, `f(x) = 5` and `a + b = 5` answer 5, but an equation
 that its only unknown does not stand alone in (`2x = 5`, `x^2 = 5`) does not. Of a time of day with a.m. or p.m. that must be there.
 """
 
 from __future__ import annotations
 
-import logging
 import re
 from functools import lru_cache
 from typing import Any, Literal
 
-from cropi_tools.rewards.quantities import DECIMALS, Quantity, read_quantity, same_quantity, without_unit
-from cropi_tools.rewards.spelling import normalise, without_macros
+from cropi_tools.rewards.formulas import equal_formulas
+from cropi_tools.rewards.quantities import Quantity, read_quantity, same_quantity, without_unit
+from cropi_tools.rewards.spelling import ELLIPSIS, normalise, without_calculation, without_macros
 
 MAX_DEPTH = 40
 """Deepest nesting of brackets that is given to the parser."""
@@ -43,6 +43,7 @@ _ARTICLE = re.compile(r"(?:an?|the) (?=[A-Za-z]{3})", re.IGNORECASE)
 _IDLE_SPACE = re.compile(r"(?<!\d) | (?!\d)")
 _CHAIN = re.compile(r"([^<>\\a-zA-Z]+)(<|\\le) ?([A-Za-z]) ?(<|\\le)(?![A-Za-z])([^<>\\a-zA-Z]+)")
 _MEMBER = re.compile(r"^[A-Za-z] ?\\in(?![A-Za-z]) ?")
+_LOOSE_ELLIPSIS = re.compile(r"(?<=\d)\s*" + re.escape(ELLIPSIS) + r"\s*$")
 _INTERVALS = ("()", "[]", "[)", "(]")
 
 
@@ -51,7 +52,7 @@ def compare_plainly(reference: str, answer: str) -> Comparison | None:
 
     Both are answers as written (at most a thousand characters or so); the reference comes first.
     """
-    gold, candidate = normalise(reference), normalise(answer)
+    gold, candidate = (without_calculation(normalise(text)) for text in (reference, answer))
     if not candidate or _depth(candidate) > MAX_DEPTH:
         return "unparsed"
     if _folded(gold) == _folded(candidate):
@@ -62,7 +63,14 @@ def compare_plainly(reference: str, answer: str) -> Comparison | None:
         number = read_quantity(assignment.group(1).strip() if assignment else candidate)
         if number is not None:
             return _verdict(same_quantity(quantity, number))
-    for compare in (_compare_collections, _compare_letters, _compare_times, _compare_numerals, _compare_words):
+    for compare in (
+        _compare_ellipses,
+        _compare_collections,
+        _compare_letters,
+        _compare_times,
+        _compare_numerals,
+        _compare_words,
+    ):
         found = compare(gold, candidate)
         if found is not None:
             return found
@@ -71,27 +79,40 @@ def compare_plainly(reference: str, answer: str) -> Comparison | None:
 
 @lru_cache(maxsize=1 << 15)
 def compare_formulas(reference: str, answer: str) -> Comparison:
-    """Decide two answers with math-verify. May never end, or exhaust memory: only for processes that can be killed.
+    """Decide two answers by algebra. May never end, or exhaust memory: only for processes that can be killed.
 
     Kept per pair of texts, since the responses to one prompt repeat each other and LaTeX takes milliseconds to parse.
     """
-    from math_verify import verify
-
-    gold, candidate = (_parse(without_unit(normalise(text))) for text in (reference, answer))
-    if all(isinstance(value, str) for value in candidate):
-        return "unparsed"
-    if not any(_is_equation(value) for value in gold):
-        candidate = tuple(_solved(value) for value in candidate)
-    # math-verify is asymmetric (it simplifies assignments of the second only): the reference goes first. Relations and
-    # sets may be compared, so that `2 \le x < 5` answers `[2,5)`.
-    equal = verify(
-        list(gold), list(candidate), float_rounding=DECIMALS, allow_set_relation_comp=True, timeout_seconds=None
-    )
-    return _verdict(equal)
+    gold, candidate = (without_unit(without_calculation(normalise(text))) for text in (reference, answer))
+    if ELLIPSIS in gold and ELLIPSIS in candidate:
+        return _compare_item_by_item(gold, candidate)
+    equal = equal_formulas(gold, _LOOSE_ELLIPSIS.sub("", candidate))
+    return "unparsed" if equal is None else _verdict(equal)
 
 
 def _verdict(equal: bool) -> Literal["correct", "wrong"]:
     return "correct" if equal else "wrong"
+
+
+def _compare_ellipses(gold: str, candidate: str) -> Comparison | None:
+    """Lists that are continued by dots: both must be, at the same place. What a decimal leaves out is no list."""
+    (brackets, items), (other_brackets, other_items) = (
+        _collection(_LOOSE_ELLIPSIS.sub("", text)) for text in (gold, candidate)
+    )
+    dotted, other_dotted = ([ELLIPSIS in item for item in found] for found in (items, other_items))
+    if not any(dotted) and not any(other_dotted):
+        return None
+    brackets_agree = brackets == other_brackets or "" in (brackets, other_brackets)
+    return None if dotted == other_dotted and len(items) > 1 and brackets_agree else "wrong"
+
+
+def _compare_item_by_item(gold: str, candidate: str) -> Comparison:
+    """Lists that are continued by dots, of the same length: what is written must agree one by one."""
+    for first, second in zip(_collection(gold)[1], _collection(candidate)[1], strict=True):
+        found = compare_plainly(first, second)
+        if (compare_formulas(first, second) if found is None else found) != "correct":
+            return "wrong"
+    return "correct"
 
 
 def _compare_collections(gold: str, candidate: str) -> Comparison | None:
@@ -229,45 +250,3 @@ def _depth(text: str) -> int:
         elif character in ")}]":
             depth -= 1
     return deepest
-
-
-@lru_cache(maxsize=1 << 12)
-def _parse(text: str) -> tuple[Any, ...]:
-    r"""What math-verify reads in a normalised answer: sympy objects, and the text itself where it found none.
-
-    Relations joined by `\lor` become the union of their solutions.
-    """
-    from math_verify import parse
-
-    # It warns once that its time limits are off; they are off on purpose.
-    logging.getLogger("math_verify").setLevel(logging.ERROR)
-    if "\\lor" in text:
-        from sympy import Union
-
-        parts = [_parse(part.strip(" ,"))[:1] for part in text.split("\\lor")]
-        if all(part and not isinstance(part[0], str) and hasattr(part[0], "as_set") for part in parts):
-            return (Union(*(part[0].as_set() for part in parts)),)
-        text = text.replace("\\lor", ",")
-    return tuple(parse(f"\\boxed{{{text}}}", parsing_timeout=None))
-
-
-def _is_equation(value: Any) -> bool:
-    from sympy import Eq
-
-    return isinstance(value, Eq) or any(isinstance(part, Eq) for part in getattr(value, "args", ()))
-
-
-def _solved(value: Any) -> Any:
-    """What an equation answers: itself, where something that has a name equals something; its value, where it is written
-    the other way round (`5 = x`); nothing (a text that equals no formula), where its only unknown does not stand alone."""
-    from sympy import E, Eq, Function, Mul, Symbol
-
-    if not isinstance(value, Eq):
-        return value
-    left, right = value.args
-    if isinstance(right, Symbol) and not left.free_symbols:
-        return left
-    named = isinstance(left, Symbol | Function) or (
-        isinstance(left, Mul) and all(part == E or isinstance(part, Symbol) for part in left.args)
-    )
-    return value if named or len(left.free_symbols) != 1 else "an equation that is not solved"

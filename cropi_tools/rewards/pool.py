@@ -30,7 +30,7 @@ from cropi_tools import runtime
 from cropi_tools.data.errors import InputError, Interrupted, UsageError
 from cropi_tools.data.records import ROLLOUT_FIELDS
 from cropi_tools.rewards.grades import Grade, Record
-from cropi_tools.rewards.verifiers import BUILT_IN, grade_quickly, verifier_of
+from cropi_tools.rewards.verifiers import BUILT_IN, credited, grade_quickly, verifier_of
 
 SLICE = 32
 """Most answers sent to a worker at once."""
@@ -70,7 +70,8 @@ class VerifierPool:
 
     `verifier` is the default for records that name none; `workers` the most processes that run at once (unless told
     `default_workers()`); `seconds` the time an answer may take; with `stoppable`, grading and
-    loading raise Interrupted soon after a signal has asked the command to stop. Grades do not depend on the number of workers, nor on
+    loading raise Interrupted soon after a signal has asked the command to stop; with `partial_credit`, partial scores of built-in verifiers
+    are rewards (`credited`). Grades do not depend on the number of workers, nor on
     time, except for answers that really time out.
     """
 
@@ -81,6 +82,7 @@ class VerifierPool:
         workers: int | None = None,
         seconds: float = ANSWER_SECONDS,
         stoppable: bool = False,
+        partial_credit: bool = False,
     ) -> None:
         workers = default_workers() if workers is None else workers
         if workers < 1 or seconds <= 0:
@@ -91,6 +93,7 @@ class VerifierPool:
         self._live: list[_Worker] = []
         self._proven: set[str] = set()  # verifiers that have loaded in some worker of this pool
         self.stoppable = stoppable
+        self.partial_credit = partial_credit
         self._cancelled = False
 
     def __enter__(self) -> VerifierPool:
@@ -130,7 +133,11 @@ class VerifierPool:
             except BaseException:
                 self.close()  # a worker may be in the middle of a slice whose replies nobody will read
                 raise
-        return [grade for grade in grades if grade is not None]
+        return [
+            credited(grade, verifier_of(record, self.verifier), self.partial_credit)
+            for grade, (record, _) in zip(grades, items, strict=True)
+            if grade is not None
+        ]
 
     def _end_if_told(self) -> None:
         if self._cancelled:

@@ -2,7 +2,7 @@ r"""Numbers as people write them, exactly: "1,200", "-\frac{3}{4}", "1 1/2", "1.
 
 Units are ignored, as in every public verifier: 5 m is 5 cm. A percent sign or a scale word ("million") may be read or left out when
 only one of the two answers has it, since questions ask for "how many per cent" and "in millions". A letter by itself ("5 m")
-is algebra, not a unit.
+is algebra, not a unit, except for "5 m^2".
 """
 
 from __future__ import annotations
@@ -97,8 +97,14 @@ def same_quantity(first: Quantity, second: Quantity) -> bool:
         if 1 in (first.scale, second.scale):
             pairs.append((first.value, second.value))
     if first.decimal or second.decimal:
-        return any(round(a, DECIMALS) == round(b, DECIMALS) and abs(a - b) <= SMALL * abs(a) for a, b in pairs)
+        return any(same_decimals(a, b) for a, b in pairs)
     return any(a == b for a, b in pairs)
+
+
+def same_decimals(first: Fraction, second: Fraction) -> bool:
+    """Whether two numbers agree to DECIMALS places, and relative to their size, so that nothing small is taken for zero."""
+    close = abs(first - second) <= SMALL * max(abs(first), abs(second))
+    return close and round(first, DECIMALS) == round(second, DECIMALS)
 
 
 def without_unit(text: str) -> str:
@@ -168,7 +174,10 @@ def _read_unit(rest: str) -> Fraction | None:
         return Fraction(1)
     if text == "\\%":
         return _SCALES["%"]
-    text = _EXPONENT.sub("", text).strip(" .")
+    bare = _EXPONENT.sub("", text).strip(" .")
+    if spaced and bare == "m" != text:  # square or cubic meters, apart from their number, are no algebra
+        return Fraction(1)
+    text = bare
     if not _UNIT_WORDS.fullmatch(text):
         return None
     if _RATE.fullmatch(text.lower()):

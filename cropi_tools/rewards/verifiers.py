@@ -9,28 +9,44 @@ can kill. Both take a response without the model's reasoning (reasoning.py).
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
 
 from cropi_tools.data.errors import InputError
-from cropi_tools.rewards import choice, maths
-from cropi_tools.rewards.extraction import MAX_ANSWER, extract_answer, last_tagged
+from cropi_tools.rewards import choice, generated, maths
+from cropi_tools.rewards.extraction import MAX_ANSWER, extract_answer, last_box, last_tagged, own_turn
 from cropi_tools.rewards.functions import load_function, split_name
 from cropi_tools.rewards.grades import Grade, Record, prompt_name, scored
 
 BUILT_IN = ("maths", "choice", "exact", "reasoning-gym")
 
+PARTIAL = frozenset({"reasoning-gym"})
+"""The built-in verifiers whose scores may lie between 0 and 1."""
 
-def grade(record: Record, response: str, verifier: str = "maths") -> Grade:
+
+def grade(record: Record, response: str, verifier: str = "maths", partial_credit: bool = False) -> Grade:
     """Grade one response in this process: it may hang or crash on a hostile response (VerifierPool does not).
 
+    partial_credit: see `credited`.
     Raises InputError, naming the prompt, if the record lacks what its verifier needs or the user's own function fails
     on it; UsageError if there is no such verifier.
     """
     quick = grade_quickly(record, response, verifier)
-    return quick if quick is not None else load(verifier_of(record, verifier))(record, response)
+    if quick is not None:
+        return quick
+    name = verifier_of(record, verifier)
+    return credited(load(name)(record, response), name, partial_credit)
+
+
+def credited(found: Grade, verifier: str, partial_credit: bool) -> Grade:
+    """The grade with the reward that it is worth: 0 for a partial score of a built-in verifier, unless partial_credit is wanted.
+
+    reasoning-gym gives a few hundredths for nothing but length: such rewards make groups unequal, and gradients of full size, where no answer is
+    right. Functions of the user's own keep their scores.
+    """
+    if found.outcome == "partial" and verifier in PARTIAL and not partial_credit:
+        return found._replace(reward=0.0)
+    return found
 
 
 def grade_quickly(record: Record, response: str, verifier: str = "maths") -> Grade | None:
@@ -41,7 +57,8 @@ def grade_quickly(record: Record, response: str, verifier: str = "maths") -> Gra
     if name == "choice":
         return choice.grade_choice(_choice_reference(record), response)
     if name == "maths":
-        reference, answer = _maths_reference(record), extract_answer(response)
+        reference = _maths_reference(record)
+        answer = extract_answer(response, reference)
         outcome = "unparsed" if answer is None else maths.compare_plainly(reference, answer)
         return None if outcome is None else _compared(outcome)
     return None
@@ -57,7 +74,7 @@ def check_record(record: Record, verifier: str = "maths") -> None:
     elif name == "maths":
         _maths_reference(record)
     elif name == "reasoning-gym":
-        _reasoning_gym_source(record)
+        generated.source_of(record)
 
 
 def verifier_of(record: Record, default: str) -> str:
@@ -78,7 +95,7 @@ def load(name: str) -> Callable[[Record, str], Grade]:
     if name == "reasoning-gym":
         import reasoning_gym  # noqa: F401
 
-        return _grade_reasoning_gym
+        return generated.grade_generated
     split_name(name, BUILT_IN)
     return load_function(name)
 
@@ -121,52 +138,20 @@ def _choice_reference(record: Record) -> str:
 
 
 def _grade_exact(record: Record, response: str) -> Grade:
-    return scored(float(response.strip() == _reference(record, "exact").strip()))
+    response, reference = own_turn(response), _reference(record, "exact").strip()
+    tagged = last_tagged(response)
+    if tagged is None:
+        return scored(float(response.strip() == reference))
+    return scored(float(reference in (tagged.content, last_box(tagged.content), response.strip())))
 
 
 def _grade_maths(record: Record, response: str) -> Grade:
     """By algebra: for the answers that `grade_quickly` leaves open."""
-    reference, answer = _maths_reference(record), extract_answer(response)
+    reference = _maths_reference(record)
+    answer = extract_answer(response, reference)
     if answer is None:
         return Grade(0.0, "unparsed")
     try:
         return _compared(maths.compare_formulas(reference, answer))
     except Exception:  # whatever sympy does with a hostile answer (MemoryError too): counted, with reward 0
         return Grade(0.0, "error")
-
-
-def _reasoning_gym_source(record: Record) -> Mapping[str, Any]:
-    """The record's `extra.reasoning_gym`: the name of its data set, and the entry as the data set made it."""
-    source = (record.get("extra") or {}).get("reasoning_gym")
-    if not isinstance(source, Mapping) or not isinstance(source.get("entry"), Mapping) or "dataset" not in source:
-        raise InputError(
-            f"{prompt_name(record)} has no extra.reasoning_gym with 'dataset' and 'entry': make it with cropi-prompts, or"
-            " choose another verifier"
-        )
-    return source
-
-
-def _grade_reasoning_gym(record: Record, response: str) -> Grade:
-    """Score by the data set of the question. The answer is the last `<answer>...</answer>`, else the whole response."""
-    source = _reasoning_gym_source(record)
-    try:
-        scorer = _reasoning_gym_scorer(source["dataset"])
-    except ValueError as error:
-        raise InputError(
-            f"{prompt_name(record)}: reasoning-gym has no data set {source['dataset']!r}: {error}"
-        ) from error
-    tagged = last_tagged(response)
-    answer = response.strip() if tagged is None else tagged
-    try:
-        score = float(scorer(answer=answer, entry=source["entry"]))
-    except Exception:  # a scorer that stumbles over a hostile answer: counted, with reward 0
-        return Grade(0.0, "error")
-    return scored(score) if math.isfinite(score) else Grade(0.0, "error")
-
-
-@lru_cache(maxsize=256)
-def _reasoning_gym_scorer(dataset: str) -> Callable[..., float]:
-    from reasoning_gym import get_score_answer_fn
-
-    scorer: Callable[..., float] = get_score_answer_fn(dataset)
-    return scorer

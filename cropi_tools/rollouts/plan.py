@@ -53,6 +53,7 @@ class Plan:
     seed: int
     verifier: str
     verify_seconds: float
+    partial_credit: bool
     shard: tuple[int, int]
     limit: int | None
     engine: str
@@ -117,7 +118,7 @@ def sample(plan: Plan, target: JsonLinesOutput) -> Mapping[str, Any]:
                 f"the unfinished output was sampled from {before}, now the server has {served}; --force starts anew"
             )
         wanted = plan.groups(start + target.lines, stop)
-        with VerifierPool(plan.verifier, seconds=plan.verify_seconds) as pool:
+        with VerifierPool(plan.verifier, seconds=plan.verify_seconds, partial_credit=plan.partial_credit) as pool:
             groups = sample_groups(engine, tokens, pool, wanted, plan.sampling)
             with closing(groups):
                 written = write(target, groups, stop - start, "rollouts", {"served_model": served})
@@ -139,7 +140,7 @@ def dry_run(plan: Plan) -> Estimate:
     probe = [task for place, task in enumerate(chosen) if place in places]
     engine, tokens, _ = open_engine(plan.engine, plan.policy, plan.device, plan.dtype, plan.server)
     try:
-        with VerifierPool(plan.verifier, seconds=plan.verify_seconds) as pool:
+        with VerifierPool(plan.verifier, seconds=plan.verify_seconds, partial_credit=plan.partial_credit) as pool:
 
             def run(tasks: Sequence[Task]) -> Iterator[list[Row]]:
                 return sample_groups(engine, tokens, pool, chunks(tasks, plan.samples or GROUP_SAMPLES), plan.sampling)

@@ -37,6 +37,7 @@ class Regrading:
     sources: Sequence[str]
     verifier: str
     seconds: float
+    partial_credit: bool
     policy: str | None
     prompts: Sequence[str]
     longest: int | None
@@ -81,7 +82,9 @@ def regrade(wish: Regrading, target: JsonLinesOutput) -> Mapping[str, Any]:
         count += 1
     start, stop = shard_range(count, *wish.shard)
     groups = _groups(islice(wish.records(), start + target.lines, stop))
-    with VerifierPool("exact" if keep else wish.verifier, seconds=wish.seconds, stoppable=True) as pool:
+    with VerifierPool(
+        "exact" if keep else wish.verifier, seconds=wish.seconds, stoppable=True, partial_credit=wish.partial_credit
+    ) as pool:
         rows = ([Row(record, False) for record in (group if keep else graded(pool, group))] for group in groups)
         summary = write(target, rows, stop - start, "verified").tallies.summary()
     if repeated:

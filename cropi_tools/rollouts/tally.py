@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from cropi_tools.data.records import outcome_of_score
+
 RESAMPLES = 10_000  # of the bootstrap
 CONFIDENCE = 0.95
 
@@ -100,6 +102,7 @@ class Tally:
             "pass_at": pass_at,
             "response_tokens": _share(self.tokens, self.samples),
             "truncated_fraction": _share(self.truncated, self.samples),
+            "partial_fraction": _share(self.outcomes.get("partial", 0), self.samples),
             "equal_rewards_fraction": _share(self.equal_rewards, self.prompts),
             "outcomes": dict(sorted(self.outcomes.items())),
         }
@@ -161,12 +164,12 @@ def table(summary: Mapping[str, Any]) -> list[str]:
     rows = [*sources.items(), ("all", summary)] if len(sources) > 1 else [*sources.items()]
     most = max(summary["pass_at"], key=int)
     head = ("source", "prompts", "accuracy (95 % interval)", "reward", f"pass@{most}", "tokens", "truncated")
-    cells = [(*head, "unparsed", "timeouts", "errors", "equal rewards")]
+    cells = [(*head, "partial", "unparsed", "timeouts", "errors", "equal rewards")]
     for name, found in rows:
         interval = found["accuracy_interval"]
         between = "" if interval is None else f"[{interval[0]:.3f}, {interval[1]:.3f}]"
         lost = [found["outcomes"].get(outcome, 0) / found["samples"] for outcome in ("unparsed", "timeout", "error")]
-        shares = (found["truncated_fraction"], *lost, found["equal_rewards_fraction"])
+        shares = (found["truncated_fraction"], found["partial_fraction"], *lost, found["equal_rewards_fraction"])
         cells.append(
             (
                 name,
@@ -190,7 +193,7 @@ def table(summary: Mapping[str, Any]) -> list[str]:
 
 def outcome_of(sample: Mapping[str, Any]) -> str:
     """A sample's outcome; told from its reward where the file does not say it."""
-    return sample.get("outcome") or ("correct" if sample["reward"] >= 1 else "wrong")
+    return sample.get("outcome") or outcome_of_score(sample["reward"])
 
 
 def _count(counts: dict[str, int], key: str, more: int = 1) -> None:

@@ -120,7 +120,8 @@ def train(job: Job, output: Output, ranks: Ranks) -> None:
     engine = _engine(
         options["engine"], policy, device, "bfloat16" if autocast else "float32", job.engine_memory, shared
     )
-    with contextlib.closing(engine), VerifierPool(job.verifier, seconds=options["verify_seconds"]) as pool:
+    pool = VerifierPool(job.verifier, seconds=options["verify_seconds"], partial_credit=options["partial_credit"])
+    with contextlib.closing(engine), pool:
         counters = Trainer(
             policy,
             reference,

@@ -115,7 +115,15 @@ def train(job: VerlJob, output: Output) -> None:
     if "ledger" not in output.state:
         check_environment(job)
         tokenizer = load_tokens(job.model).tokenizer
-        prepare(work, job.prompts, job.evaluations, tokenizer, job.verifier, job.options["verify_seconds"])
+        prepare(
+            work,
+            job.prompts,
+            job.evaluations,
+            tokenizer,
+            job.verifier,
+            job.options["verify_seconds"],
+            job.options["partial_credit"],
+        )
         write_json(output.part / TRAINING_OPTIONS, {**job.options, "verifier": job.verifier})
         output.commit({"engine": "verl"})  # from here on there is something to go on from
         _finish_training(job, line, work)

@@ -29,7 +29,7 @@ import sys
 sys.path.insert(0, {packages!r})
 from cropi_tools.training.verl_reward import Scorer
 
-compute_score = Scorer({verifier!r}, {seconds!r}, {failed!r})
+compute_score = Scorer({verifier!r}, {seconds!r}, {failed!r}, partial_credit={partial_credit!r})
 '''
 
 
@@ -40,6 +40,7 @@ def prepare(
     tokenizer: Any,
     verifier: str,
     seconds: float,
+    partial_credit: bool = False,
 ) -> None:
     """Write data, reward file and package into `folder`; the same every time."""
     folder.mkdir(exist_ok=True)
@@ -52,6 +53,7 @@ def prepare(
         packages=str(here / PACKAGES),
         verifier=_anywhere(verifier),
         seconds=seconds,
+        partial_credit=partial_credit,
         failed=str(here / FAILED),
     )
     (folder / REWARD_FILE).write_text(text)

@@ -21,14 +21,14 @@ AT_ONCE = 2  # verifiers in each of verl's reward processes, of which it has eig
 
 
 class Scorer:
-    """verl's `compute_score`. verifier, seconds: as of `VerifierPool`. failed: the file to which a failure is written."""
+    """verl's `compute_score`. verifier, seconds, partial_credit: as of `VerifierPool`. failed: the file to which a failure is written."""
 
-    def __init__(self, verifier: str, seconds: float, failed: str) -> None:
+    def __init__(self, verifier: str, seconds: float, failed: str, partial_credit: bool = False) -> None:
         self._failed = failed
         # last in, first out: what is warm is used again, and the second starts when there is need of it
         self._pools: LifoQueue[VerifierPool] = LifoQueue()
         for _ in range(AT_ONCE):
-            self._pools.put(VerifierPool(verifier, workers=1, seconds=seconds))
+            self._pools.put(VerifierPool(verifier, workers=1, seconds=seconds, partial_credit=partial_credit))
 
     def __call__(
         self,

@@ -61,6 +61,7 @@ def test_settings_get_the_types_of_the_configuration() -> None:
         ("gcd", {"seed": "3"}, "give it as --seed"),
         ("gcd", {"min_value": "9", "max_value": "3"}, "refuses these settings of gcd: max_value"),
         ("rearc", {}, "cannot be scored from a file"),
+        ("game_of_life_halting", {}, "full credit to any text"),
     ],
 )
 def test_what_a_family_does_not_take_is_named(family: str, settings: dict[str, str], said: str) -> None:

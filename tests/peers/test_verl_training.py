@@ -33,6 +33,7 @@ OPTIONS: dict[str, Any] = {
     "max_tokens": 1024,
     "temperature": 0.9,
     "verify_seconds": 5.0,
+    "partial_credit": False,
     "dynamic_sampling": 0,
     "aggregation": "token",
     "advantage": "group",

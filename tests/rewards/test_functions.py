@@ -31,10 +31,10 @@ def verifier(tmp_path: Path) -> Any:
     ("body", "expected"),
     [
         ("return solution_str == ground_truth", Grade(1.0, "correct")),
-        ("return 0.25", Grade(0.25, "wrong")),
+        ("return 0.25", Grade(0.25, "partial")),
         ("return -1", Grade(-1.0, "wrong")),
         ("return {'score': 1, 'note': 'x'}", Grade(1.0, "correct")),
-        ("import numpy; return numpy.float32(0.5)", Grade(0.5, "wrong")),
+        ("import numpy; return numpy.float32(0.5)", Grade(0.5, "partial")),
         ("import numpy; return numpy.bool_(True)", Grade(1.0, "correct")),
         ("return extra_info['k'] + (data_source == 's')", Grade(3.0, "correct")),
     ],

@@ -301,12 +301,12 @@ READERS: dict[str, Callable[[str], object]] = {
 
 
 def seconds(task: Callable[[str], object], text: str) -> float:
-    """The shortest of three runs."""
+    """The shortest of three runs, in processor time: what else the machine does is not the text's doing."""
     best = float("inf")
     for _ in range(3):
-        started = time.perf_counter()
+        started = time.process_time()
         task(text)
-        best = min(best, time.perf_counter() - started)
+        best = min(best, time.process_time() - started)
     return best
 
 
@@ -318,6 +318,15 @@ def test_reading_takes_linear_time(reader: str) -> None:
         *(a + b for a, b in zip(PIECES, reversed(PIECES), strict=True)),
         "\\boxed{}",
         "\\boxed ",
+        "<answer>",
+        "</answer>",
+        "<answer></answer>",
+        "<answer ",
+        " <|im_end|>",
+        "The answer is ",
+        "answer is\nQ: ",
+        "#### 5\n",
+        "5 is the answer, ",
         "the the ",
     ]:
         small = piece * (100_000 // len(piece))

@@ -22,6 +22,24 @@ def test_exact_strips_only_the_ends() -> None:
     assert grade({"id": "p", "answer": 12}, "12", "exact") == Grade(1.0, "correct")
 
 
+def test_exact_reads_answer_tags() -> None:
+    record = {"id": "p", "answer": "a  b", "verifier": "exact"}
+    for right in (
+        "It is <answer> a  b\n</answer>.",
+        "<ANSWER>c</ANSWER> no <answer>a  b</answer>",
+        "<answer>a  b",
+        r"<answer>\boxed{a  b}</answer>",
+    ):
+        assert grade(record, right) == Grade(1.0, "correct")
+    for wrong in (
+        "a  b <answer>c</answer>",
+        "The answer is a  b",
+        "<answer>a  b</answer> no <answer>c</answer>",
+        r"\boxed{a  b}",
+    ):
+        assert grade(record, wrong) == Grade(0.0, "wrong")
+
+
 def test_the_record_names_its_own_verifier() -> None:
     assert grade({"id": "p", "answer": "0.50"}, "0.5", "maths").outcome == "correct"
     assert grade({"id": "p", "answer": "0.50", "verifier": "exact"}, "0.5", "maths").outcome == "wrong"
@@ -36,9 +54,11 @@ def test_reasoning_gym_agrees_with_its_own_scorer() -> None:
             right = str(entry["answer"])
             assert grade(record, f" {right}\n") == Grade(1.0, "correct")
             assert grade(record, f"<answer>9</answer> hm <answer> {right} </answer> done") == Grade(1.0, "correct")
-            long = f"I think {right} it is"
-            expected = data.score_answer(long, entry)
-            assert grade(record, long) == Grade(expected, "correct" if expected == 1 else "wrong")
+            near = right[:-1] + "z"
+            expected = data.score_answer(near, entry)
+            outcome = "partial" if expected > 0 else "wrong"
+            assert grade(record, f"<answer>{near}</answer>") == Grade(0.0, outcome)
+            assert grade(record, f"<answer>{near}</answer>", partial_credit=True) == Grade(expected, outcome)
             assert grade(record, "").outcome == "wrong"
 
 
@@ -88,7 +108,7 @@ def test_the_fingerprint_follows_the_file(tmp_path: Path) -> None:
     assert first == f"mine.py:score sha256={hashlib.sha256(path.read_bytes()).hexdigest()}"
     path.write_text("def score(**k): return 0")
     assert verifier_fingerprint(f"{path}:score") != first
-    assert verifier_fingerprint("exact") == "exact rules=1"
+    assert verifier_fingerprint("exact") == "exact rules=2"
     assert verifier_fingerprint("choice").startswith("choice rules=")
     assert "math-verify=" in verifier_fingerprint("maths")
     assert "reasoning-gym=" in verifier_fingerprint("reasoning-gym")

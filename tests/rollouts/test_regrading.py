@@ -56,6 +56,60 @@ def test_a_record_s_own_verifier_comes_first(tmp_path: Path) -> None:
     assert [sample["reward"] for sample in second["samples"]] == [1.0, 1.0]
 
 
+def gym_rollouts(family: str, texts: list[str]) -> dict[str, Any]:
+    import reasoning_gym
+
+    entry = reasoning_gym.create_dataset(family, size=1, seed=3)[0]
+    source = {"dataset": family, "entry": {key: entry[key] for key in ("question", "answer", "metadata")}}
+    samples = [{**ROLLOUTS[0]["samples"][0], "text": text.replace("ANSWER", entry["answer"])} for text in texts]
+    changed = {"answer": entry["answer"], "verifier": "reasoning-gym", "extra": {"reasoning_gym": source}}
+    return {**ROLLOUTS[0], "id": "gym", **changed, "samples": samples}
+
+
+def test_partial_scores_are_counted_and_rewarded_only_where_wanted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [gym_rollouts("spell_backward", ["ANSWERq", "zzzz", "The answer is ANSWER."]), ROLLOUTS[1]]
+    source, new = tiny_policy.write_jsonl(tmp_path / "r.jsonl", rows), tmp_path / "new.jsonl"
+    line = ["--verify-only", str(source), "-o", str(new)]
+    assert run(*line, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    gym, other = read(new)
+    assert [(sample["reward"], sample["outcome"]) for sample in gym["samples"]] == [
+        (0, "partial"),
+        (0, "wrong"),
+        (1, "correct"),
+    ]
+    assert found["partial_fraction"] == pytest.approx(1 / (3 + len(other["samples"])))
+    assert found["outcomes"]["partial"] == 1
+    assert "partial-credit False, now True" in refused(*line, "--partial-credit")
+    assert run(*line, "--partial-credit", "--force") == 0
+    assert "partial" in capsys.readouterr().err
+    again = read(new)[0]["samples"]
+    assert 0.5 < again[0]["reward"] < 1
+    assert [sample["outcome"] for sample in again] == ["partial", "wrong", "correct"]
+
+
+@pytest.mark.parametrize("verifier", ["maths", "recorded", "choice"])
+def test_partial_credit_of_verifiers_that_give_none_is_refused(tmp_path: Path, verifier: str) -> None:
+    source = tiny_policy.write_jsonl(tmp_path / "r.jsonl", ROLLOUTS)
+    program = str(Path(sys.executable).parent / "cropi-rollout")
+    line = [
+        program,
+        "--verify-only",
+        str(source),
+        "--verifier",
+        verifier,
+        "--partial-credit",
+        "-o",
+        str(tmp_path / "n.jsonl"),
+    ]
+    found = subprocess.run(line, capture_output=True, text=True)
+    assert found.returncode == 2
+    assert "--partial-credit" in found.stderr
+    assert "reasoning-gym" in found.stderr
+
+
 AUTHORS = [
     {"id": "a1", "prompt": "1+2=", "answer": "3", "responses": ["3", "4", ""], "rewards": [1.0, 0.0, 0.0]},
     {"id": "a2", "prompt": "2+2=", "answer": "4", "responses": ["3", "5", "44"], "rewards": [0.5, 0.0, 0.0]},

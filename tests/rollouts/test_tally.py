@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cropi_tools.data.records import outcome_of_score
 from cropi_tools.rollouts.tally import Tallies, Tally, bootstrap_interval, pass_at_k, table
 
 
@@ -37,7 +38,7 @@ def row(source: str, rewards: list[float], lengths: list[int]) -> dict[str, Any]
             {
                 "token_ids": [7] * length,
                 "reward": reward,
-                "outcome": "correct" if reward == 1.0 else "wrong",
+                "outcome": outcome_of_score(reward),
                 "finish_reason": "length" if length == 4 else "stop",
             }
             for reward, length in zip(rewards, lengths, strict=True)
@@ -63,7 +64,11 @@ def test_summary() -> None:
     assert found["response_tokens"] == pytest.approx(22 / 9)
     assert found["truncated_fraction"] == pytest.approx(4 / 9)
     assert found["equal_rewards_fraction"] == pytest.approx(1 / 3)
-    assert found["outcomes"] == {"correct": 3, "wrong": 6}
+    assert found["outcomes"] == {"correct": 3, "partial": 3, "wrong": 3}
+    assert found["partial_fraction"] == pytest.approx(3 / 9)
+    head, *lines = table(found)
+    place = head.index("partial") + len("partial")
+    assert [line[:place].rsplit(None, 1)[1] for line in lines] == ["0.000", "1.000", "0.333"]
     assert found["by_source"]["a"]["accuracy"] == pytest.approx(3 / 6)
     assert found["by_source"]["b"]["pass_at"]["3"] == 0.0
     assert Tally().samples == 0

@@ -65,6 +65,30 @@ def test_a_preset_fills_in_what_is_not_given(preset: str, asked: Callable[..., A
     assert job.reference == (str(policy_folder) if recipe["kl"] > 0 else None), "no KL term, no reference"
 
 
+@pytest.mark.parametrize("wanted", [False, True])
+def test_partial_credit_goes_with_verifiers_that_give_it(
+    wanted: bool, asked: Callable[..., Any], run: Callable[..., Any], policy_folder: Path, prompts: Path, tmp_path: Path
+) -> None:
+    words = ("--steps", 1, "--verifier", "reasoning-gym")
+    assert asked(*words, *(["--partial-credit"] if wanted else [])).options["partial_credit"] is wanted
+    line = (
+        "cropi-train",
+        "--model",
+        policy_folder,
+        prompts,
+        "--steps",
+        1,
+        "--verifier",
+        "maths",
+        "--partial-credit",
+        "-o",
+        tmp_path / "P2",
+    )
+    refused = run(*line, code=2)
+    assert "--partial-credit" in refused.stderr
+    assert "reasoning-gym" in refused.stderr
+
+
 def test_every_preset_names_options_that_exist(run: Callable[..., Any]) -> None:
     text = run("cropi-train", "--help").stdout
     for recipe in PRESETS.values():

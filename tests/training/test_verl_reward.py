@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,8 @@ import pytest
 
 from cropi_tools.data.errors import InputError
 from cropi_tools.data.exports import to_verl
-from cropi_tools.training.verl_data import copy_package
+from cropi_tools.training.verl_config import REWARD_FILE
+from cropi_tools.training.verl_data import copy_package, prepare
 from cropi_tools.training.verl_reward import Scorer
 
 OWN = """
@@ -66,6 +68,21 @@ def test_the_records_verifier_and_open_reasoning_count(tmp_path: Path) -> None:
         # the prompt opened the reasoning, and nothing closed it
         assert asked(score, thinking, reasoning_open=True)["score"] == 0.0
         assert asked(score, f"{thinking}</think>\\boxed{{7}}", reasoning_open=True)["score"] == 1.0
+
+
+def test_partial_credit_is_told_to_verl(tmp_path: Path) -> None:
+    source = {"dataset": "spell_backward", "entry": {"question": "?", "answer": "abcde", "metadata": {}}}
+    extra = json.dumps({"reasoning_gym": source})
+    rewards = []
+    for partial in (False, True):
+        scorer = Scorer("maths", 5.0, str(tmp_path / "failed"), partial_credit=partial)
+        with closing(scorer) as score:
+            rewards.append(
+                [asked(score, text, verifier="reasoning-gym", extra=extra)["score"] for text in ("abcdz", "abcde")]
+            )
+    assert rewards == [[0.0, 1.0], [pytest.approx(0.8), 1.0]]
+    prepare(tmp_path / "work", [], {}, None, "reasoning-gym", 5.0, partial_credit=True)
+    assert "partial_credit=True" in (tmp_path / "work" / REWARD_FILE).read_text()
 
 
 def test_a_failure_is_told(own: str, tmp_path: Path) -> None:
