@@ -23,7 +23,7 @@ from cropi_tools.data.output import Output
 from cropi_tools.engines.protocol import Engine
 from cropi_tools.policy.adapters import adapter_tensors, load_adapters
 from cropi_tools.policy.loading import Policy
-from cropi_tools.policy.tokens import first_line
+from cropi_tools.policy.opening import first_line
 from cropi_tools.policy.weights import checkpoint_weights
 from cropi_tools.rewards.pool import VerifierPool
 from cropi_tools.rollouts.tally import Tally
