@@ -27,6 +27,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 # of every kind one: tied and untied, fused and not, a head by another name, stacked experts, recurrent
 FAST = ("llama_untied", "gemma2", "gpt2", "gpt_neox", "phi3", "opt", "mixtral", "deepseek_v3", "mamba")
 FAMILIES = tiny_families.DENSE + tiny_families.EXPERTS + tiny_families.RECURRENT
+SWEEP = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in FAMILIES]
 BREAKAGES = broken_policies.CONFIG + broken_policies.GENERATION + broken_policies.TOKENIZER + broken_policies.WEIGHTS
 
 
