@@ -13,6 +13,7 @@ from cropi_tools.data.errors import UsageError
 from cropi_tools.data.policies import policy_files, tokenizer_files
 from cropi_tools.policy.checkpoint import check_causal, check_finite, load_whole
 from cropi_tools.policy.opening import CONFIG, opening
+from cropi_tools.policy.precision import warn_of_lost_updates
 from cropi_tools.policy.tokens import Tokens, load_tokens
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -76,6 +77,7 @@ def load_policy(folder: str, device: str = "auto", dtype: str = "auto") -> Polic
         model.to(where).eval()
     check_finite(folder, model)
     check_causal(folder, model)
+    warn_of_lost_updates(folder, model.dtype)
     # Automatic differentiation leaves this token's input embedding out. Where it is among a prompt's or a response's tokens it is a token
     # as any other; padding has no part in any sum here.
     model.get_input_embeddings().padding_idx = None
