@@ -79,6 +79,17 @@ def checkpoint_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
         yield target, merged(layers[target], tensor) if target in layers else whole(tensor)
 
 
+def stored_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """`checkpoint_weights` as the files have them: a family may rename weights on loading, and stack those of experts."""
+    try:
+        from transformers.core_model_loading import revert_weight_conversion
+    except ImportError:  # versions of the library before 5 load what is stored
+        yield from checkpoint_weights(model)
+        return
+    for name, tensor in checkpoint_weights(model):
+        yield from revert_weight_conversion(model, {name: tensor}).items()
+
+
 def merged(layer: Any, weight: torch.Tensor) -> torch.Tensor:
     """The whole of a weight with what the adapter beside it adds."""
     found = whole(weight)

@@ -212,7 +212,7 @@ def test_every_command_refuses_in_one_line_and_asks_nothing(
     lines: list[tuple[object, ...]] = [
         ("cropi-rollout", "--model", folder, "p.jsonl", "-o", "x.jsonl"),
         ("cropi-grad", "--model", folder, "r.jsonl", "-o", "x.zarr"),
-        ("cropi-train", "--model", folder, "p.jsonl", "--steps", "1", "-o", "x"),
+        ("cropi-train", "--model", folder, "p.jsonl", "--steps", "1", "--max-tokens", "4", "-o", "x"),
     ]
     if "tokenizer" not in name:
         lines += [
@@ -226,6 +226,8 @@ def test_every_command_refuses_in_one_line_and_asks_nothing(
                 "p.jsonl",
                 "--steps",
                 "1",
+                "--max-tokens",
+                "4",
                 "--kl",
                 "0.1",
                 "-o",

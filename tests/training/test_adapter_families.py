@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import tiny_families
 import torch
+from safetensors.torch import load_file
 from training_runs import SETTINGS, train
 
 from cropi_tools.data.errors import CropiError, InputError
@@ -18,7 +19,7 @@ from cropi_tools.policy import merging, weights
 from cropi_tools.policy.adapters import adapter_tensors, inject_adapters, save_adapters
 from cropi_tools.policy.loading import Policy, load_policy, save_policy
 from cropi_tools.policy.merging import check_merge
-from cropi_tools.policy.weights import checkpoint_weights
+from cropi_tools.policy.weights import checkpoint_weights, stored_weights
 
 pytest.importorskip("peft")
 IDS = torch.tensor([[5, 9, 12, 40, 33, 7, 2, 3]])
@@ -62,6 +63,10 @@ def test_merged_logits_are_the_adapted_ones(family: str, tmp_path: Path) -> None
     policy, settings = adapted(family, tmp_path / "P0")
     check_merge(policy.model)
     save_policy(policy, tmp_path / "P1", dict(checkpoint_weights(policy.model)))
+    # what an engine of its own is given has the names and values of the file
+    saved, given = load_file(tmp_path / "P1" / "model.safetensors"), dict(stored_weights(policy.model))
+    assert saved.keys() == given.keys()
+    assert [name for name in saved if not torch.equal(saved[name], given[name])] == []
     save_adapters(adapter_tensors(policy.model), settings, tmp_path / "P1")
     wanted = logits(policy.model)
     torch.testing.assert_close(logits(load_policy(str(tmp_path / "P1"), "cpu").model), wanted, rtol=1e-4, atol=1e-4)
