@@ -186,9 +186,7 @@ def test_code_beside_a_known_family_is_left_alone(policy_folder: Path, tmp_path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", ["code of its own", "a tokenizer of its own", "compiled", "gptq", "flash_attention_2", "pickled"]
-)
+@pytest.mark.parametrize("name", ["code of its own", "compiled", "flash_attention_2"])
 def test_every_command_refuses_in_one_line_and_asks_nothing(
     name: str, run: Run, policy_folder: Path, tmp_path: Path
 ) -> None:
