@@ -14,8 +14,14 @@ from cropi_tools.data.errors import InputError
 from cropi_tools.data.jsonl import is_stream
 from cropi_tools.data.manifest import FOLDER_MANIFEST, Input, file_digest, folder_digest, read_manifest, write_json
 
-_SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".jinja")
+_SUFFIXES = (".json", ".txt", ".model", ".jinja")
 _TOKENIZER_STEMS = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens", "chat_template", "spiece")
+_VOCABULARY_STEMS = ("tokenizer", "vocab", "merges", "tekken")
+_VOCABULARY_SUFFIXES = (".model", ".tiktoken", ".bpe", ".vocab")
+WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+_MISTRAL_WEIGHTS = "consolidated"  # the same weights under Mistral's own names, which nothing here reads
+_OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack", "*.distcp", "*.ckpt")
+ADAPTER_CONFIG = "adapter_config.json"
 OPTIMIZER_STATE = "state/optimizer.safetensors"
 TRAINING_OPTIONS = "training.json"
 METRIC = "adam 2"  # the rule of influence/precondition.py; another rule, another number
@@ -23,24 +29,95 @@ _NOT_POLICY = (FOLDER_MANIFEST, "progress.json", TRAINING_OPTIONS)
 
 
 def policy_files(folder: str | Path) -> list[Path]:
-    """The files that make up a policy: weights, configuration, tokenizer. InputError when the folder is not a whole policy."""
-    files = _model_files(folder)
-    if not has_weights(folder):
-        raise InputError(f"{folder}: holds no .safetensors weights")
-    return files
+    """The files that make up a policy: weights, configuration, tokenizer. InputError: the folder is not one whole policy."""
+    return sorted([*_model_files(folder), *weight_files(folder)])
 
 
 def has_weights(folder: str | Path) -> bool:
-    """Whether a model folder holds weights."""
-    return any(path.suffix == ".safetensors" for path in _model_files(folder))
+    """Whether a model folder holds weights that can be loaded."""
+    _model_files(folder)
+    return any((Path(folder) / name).exists() for name in (WEIGHTS, WEIGHTS_INDEX))
+
+
+def weight_files(folder: str | Path) -> list[Path]:
+    """The files whose tensors are the policy's weights: model.safetensors, or the shards that its index names. What is hashed is what is loaded.
+
+    InputError: there are none, some are absent, or files lie there that may be meant as well: transformers and vLLM choose differently.
+    """
+    root = Path(folder)
+    found = {path.name for path in root.glob("*.safetensors")}
+    index = root / WEIGHTS_INDEX
+    if not index.exists() and WEIGHTS not in found:
+        raise InputError(_no_weights(root, sorted(found)))
+    named = _shards(index) if index.exists() else {WEIGHTS}
+    if WEIGHTS in found | named and named != {WEIGHTS}:
+        raise InputError(
+            f"{folder}: holds {WEIGHTS} and {WEIGHTS_INDEX}, two sets of weights; remove the one that is not meant"
+        )
+    absent = sorted(named - found)
+    if absent:
+        raise InputError(
+            f"{folder}: has no {absent[0]}{_more(absent)}, which {WEIGHTS_INDEX} names; fetch or copy it again"
+        )
+    strange = sorted(name for name in found - named if not name.startswith(_MISTRAL_WEIGHTS))
+    if strange:
+        raise InputError(
+            f"{folder}: {strange[0]}{_more(strange)} lies beside {WEIGHTS if named == {WEIGHTS} else WEIGHTS_INDEX} and is no part of "
+            "those weights; move it out of the folder"
+        )
+    return [root / name for name in sorted(named)]
+
+
+def _shards(index: Path) -> set[str]:
+    """The files that an index of sharded weights names."""
+    try:
+        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(
+            f"{index}: is not an index of sharded weights (JSON with a `weight_map`); fetch it again"
+        ) from None
+    wrong = [name for name in named if not isinstance(name, str) or "/" in name or not name.endswith(".safetensors")]
+    if wrong or not named:
+        raise InputError(f"{index}: names {wrong[0] if wrong else 'no file'} as a shard; expected .safetensors files")
+    return named
+
+
+def _no_weights(root: Path, others: list[str]) -> str:
+    """What to say of a folder without weights that can be loaded."""
+    if others:
+        return f"{root}: holds {others[0]}{_more(others)} but no {WEIGHTS} and no {WEIGHTS_INDEX}; rename it if these are the weights"
+    strange = sorted(path.name for pattern in _OTHER_WEIGHTS for path in root.glob(pattern))
+    if not strange:
+        return f"{root}: holds no .safetensors weights; fetch or copy {WEIGHTS}"
+    return (
+        f"{root}: holds its weights as {strange[0]}, not as .safetensors; convert them with transformers: "
+        "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW), and copy the tokenizer"
+    )
+
+
+def _more(names: list[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
 
 
 def _model_files(folder: str | Path) -> list[Path]:
-    """The files of a model folder, weights or not."""
+    """The files of a model folder beside its weights. InputError: it is none, or an adapter makes it two policies."""
     root = Path(folder)
+    if root.is_file():
+        raise InputError(f"{folder}: is a file; expected a Hugging Face model folder with .safetensors weights")
     if not root.is_dir():
         hint = f"; `hf download {folder} --local-dir DIR` fetches it" if str(folder).count("/") == 1 else ""
         raise InputError(f"{folder}: no such policy folder{hint}")
+    if (root / ADAPTER_CONFIG).exists():
+        beside = any((root / name).exists() for name in (WEIGHTS, WEIGHTS_INDEX))
+        which = (
+            "has weights and an adapter; move the adapter out of the folder, or merge it"
+            if beside
+            else "holds an adapter; merge it"
+        )
+        raise InputError(
+            f"{folder}: {which} into the weights with peft: "
+            "AutoPeftModelForCausalLM.from_pretrained(FOLDER).merge_and_unload().save_pretrained(NEW), and copy the tokenizer"
+        )
     if not (root / "config.json").exists():
         raise InputError(f"{folder}: holds no config.json; expected a Hugging Face model folder")
     return sorted(p for p in root.iterdir() if p.suffix in _SUFFIXES and p.name not in _NOT_POLICY)
@@ -53,8 +130,7 @@ def policy_input(folder: str | Path) -> Input:
 
 def tokens_input(folder: str | Path) -> Input:
     """Tokenizer and configuration as an input of a command that samples from weights elsewhere (a server's)."""
-    files = [path for path in _model_files(folder) if path.suffix != ".safetensors"]
-    return Input(str(folder), folder_digest(_digests(Path(folder), files)))
+    return Input(str(folder), folder_digest(_digests(Path(folder), _model_files(folder))))
 
 
 def tokenizer_digest(folder: str | Path) -> str:
@@ -65,6 +141,23 @@ def tokenizer_digest(folder: str | Path) -> str:
 def tokenizer_files(folder: str | Path) -> list[Path]:
     """The files of a policy that belong to its tokenizer."""
     return [path for path in _model_files(folder) if path.name.startswith(_TOKENIZER_STEMS)]
+
+
+def check_tokenizer(folder: str | Path) -> None:
+    """InputError: the folder holds no vocabulary. For some families the library makes an empty tokenizer then, without a word."""
+    settings = (
+        "tokenizer_config.json",
+        "special_tokens",
+        "added_tokens",
+        "chat_template",
+        "config.json",
+        "generation_config.json",
+    )
+    rest = [path for path in Path(folder).iterdir() if path.is_file() and not path.name.startswith(settings)]
+    if not any(path.name.startswith(_VOCABULARY_STEMS) or path.suffix in _VOCABULARY_SUFFIXES for path in rest):
+        raise InputError(
+            f"{folder}: holds no tokenizer (such as tokenizer.json); copy the files of the policy that it was made from"
+        )
 
 
 def same_tokenizer(rollouts: str, folder: str) -> None:

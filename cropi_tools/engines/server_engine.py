@@ -331,7 +331,7 @@ def _choose(url: str, models: Sequence[dict[str, Any]], name: str | None) -> dic
 def _vocabulary(tokens: Tokens) -> int:
     """Token ids of the folder's model are below this; neither larger nor smaller than its tokenizer's, in general."""
     try:
-        config: Any = AutoConfig.from_pretrained(tokens.folder, local_files_only=True)
-    except (OSError, ValueError):
+        config: Any = AutoConfig.from_pretrained(tokens.folder, local_files_only=True, trust_remote_code=False)
+    except Exception:  # a family that the server knows and transformers does not, which may end in anything
         return len(tokens.tokenizer)
     return getattr(config.get_text_config(), "vocab_size", None) or len(tokens.tokenizer)

@@ -63,12 +63,17 @@ class VllmEngine(Engine):
     own_weights = True
 
     def __init__(self, folder: str, tokens: Tokens, dtype: str = "auto", memory: float = 0.9) -> None:
+        from cropi_tools.policy.checkpoint import check_weights
+        from cropi_tools.policy.precision import warn_of_lost_updates
+
         check_vllm()
+        check_weights(folder)
         self._folder, self._ends = folder, list(tokens.end_token_ids)
         self._begun: dict[str, tuple[_Group, int]] = {}
         self._count = 0
         self._llm = _load(folder, dtype, memory)
         config = self._llm.llm_engine.vllm_config
+        warn_of_lost_updates(folder, config.model_config.dtype)
         self._window = _QUEUE * config.scheduler_config.max_num_seqs
         self._longest = config.model_config.max_model_len
         self.device = str(config.device_config.device_type)
@@ -234,7 +239,7 @@ def check_vllm() -> None:
 
 def _load(folder: str, dtype: str, memory: float) -> Any:
     """An `LLM` of the folder's weights, made without a word on stdout or stderr and with our signal handlers left in place."""
-    from cropi_tools.policy.tokens import first_line
+    from cropi_tools.policy.opening import first_line
 
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     for name, value in _ENVIRONMENT.items():
@@ -258,6 +263,7 @@ def _load(folder: str, dtype: str, memory: float) -> Any:
             return LLM(
                 model=folder,
                 skip_tokenizer_init=True,
+                trust_remote_code=False,
                 dtype=_number_format(folder, on_cpu) if dtype == "auto" else dtype,
                 max_model_len=-1,  # the model's own, or what the cache can hold
                 gpu_memory_utilization=memory,
@@ -269,7 +275,7 @@ def _load(folder: str, dtype: str, memory: float) -> Any:
                 use_tqdm_on_load=False,
                 **options,
             )
-        except (ValueError, RuntimeError, OSError) as error:
+        except Exception as error:  # from whatever depth of it
             raise InputError(f"{folder}: vLLM cannot load it ({first_line(error)})") from None
 
 
@@ -277,9 +283,13 @@ def _number_format(folder: str, on_cpu: bool) -> str:
     """What `auto` means, as in the embedded engine: float32 on a CPU, else what is stored. vLLM's own `auto` makes float16 of float32."""
     from transformers import AutoConfig
 
+    from cropi_tools.policy.opening import CONFIG, opening
+
     if on_cpu:
         return "float32"
-    return str(AutoConfig.from_pretrained(folder, local_files_only=True).dtype or "bfloat16").removeprefix("torch.")
+    with opening(folder, CONFIG):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    return str(config.dtype or "bfloat16").removeprefix("torch.")
 
 
 @contextmanager

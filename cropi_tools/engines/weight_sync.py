@@ -10,12 +10,12 @@ from __future__ import annotations
 from typing import Any
 
 from cropi_tools.data.errors import CropiError
-from cropi_tools.policy.weights import checkpoint_weights
+from cropi_tools.policy.weights import stored_weights
 
 
 def replace_weights(llm: Any, model: Any) -> None:
     """Copy the parameters of a transformers model into a vLLM `LLM` of the same architecture in this process. No request may be running."""
-    llm.collective_rpc("reload_weights", kwargs={"weights_iterator": checkpoint_weights(model)})
+    llm.collective_rpc("reload_weights", kwargs={"weights_iterator": stored_weights(model)})
     llm.apply_model(_prepare_tied)
     forget_prefixes(llm)
 

@@ -6,7 +6,8 @@ the arithmetic; here is what it does not: adapters beside a model that keeps its
 
 from __future__ import annotations
 
-import contextlib
+import re
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from cropi_tools.data.errors import CropiError
+from cropi_tools import runtime
+from cropi_tools.data.errors import CropiError, InputError
 from cropi_tools.policy.loading import Policy
-from cropi_tools.policy.weights import ADAPTER_NAME, FACTORS, adapted_layers, fill, whole
+from cropi_tools.policy.merging import check_structure, probe
+from cropi_tools.policy.opening import first_line, opening
+from cropi_tools.policy.weights import ADAPTER_NAME, BASE, FACTORS, adapted_layers, fill, merge_targets, whole
+from cropi_tools.policy.weights import adapters_off as adapters_off
 
 ADAPTER = "adapter"  # the folder inside a policy that peft opens
 _WEIGHTS = "adapter_model.safetensors"
@@ -25,8 +30,19 @@ _WEIGHTS = "adapter_model.safetensors"
 def inject_adapters(policy: Policy, rank: int, alpha: float, seed: int) -> Any:
     """Put adapters beside all linear layers but the head, which alone have gradients then; returns peft's settings of them.
 
-    CropiError: the library peft is not installed.
+    Says which weights have none. CropiError: peft is not installed. InputError: it cannot adapt this model, or the adapters cannot be merged.
     """
+    before = probe(policy.model)
+    settings = put_adapters(policy, rank, alpha, seed)
+    check_structure(policy.model, policy.folder, before, seed)
+    without = _without_adapters(policy.model)
+    if without:
+        runtime.notify(f"{policy.folder}: no adapters beside {', '.join(without)}, which stay as they are")
+    return settings
+
+
+def put_adapters(policy: Policy, rank: int, alpha: float, seed: int) -> Any:
+    """`inject_adapters` without its trial: for adapters that are never merged. CropiError, InputError: as there."""
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
@@ -38,29 +54,40 @@ def inject_adapters(policy: Policy, rank: int, alpha: float, seed: int) -> Any:
         task_type="CAUSAL_LM",
         base_model_name_or_path=policy.folder,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        inject_adapter_in_model(settings, policy.model)
+    try:
+        # peft warns of its own settings for families, which are not ours to change; whether they are right is tried out
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
+            torch.manual_seed(seed)
+            inject_adapter_in_model(settings, policy.model)
+    except Exception as error:  # whatever peft makes of a family it does not know
+        raise InputError(
+            f"{policy.folder}: peft cannot put adapters into {type(policy.model).__name__} ({first_line(error)}); leave --lora out"
+        ) from None
+    for name, value in vars(settings).items():
+        if isinstance(value, set):
+            # a set's order changes from process to process, and with it the bytes of the file
+            setattr(settings, name, sorted(value))
     policy.model.eval()
     return settings
+
+
+def _without_adapters(model: Any) -> list[str]:
+    """Matrices that have no adapter, embeddings and head aside; `*` for numbers."""
+    targets, head = merge_targets(model), model.get_output_embeddings()
+    found = set()
+    for name, module in model.named_modules():
+        if module is head or isinstance(module, torch.nn.Embedding) or any(factor in name for factor in FACTORS):
+            continue
+        for own, parameter in module.named_parameters(recurse=False):
+            full = f"{name}.{own}".replace(BASE, "")
+            if full not in targets and min(parameter.shape[-2:]) > 1 < parameter.ndim and not own.endswith("bias"):
+                found.add(re.sub(r"\.\d+\.", ".*.", full))
+    return sorted(found)
 
 
 def has_adapters(model: Any) -> bool:
     """Whether adapters were put in."""
     return bool(adapted_layers(model))
-
-
-@contextlib.contextmanager
-def adapters_off(model: Any) -> Iterator[None]:
-    """Inside the block the model is what it was before adapters were put in."""
-    layers = adapted_layers(model).values()
-    for layer in layers:
-        layer.enable_adapters(False)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.enable_adapters(True)
 
 
 def _factors(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
@@ -84,7 +111,13 @@ def save_adapters(tensors: Mapping[str, torch.Tensor], settings: Any, folder: Pa
 
 
 def load_adapters(model: Any, folder: Path) -> None:
-    """Give the adapters the values of FOLDER/adapter."""
-    found = load_file(folder / ADAPTER / _WEIGHTS)
-    for name, parameter in _factors(model):
+    """Give the adapters the values of FOLDER/adapter. InputError: it does not open, or holds other adapters than these."""
+    with opening(str(folder / ADAPTER), _WEIGHTS):
+        found = load_file(folder / ADAPTER / _WEIGHTS)
+    own = dict(_factors(model))
+    strange = sorted(own.keys() ^ found.keys())
+    strange += sorted(name for name in own.keys() & found.keys() if own[name].shape != found[name].shape)
+    if strange:
+        raise InputError(f"{folder / ADAPTER / _WEIGHTS}: {strange[0]} is missing, left over or of another shape")
+    for name, parameter in own.items():
         fill(parameter, found[name])

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers import GenerationConfig
 
-from cropi_tools.data.errors import InputError, UsageError
+from cropi_tools.data.errors import UsageError
 from cropi_tools.data.policies import policy_files, tokenizer_files
-from cropi_tools.policy.tokens import Tokens, first_line, load_tokens
+from cropi_tools.policy.checkpoint import check_causal, check_finite, load_whole
+from cropi_tools.policy.opening import CONFIG, opening
+from cropi_tools.policy.precision import warn_of_lost_updates
+from cropi_tools.policy.tokens import Tokens, load_tokens
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -61,7 +63,8 @@ def choose_device(name: str) -> torch.device:
 def load_policy(folder: str, device: str = "auto", dtype: str = "auto") -> Policy:
     """Load a Hugging Face causal language model, in evaluation mode (no dropout anywhere: influence and training need the same function).
 
-    dtype `auto`: float32 on a CPU, the stored format elsewhere. InputError: the folder does not open as a causal language model.
+    dtype `auto`: float32 on a CPU, the stored format elsewhere. InputError: the folder does not open as a causal language model, or its
+    weights are not whole.
     """
     policy_files(folder)
     tokenizer, end_token_ids, _ = load_tokens(folder)
@@ -69,12 +72,12 @@ def load_policy(folder: str, device: str = "auto", dtype: str = "auto") -> Polic
     if dtype not in (*_DTYPES, "auto"):
         raise UsageError(f"--dtype {dtype}: expected {', '.join(_DTYPES)} or auto")
     wanted: Any = _DTYPES.get(dtype) or (torch.float32 if where.type == "cpu" else "auto")
-    try:
-        AutoConfig.from_pretrained(folder, local_files_only=True)
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=wanted, local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"{folder}: does not open as a causal language model ({first_line(error)})") from None
-    model.to(where).eval()
+    model = load_whole(folder, dtype=wanted)
+    with opening(folder, CONFIG):
+        model.to(where).eval()
+    check_finite(folder, model)
+    check_causal(folder, model)
+    warn_of_lost_updates(folder, model.dtype)
     # Automatic differentiation leaves this token's input embedding out. Where it is among a prompt's or a response's tokens it is a token
     # as any other; padding has no part in any sum here.
     model.get_input_embeddings().padding_idx = None

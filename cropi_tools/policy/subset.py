@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-import torch
-
-from cropi_tools.data.errors import CropiError, UsageError
+from cropi_tools.data.errors import UsageError
+from cropi_tools.policy.adapters import put_adapters
 from cropi_tools.policy.loading import Policy
 
 
@@ -25,16 +24,8 @@ def add_adapters(policy: Policy, rank: int, seed: int) -> None:
     """Put fresh low-rank adapters (LoRA) beside all linear layers but the head; only they have gradients then.
 
     The policy's function does not change: of W + B A the first factor A is random (from `seed`), B is zero. So A's gradient is zero, and
-    A is frozen; the gradient of B is that of W seen through A. CropiError: the library peft is not installed.
+    A is frozen; the gradient of B is that of W seen through A. CropiError: peft is not installed. InputError: it cannot adapt this model.
     """
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError:
-        raise CropiError("--lora needs the library peft: pip install 'cropi-tools[lora]'") from None
-    settings = LoraConfig(r=rank, lora_alpha=rank, target_modules="all-linear", task_type="CAUSAL_LM")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        inject_adapter_in_model(settings, policy.model)
+    put_adapters(policy, rank, rank, seed)
     for name, parameter in policy.model.named_parameters():
         parameter.requires_grad_("lora_B" in name)
-    policy.model.eval()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from cropi_tools.data.errors import InputError
-from cropi_tools.data.policies import tokenizer_files
+from cropi_tools.data.policies import check_tokenizer, tokenizer_files
+from cropi_tools.policy.opening import CONFIG, GENERATION, TOKENIZER, opening, without_panics
 
 
 class Tokens(NamedTuple):
@@ -21,14 +23,15 @@ class Tokens(NamedTuple):
 def load_tokens(folder: str) -> Tokens:
     """Tokenizer and end tokens of a policy folder; its weights are not opened and need not be there. InputError: they do not open."""
     tokenizer_files(folder)
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        try:
+    check_tokenizer(folder)
+    offline: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    with opening(folder, *TOKENIZER, CONFIG), without_panics():
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, **offline)
+    with opening(folder, GENERATION, CONFIG):
+        if (Path(folder) / GENERATION).exists():
             settings = GenerationConfig.from_pretrained(folder, local_files_only=True)
-        except OSError:
-            settings = GenerationConfig.from_model_config(AutoConfig.from_pretrained(folder, local_files_only=True))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder}: its tokenizer does not open ({first_line(error)})") from None
+        else:
+            settings = GenerationConfig.from_model_config(AutoConfig.from_pretrained(folder, **offline))
     return Tokens(tokenizer, end_tokens(settings, tokenizer, folder), folder)
 
 
@@ -40,9 +43,3 @@ def end_tokens(generation_config: Any, tokenizer: Any, folder: str) -> list[int]
     if ends is None:
         raise InputError(f"{folder}: neither generation_config.json nor the tokenizer names an end token")
     return [ends] if isinstance(ends, int) else list(ends)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of a library's message, for ours."""
-    text = str(error).strip().splitlines()
-    return text[0] if text else type(error).__name__

@@ -15,8 +15,10 @@ import torch
 from cropi_tools.data.errors import CropiError
 from cropi_tools.data.jsonl import Record
 from cropi_tools.engines.protocol import Engine, Request, Sampling, sample_seed
+from cropi_tools.policy.adapters import has_adapters
 from cropi_tools.policy.loading import Policy
-from cropi_tools.policy.logprobs import response_logprobs, sequence_batch
+from cropi_tools.policy.logprobs import SHARED, response_logprobs, sequence_batch
+from cropi_tools.policy.merging import check_merge
 from cropi_tools.policy.prompts import prompt_token_ids
 from cropi_tools.training.update import mixed_precision
 
@@ -49,6 +51,8 @@ class EngineSync:
 
     def __call__(self, step: int) -> float:
         """Update the engine to the weights after `step`; returns the mean |difference| of log-probabilities. CropiError: they do not agree."""
+        if has_adapters(self._policy.model):
+            check_merge(self._policy.model, bfloat16=self._bfloat16 and hasattr(self._policy.model, SHARED))
         self._engine.update_weights(self._policy)
         mismatch = self._compare(step)
         limit = self._limit()

@@ -23,7 +23,8 @@ from cropi_tools.data.output import Output
 from cropi_tools.engines.protocol import Engine
 from cropi_tools.policy.adapters import adapter_tensors, load_adapters
 from cropi_tools.policy.loading import Policy
-from cropi_tools.policy.tokens import first_line
+from cropi_tools.policy.merging import check_merge
+from cropi_tools.policy.opening import first_line
 from cropi_tools.policy.weights import checkpoint_weights
 from cropi_tools.rewards.pool import VerifierPool
 from cropi_tools.rollouts.tally import Tally
@@ -272,6 +273,11 @@ class Trainer:
         if self._adapters is not None or self._ranks.size > 1:
             # all processes gather, the first one keeps
             weights = {name: tensor.cpu() for name, tensor in checkpoint_weights(policy.model) if first}
+        if self._adapters is not None:
+            try:
+                check_merge(policy.model, weights, self._ranks.size > 1 and self._settings.autocast)
+            except CropiError as error:
+                raise self._failed(str(error), "train all weights: leave --lora out") from None
         states = optimizer_tensors(policy, self._updater.optimizer)
         moments = {name: tensor.cpu() for name, tensor in states if first}
         adapters = None if self._adapters is None else (self._adapters, adapter_tensors(policy.model))

@@ -119,7 +119,7 @@ def _run_id(file: Path, new: bool) -> str:
 
 
 def _said(error: Exception) -> str:
-    from cropi_tools.policy.tokens import first_line  # not above: the command's beginning does without transformers
+    from cropi_tools.policy.opening import first_line  # not above: the command's beginning does without transformers
 
     return f"{type(error).__name__}: {first_line(error)}"
 

@@ -8,12 +8,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 
+from cropi_tools import runtime
 from cropi_tools.data.errors import CropiError
 from cropi_tools.data.jsonl import Record, dump_line
 from cropi_tools.data.manifest import write_json
 from cropi_tools.data.policies import tokenizer_files
+from cropi_tools.policy.checkpoint import check_weights
+from cropi_tools.policy.precision import LIMIT, lost_updates, warning
 from cropi_tools.training.verl_config import CHECKPOINTS, rate_of
 
 METRICS, EARLIER = "metrics.verl.jsonl", "metrics.earlier.jsonl"
@@ -47,7 +51,8 @@ def last_step(folder: Path) -> int | None:
 def bring_back(step: int, folder: Path, model: str, target: Path) -> None:
     """Make a policy folder of the checkpoint of `step`: its weights, and configuration and tokenizer of the policy `model` it began with.
 
-    verl's own configuration says bfloat16 of weights in float32, and has what the run was told beside. CropiError: there are no weights.
+    verl's own configuration says bfloat16 of weights in float32, and has what the run was told beside. Says so when they are in 16 bits, which
+    cannot hold what was trained. CropiError: there are no weights, or they are not whole.
     """
     saved = folder / CHECKPOINTS / f"global_step_{step}" / "actor" / "huggingface"
     weights = sorted(saved.glob("*.safetensors"))
@@ -61,7 +66,11 @@ def bring_back(step: int, folder: Path, model: str, target: Path) -> None:
     configuration.pop("torch_dtype", None)
     with safe_open(weights[0], framework="numpy") as tensors:
         stored = tensors.get_slice(next(iter(tensors.keys()))).get_dtype()
-    write_json(target / "config.json", {**configuration, "dtype": _DTYPES[stored]})
+    write_json(target / "config.json", {**configuration, "dtype": _DTYPES.get(stored, "float32")})
+    check_weights(str(target))
+    lost = lost_updates(target, model, torch.float32)
+    if lost is not None and lost.share > LIMIT:
+        runtime.warn(warning(f"verl's checkpoint of step {step}", lost))
 
 
 def keep_metrics(folder: Path) -> None:

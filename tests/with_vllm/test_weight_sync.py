@@ -89,7 +89,7 @@ def test_a_parameter_left_out_is_found(
     disturb(policy, 0.02)
     rest = [(key, tensor) for key, tensor in checkpoint_weights(policy.model) if key != name]
     assert len(rest) == len(list(policy.model.named_parameters())) - 1
-    monkeypatch.setattr(weight_sync, "checkpoint_weights", lambda model: iter(rest))
+    monkeypatch.setattr(weight_sync, "stored_weights", lambda model: iter(rest))
     with pytest.raises(CropiError, match="it samples from other weights"):
         sync(1)
 
