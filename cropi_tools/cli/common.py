@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from cropi_tools import __version__
+from cropi_tools.data.clock import command_begins
 from cropi_tools.data.errors import CropiError, Interrupted, UsageError
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ def command(function: Callable[..., Any], *, name: str, example: str) -> Callabl
 def _run(app: typer.Typer, name: str) -> int:
     from cropi_tools import runtime
 
+    command_begins()
     # Threads that spin while they wait make torch many times slower as soon as another process wants the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # libraries announce themselves on stderr; the commands speak for themselves

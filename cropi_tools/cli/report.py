@@ -67,10 +67,12 @@ def report(
         if kind == "page":
             from cropi_tools.report.page import page
 
+            made.begin_work()
             content = page(comparison).encode()
         else:
             from cropi_tools.report.plots import curves
 
+            made.begin_work()
             content = curves(comparison)
         made.part.write_bytes(content)
         made.finish(rows=len(comparison.arms))
