@@ -14,7 +14,9 @@ from contextlib import contextmanager
 from threading import Lock
 
 _IMPORTED = time.monotonic()
-LONGEST_LAUNCH = 60.0  # seconds from the creation of a process to this import; an older process was a shell that became this one
+LONGEST_LAUNCH = (
+    60.0  # seconds from the creation of a process to this import; an older process was a shell that became this one
+)
 
 _origin: float | None = None  # of the process, until its first output takes it
 _lock = Lock()

@@ -223,6 +223,7 @@ class Trainer:
                 "step": step,
                 "set": name,
                 "accuracy": summary["accuracy"],
+                "accuracy_interval": summary["accuracy_interval"],
                 "prompts": counts.prompts,
                 "samples": self._settings.evaluation_samples,
                 "truncated_fraction": summary["truncated_fraction"],
