@@ -13,6 +13,7 @@
 #   VALID TEST                 names of validation and test sets; their prompts are VALID_FILE.NAME and TEST_FILE.NAME
 #   STAGES STEPS ARMS SEEDS    stages, steps a stage, arms (cropi full random static shuffled learnability pass-rate), seeds
 #   ROLLOUT_OPTIONS            such as --engine vllm
+#   REPORT_OPTIONS             such as --threshold 0.6: the accuracy that speed-ups are measured up to, fixed before the run
 #   REFRESH                    statuses (zero-advantage, low-ess=0.1, ...) whose prompts the later stages of cropi and shuffled sample
 #                              anew; none: the rollouts of the starting policy serve all stages, as in the paper
 #   CARRY                      weights or full: what passes from stage to stage, the weights alone or the optimizer's state too
@@ -30,6 +31,7 @@ REFRESH ?=
 GRAD_OPTIONS ?=
 STORE_OPTIONS ?=
 TRAIN_OPTIONS ?=
+REPORT_OPTIONS ?=
 CARRY ?= weights
 GPUS ?= 1
 CUDA_VISIBLE_DEVICES ?=
@@ -119,11 +121,11 @@ $(foreach cell,$(SAMPLED),$(eval ROLLOUT_PARTS.$(cell) := $(call parts,$(call sh
 starting-policy: $(MODEL_MADE)
 curriculum: $(ALL:%=%/policy/manifest.json)
 report: $(RUN)/report.html
-	@cropi-report $(RUN)
+	@cropi-report $(RUN) $(REPORT_OPTIONS)
 	@echo "page: $(RUN)/report.html   picture: $(RUN)/report.png"
 
 $(RUN)/report.html: $(ALL:%=%/policy/manifest.json)
-	cropi-report $(RUN) -o $@ --png $(RUN)/report.png --force --quiet >/dev/null
+	cropi-report $(RUN) $(REPORT_OPTIONS) -o $@ --png $(RUN)/report.png --force --quiet >/dev/null
 
 .SECONDEXPANSION:
 

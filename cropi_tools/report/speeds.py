@@ -25,8 +25,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cropi_tools.report.statistics import CONFIDENCE, SMOOTH_FROM, t_quantile
+from cropi_tools.report.statistics import CONFIDENCE, t_quantile
 
+SMOOTH_FROM = 12  # evaluations from which a curve is smoothed before a threshold is read off it
 LATE = 3  # evaluations whose mean is the reference's late accuracy
 _EXACT = 7  # seeds up to which every resample is counted, by its probability; more are drawn
 _DRAWS = 4000
@@ -215,7 +216,7 @@ def crossing(curves: Curves, goals: Floats) -> Floats:
 
 
 def _smoothed(values: Floats) -> Floats:
-    """As `statistics.smoothed`, of every row."""
+    """A running mean of three where there are many evaluations (`SMOOTH_FROM`); the ends average what they have."""
     if values.shape[1] < SMOOTH_FROM:
         return values
     padded = np.pad(values, ((0, 0), (1, 1)))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from cropi_tools.report.page import page
 from cropi_tools.report.report import compare_runs
 from cropi_tools.report.speeds import (
+    SMOOTH_FROM,
     Curves,
     crossing,
     factors,
@@ -25,7 +27,6 @@ from cropi_tools.report.speeds import (
     paired_bootstrap,
     speed,
 )
-from cropi_tools.report.statistics import first_crossing, smoothed
 from cropi_tools.report.tables import as_json, print_tables
 
 Floats = NDArray[np.float64]
@@ -41,6 +42,45 @@ def test_late_accuracy_by_hand() -> None:
     assert late_accuracy(np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.9])) == pytest.approx(2.0 / 3)
     assert late_accuracy(np.array([0.1, 0.2, 0.3, 0.4, 0.6])) == pytest.approx(0.5)  # the last half of four
     assert late_accuracy(np.array([0.1, 0.5])) == 0.5
+
+
+def smoothed(values: Sequence[float]) -> list[float]:
+    """A running mean of three where there are many evaluations; the ends average what they have."""
+    if len(values) < SMOOTH_FROM:
+        return list(values)
+    return [statistics.fmean(values[max(0, index - 1) : index + 2]) for index in range(len(values))]
+
+
+def first_crossing(positions: Sequence[float], values: Sequence[float], threshold: float) -> float | None:
+    """Where a curve first reaches the threshold, by linear interpolation between its points; None if it never does."""
+    for index, value in enumerate(values):
+        if value >= threshold:
+            if index == 0:
+                return positions[0]
+            before = values[index - 1]
+            share = (threshold - before) / (value - before)
+            return positions[index - 1] + share * (positions[index] - positions[index - 1])
+    return None
+
+
+def test_crossing_is_the_first_and_interpolated() -> None:
+    positions, values = [0, 10, 20, 30], [0.1, 0.3, 0.2, 0.5]
+    assert first_crossing(positions, values, 0.2) == pytest.approx(5)
+    assert first_crossing(positions, values, 0.4) == pytest.approx(20 + 10 * 2 / 3)
+    assert first_crossing(positions, values, 0.6) is None
+    assert first_crossing(positions, values, 0.1) == 0
+    # A plateau (selection is being paid for) is crossed where it begins.
+    assert first_crossing([0, 10, 50, 60], [0.1, 0.3, 0.3, 0.5], 0.3) == 10
+
+
+def test_smoothing_only_with_many_points() -> None:
+    assert smoothed([1.0, 5.0, 3.0]) == [1.0, 5.0, 3.0]
+    values = [float(index % 2) for index in range(12)]
+    naive = []
+    for index in range(12):
+        near = [values[other] for other in range(12) if abs(other - index) <= 1]
+        naive.append(sum(near) / len(near))
+    assert smoothed(values) == pytest.approx(naive)
 
 
 def test_crossings_and_smoothing_are_those_of_the_plain_functions() -> None:
