@@ -1,7 +1,7 @@
 # The curriculum: stages of rollout, gradient, score, select, train, for every arm and seed of a run.
 #
 #   RUN/start/                 rollouts of the starting policy, its gradients and scores: stage 1 of all arms
-#   RUN/ARM/SEED/K/            stage K of an arm: gradients and scores (cropi, K > 1), selection, policy
+#   RUN/ARM/SEED/K/            stage K of an arm: gradients and scores (cropi and shuffled, K > 1), selection, policy
 #   RUN/report.html            the page
 #
 # Targets are manifests: regular files that are written last. `make -n` shows what is left to do; a rerun goes on after a kill; a
@@ -13,8 +13,9 @@
 #   VALID TEST                 names of validation and test sets; their prompts are VALID_FILE.NAME and TEST_FILE.NAME
 #   STAGES STEPS ARMS SEEDS    stages, steps a stage, arms (cropi full random static shuffled learnability pass-rate), seeds
 #   ROLLOUT_OPTIONS            such as --engine vllm
-#   REFRESH                    statuses (zero-advantage, low-ess=0.1, ...) whose prompts the later stages of cropi sample anew; none: the
-#                              rollouts of the starting policy serve all stages, as in the paper
+#   REPORT_OPTIONS             such as --threshold 0.6: the accuracy that speed-ups are measured up to, fixed before the run
+#   REFRESH                    statuses (zero-advantage, low-ess=0.1, ...) whose prompts the later stages of cropi and shuffled sample
+#                              anew; none: the rollouts of the starting policy serve all stages, as in the paper
 #   CARRY                      weights or full: what passes from stage to stage, the weights alone or the optimizer's state too
 #   GPUS                       parts of rollouts and gradients, each a file of its own: keep it for the life of a run
 VALID ?=
@@ -30,6 +31,7 @@ REFRESH ?=
 GRAD_OPTIONS ?=
 STORE_OPTIONS ?=
 TRAIN_OPTIONS ?=
+REPORT_OPTIONS ?=
 CARRY ?= weights
 GPUS ?= 1
 CUDA_VISIBLE_DEVICES ?=
@@ -94,13 +96,17 @@ policy = $(if $(filter $(S),$(1))$(call first,$(1)),$(MODEL),$(call before,$(1))
 policy-made = $(if $(filter $(S),$(1))$(call first,$(1)),$(MODEL_MADE),$(call before,$(1))/policy/manifest.json)
 MODEL_MADE ?= $(MODEL)/config.json
 # $(call scores,CELL): where the scores a stage selects by are
-scores = $(strip $(if $(filter full random,$(call part,$(1),1)),,$(if $(filter cropi,$(call part,$(1),1)),$(if $(call first,$(1)),$(S),$(1)),$(S))))
+scores = $(strip $(if $(filter full random,$(call part,$(1),1)),,$(if $(filter $(RESCORED),$(call part,$(1),1)),$(if $(call first,$(1)),$(S),$(1)),$(S))))
+# the arms that score every stage anew, by the policy they have then
+RESCORED := cropi shuffled
 # the seed of a cell: of its seed and stage, the same for all arms
 cell-seed = $(call part,$(1),2)00$(call part,$(1),3)
+# that of its selection: shuffled keeps one permutation for all stages, so that its selections overlap as those of cropi do
+select-seed = $(if $(filter shuffled,$(call part,$(1),1)),$(call part,$(1),2)001,$(cell-seed))
 rule = $(if $(filter cropi static,$(1)),influence,$(1))
 
 ALL := $(call cells,$(ARMS),$(NUMBERS))
-SCORED := $(S) $(if $(filter cropi,$(ARMS)),$(call cells,cropi,$(filter-out 1,$(NUMBERS))))
+SCORED := $(S) $(call cells,$(filter $(RESCORED),$(ARMS)),$(filter-out 1,$(NUMBERS)))
 # $(call rollouts-at,CELL): the folder of the rollouts that a cell's gradients are of
 rollouts-at = $(if $(REFRESH),$(1),$(S))
 ROLLOUTS = $(call shards,$(1)/train.rollouts,.jsonl)
@@ -118,11 +124,11 @@ $(foreach cell,$(SAMPLED),$(eval ROLLOUT_PARTS.$(cell) := $(call parts,$(call sh
 starting-policy: $(MODEL_MADE)
 curriculum: $(ALL:%=%/policy/manifest.json)
 report: $(RUN)/report.html
-	@cropi-report $(RUN)
+	@cropi-report $(RUN) $(REPORT_OPTIONS)
 	@echo "page: $(RUN)/report.html   picture: $(RUN)/report.png"
 
 $(RUN)/report.html: $(ALL:%=%/policy/manifest.json)
-	cropi-report $(RUN) -o $@ --png $(RUN)/report.png --force --quiet >/dev/null
+	cropi-report $(RUN) $(REPORT_OPTIONS) -o $@ --png $(RUN)/report.png --force --quiet >/dev/null
 
 .SECONDEXPANSION:
 
@@ -186,7 +192,7 @@ $(eval $(call remember,selections,SELECT))
 $(ALL:%=%/selected.jsonl.manifest.json): %/selected.jsonl.manifest.json: \
     $(POOL) $$(addsuffix /scores.jsonl.manifest.json,$$(call scores,$$*)) $(RUN)/settings/selections
 	@mkdir -p $*
-	$(call run,$(SELECT) $(addsuffix /scores.jsonl,$(call scores,$*)) --by $(call rule,$(call part,$*,1)) --seed $(call cell-seed,$*),$*/selected.jsonl)
+	$(call run,$(SELECT) $(addsuffix /scores.jsonl,$(call scores,$*)) --by $(call rule,$(call part,$*,1)) --seed $(call select-seed,$*),$*/selected.jsonl)
 
 TRAIN = cropi-train --steps $(STEPS) -n $(SAMPLES) --max-tokens $(MAX_TOKENS) --verifier $(VERIFIER) \
   $(foreach name,$(TEST),--eval $(name)=$(TEST_FILE.$(name))) $(TRAIN_OPTIONS)

@@ -18,6 +18,7 @@ import typer
 
 from cropi_tools import __version__
 from cropi_tools.cli import _interrupted
+from cropi_tools.data.clock import command_begins
 from cropi_tools.data.errors import CropiError, Interrupted, UsageError, printable
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ def command(function: Callable[..., Any], *, name: str, example: str) -> Callabl
 def _run(app: typer.Typer, name: str) -> int:
     from cropi_tools import runtime
 
+    command_begins()
     _hold_descriptors()
     # Threads that spin while they wait make torch many times slower as soon as another process wants the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

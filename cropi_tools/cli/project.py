@@ -98,6 +98,8 @@ def project(
 
     from cropi_tools.influence import project as work
 
+    target.begin_work()
+
     opened = None if is_mean else Store(source)
     spec = (
         work.mean_spec(source, method, dim, seed, kept)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,6 +11,7 @@ from cropi_tools.cli.common import AsJson, Force, Quiet, Version, command
 EXAMPLE = """
 cropi-report runs/tiny
 cropi-report runs/tiny -o report.html --png curves.png
+cropi-report runs/tiny --target gcd --threshold 0.6
 cropi-report runs/a runs/b --json | jq '.arms[] | {arm, mean}'
 """
 
@@ -27,9 +28,16 @@ def report(
         str | None, typer.Option("--png", help="Write the learning curves as a picture.", metavar="FILE")
     ] = None,
     baseline: Annotated[str, typer.Option("--baseline", help="Arm that differences are to.")] = "random",
-    reference: Annotated[
-        str, typer.Option("--reference", help="Arm whose final accuracy the speeds are measured by.")
-    ] = "full",
+    reference: Annotated[str, typer.Option("--reference", help="Arm that speed-ups are to.")] = "full",
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            "--threshold",
+            help="Mean accuracy up to which speeds are measured, 0.6 for 60 %: fix it before you look. [default: of the reference's last "
+            "evaluations]",
+            metavar="ACC",
+        ),
+    ] = None,
     target: Annotated[
         list[str] | None,
         typer.Option("--target", help="Evaluation sets of the mean; may be repeated. [default: all]", metavar="SET"),
@@ -48,6 +56,7 @@ def report(
     from pathlib import Path
 
     from cropi_tools import runtime
+    from cropi_tools.data.errors import UsageError
     from cropi_tools.data.manifest import Fingerprint
     from cropi_tools.data.output import Output
     from cropi_tools.report.report import compare_runs, run_input
@@ -55,9 +64,13 @@ def report(
     from cropi_tools.report.tables import print_tables
 
     runtime.set_quiet(quiet)
-    comparison = compare_runs([Path(folder) for folder in runs], baseline, reference, target or [])
+    if threshold is not None and not 0 < threshold <= 1:
+        raise UsageError(f"--threshold {threshold:g}: expected an accuracy above 0 and up to 1, such as 0.6 for 60 %")
+    comparison = compare_runs([Path(folder) for folder in runs], baseline, reference, target or [], threshold)
     inputs = {f"run {place}": run_input(Path(folder)) for place, folder in enumerate(runs, 1)}
-    options = {"baseline": baseline, "reference": reference, "target": target or []}
+    options: dict[str, Any] = {"baseline": baseline, "reference": reference, "target": target or []}
+    if threshold is not None:
+        options["threshold"] = threshold
 
     def write(path: str, kind: str) -> None:
         made = Output(path, Fingerprint.of("cropi-report", {**options, "kind": kind}, inputs), inputs, force=force)
@@ -67,10 +80,12 @@ def report(
         if kind == "page":
             from cropi_tools.report.page import page
 
+            made.begin_work()
             content = page(comparison).encode()
         else:
             from cropi_tools.report.plots import curves
 
+            made.begin_work()
             content = curves(comparison)
         made.part.write_bytes(content)
         made.finish(rows=len(comparison.arms))

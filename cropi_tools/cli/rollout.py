@@ -122,8 +122,8 @@ def rollout(
 ) -> None:
     """Sample responses to every prompt, verify them, and say how accurate they are.
 
-    Every sample has its own seed, made of --seed, the prompt's id and the sample's number. The summary (accuracy with a bootstrap
-    interval over prompts, pass@k, lengths; for every source) goes to stderr, or with --json to stdout.
+    Every sample has its own seed, made of --seed, the prompt's id and the sample's number. The summary (accuracy and pass@k with
+    95 % intervals over prompts, lengths; for every source) goes to stderr, or with --json to stdout.
     """
     from cropi_tools import runtime
     from cropi_tools.cli.common import numbered, parse_shard

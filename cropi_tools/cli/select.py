@@ -25,7 +25,10 @@ def select(
     output: Output = "-",
     by: Annotated[
         Literal["influence", "shuffled", "random", "learnability", "pass-rate", "full"],
-        typer.Option("--by", help="The rule; shuffled is influence with its scores permuted, the control."),
+        typer.Option(
+            "--by",
+            help="The rule; shuffled, the control, is influence with the pool permuted (one --seed for all stages).",
+        ),
     ] = "influence",
     ratio: Annotated[str, typer.Option("--ratio", help="Share of the pool to select, rounded down.")] = "0.1",
     band: Annotated[
@@ -67,6 +70,8 @@ def select(
     selection.selection_size(ratio, 1)
     inputs = {**numbered("prompts", prompts), **numbered("scores", scores or [])}
     options = {"by": by, "ratio": ratio, "band": limits, "seed": seed, "format": form}
+    if by == "shuffled":
+        options["permuted"] = "pool"  # before, only the prompts with a score were
     fingerprint = Fingerprint.of("cropi-select", options, inputs)
     table = output.endswith(".parquet")
     if table and form == "jsonl":

@@ -16,6 +16,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from cropi_tools.data.clock import starting
 from cropi_tools.data.errors import UsageError
 
 NO_ANSWER = "no answer at all"
@@ -31,8 +32,9 @@ _CONVERSIONS: dict[str, Callable[[str], str]] = {
 
 def family_maker(family: str, settings: Mapping[str, Any], start: int) -> Callable[[int], Any]:
     """A function from a size to the family's dataset; checks family and settings."""
-    import reasoning_gym
-    from reasoning_gym.factory import DATASETS
+    with starting():
+        import reasoning_gym
+        from reasoning_gym.factory import DATASETS
 
     if family not in DATASETS:
         raise UsageError(f"reasoning-gym has no family {family!r}{near(family, DATASETS)}")

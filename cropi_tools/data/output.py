@@ -24,6 +24,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from cropi_tools.data.clock import Clock
 from cropi_tools.data.errors import InputError, UsageError
 from cropi_tools.data.jsonl import Record, compress, dump_line, is_stream
 from cropi_tools.data.manifest import (
@@ -65,8 +66,7 @@ class Output:
         self._old = self.path.with_name(self.path.name + ".part.old")
         self._state_path = self.part / PROGRESS if folder else self.path.with_name(self.path.name + ".part.json")
         self.state: dict[str, Any] = {}
-        self._started = time.monotonic()
-        self._seconds_before = 0.0
+        self._clock = Clock()
         self._lock: IO[str] | None = None
         self._manifest: dict[str, Any] | None = None  # from the moment that the file may bear its name
 
@@ -96,6 +96,7 @@ class Output:
             raise
         if done:
             self._release_lock()
+        self.begin_work()
         return not done
 
     def _take_lock(self) -> None:
@@ -205,7 +206,7 @@ class Output:
             difference = Fingerprint.from_json(state["fingerprint"]).difference(self.fingerprint)
             if difference is None:
                 self.state = state["committed"]
-                self._seconds_before = state["seconds"]
+                self._clock.whole, self._clock.start = state["seconds"], state.get("seconds_start", 0.0)
                 return
             if not self.force:
                 raise InputError(f"{self.part}: unfinished work, {difference}; remove it or give --force to start anew")
@@ -231,14 +232,28 @@ class Output:
 
     # -- working
 
+    def begin_work(self) -> None:
+        """Say that starting (imports, loading, compiling, trying out) is over: from here on seconds are work.
+
+        `open` says so first; a command that still has something to load calls this again before its first unit of work.
+        """
+        self._clock.begin_work()
+
     def seconds(self) -> float:
-        """Seconds worked on this output, earlier tries counted up to their last commit."""
-        return self._seconds_before + time.monotonic() - self._started
+        """Seconds spent on this output, its start included; earlier tries counted up to their last commit."""
+        return self._clock.seconds()[0]
+
+    def _times(self) -> dict[str, float]:
+        """The seconds as the ledger has them: all, and start and work apart."""
+        whole, start = (round(value, 3) for value in self._clock.seconds())
+        return {"seconds": whole, "seconds_start": start, "seconds_work": round(whole - start, 3)}
 
     def commit(self, state: Mapping[str, Any], **extra: Any) -> None:
         """Say durably that everything up to `state` is in the part; a later try goes on from here."""
         self.state = dict(state)
-        whole = {"fingerprint": self.fingerprint.to_json(), "seconds": self.seconds(), "committed": self.state, **extra}
+        seconds, start = self._clock.seconds()
+        times = {"seconds": seconds, "seconds_start": start}
+        whole = {"fingerprint": self.fingerprint.to_json(), **times, "committed": self.state, **extra}
         write_json(self._state_path, whole)
 
     # -- ending
@@ -279,7 +294,7 @@ class Output:
             "rows": rows,
             "skipped": dict(skipped or {}),
             "facts": dict(facts or {}),
-            "ledger": {"seconds": round(self.seconds(), 3), **dict(ledger or {})},
+            "ledger": {**self._times(), **dict(ledger or {})},
             **environment(),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
@@ -355,6 +370,11 @@ class JsonLinesOutput:
         self._lines = committed.get("lines", 0)
         self._stream = open_cut(self._file.part, committed.get("bytes", 0), self._file.part)
         return True
+
+    def begin_work(self) -> None:
+        """As `Output.begin_work`."""
+        if self._file is not None:
+            self._file.begin_work()
 
     @property
     def state(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
+from cropi_tools.data.clock import starting
 from cropi_tools.engines.decoding_attention import PromptPass, ResponsePass, Seating, Store, decoding, logits_of
 from cropi_tools.engines.next_token import choose, uniforms
 from cropi_tools.engines.protocol import Request, Sampling
@@ -64,6 +65,7 @@ def can_decode(model: Any) -> bool:
     return _allowed[model]
 
 
+@starting()
 @torch.no_grad()
 def _probe(model: Any) -> bool:
     prompts = trial_prompts(model.get_input_embeddings().num_embeddings)

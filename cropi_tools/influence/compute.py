@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from cropi_tools import runtime
+from cropi_tools.data.clock import starting
 from cropi_tools.data.output import Output
 from cropi_tools.data.policies import same_tokenizer, tokenizer_digest
 from cropi_tools.influence.against import Against
@@ -62,6 +63,7 @@ def compute(request: Request, output: Output) -> tuple[dict[str, int], int]:
     for file in request.rollouts:
         same_tokenizer(file, request.model)
     policy = load_policy(request.model, request.device, request.dtype)
+    output.begin_work()  # reading the rollouts is work; what is loaded and tried out after it is start again
     work = survey(
         request.rollouts,
         policy.vocabulary,
@@ -71,13 +73,14 @@ def compute(request: Request, output: Output) -> tuple[dict[str, int], int]:
         request.samples,
         request.facts["objective"]["behavior"] if request.behavior else None,
     )
-    if request.lora:
-        add_adapters(policy, request.lora, request.seed)
-    elif request.params:
-        train_only(policy, request.params)
-    behavior = load_policy(request.behavior, request.device, request.dtype) if request.behavior else None
-    layout = Layout.of(policy.trained)
-    scaling = Preconditioner(request.preconditioner, layout, policy.device) if request.preconditioner else None
+    with starting():
+        if request.lora:
+            add_adapters(policy, request.lora, request.seed)
+        elif request.params:
+            train_only(policy, request.params)
+        behavior = load_policy(request.behavior, request.device, request.dtype) if request.behavior else None
+        layout = Layout.of(policy.trained)
+        scaling = Preconditioner(request.preconditioner, layout, policy.device) if request.preconditioner else None
     facts = {**request.facts, "tokenizer": tokenizer_digest(request.model)}
     if request.mean:
         path = choose_path(request.method, policy, request.settings, behavior, request.max_tokens, request.recompute)
@@ -86,7 +89,10 @@ def compute(request: Request, output: Output) -> tuple[dict[str, int], int]:
     if not work.live:
         runtime.warn(f"none of the {work.prompts} prompts has samples of different rewards: there is nothing to rank")
     forward = request.method == "jvp"  # which has no gradients to sketch, so no products with groups
-    against = Against(request.against, layout, facts["policy"], facts["objective"], request.halves, groups=not forward)
+    with starting():
+        against = Against(
+            request.against, layout, facts["policy"], facts["objective"], request.halves, groups=not forward
+        )
     attributes = {**facts, "layout": layout.to_json(), "device": str(policy.device), "against": against.attributes}
     if forward:
         attributes["projection"] = None
@@ -101,6 +107,7 @@ def compute(request: Request, output: Output) -> tuple[dict[str, int], int]:
     return collect_store(estimates, request.settings, work, output, attributes), work.prompts
 
 
+@starting()
 def _forward(
     request: Request, policy: Policy, behavior: Policy | None, against: Against, scaling: Preconditioner | None
 ) -> Estimates:
@@ -112,6 +119,7 @@ def _forward(
     return ForwardEstimates(forward, request.settings, against, request.halves)
 
 
+@starting()
 def _backward(
     request: Request,
     policy: Policy,

@@ -29,6 +29,8 @@ from numba import config, njit, prange, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from cropi_tools.influence import compiling as compiling
+
 PARTIALS = 8  # accumulators a sketch is summed in; part of the result's low bits, so fixed
 LANES = 32  # coordinates under one half-word of signs
 WORD = 2 * LANES

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from cropi_tools import runtime
+from cropi_tools.data.clock import starting
 from cropi_tools.influence.estimates import GradientPath
 from cropi_tools.influence.fast_gradients import GRADIENT_BYTES, FastGradients, NoRule
 from cropi_tools.influence.gradients import ReferenceGradients
@@ -14,6 +15,7 @@ from cropi_tools.policy.loading import Policy
 Method = Literal["auto", "reference", "fast"]
 
 
+@starting()
 def choose_path(
     method: Method,
     policy: Policy,

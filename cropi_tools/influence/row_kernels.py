@@ -18,6 +18,8 @@ from numba import config, njit, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from cropi_tools.influence import compiling as compiling
+
 TILE = 8192  # coordinates; three vectors of it are 96 KiB of the second-level cache
 ROWS, VECTORS = 4, 3
 _REORDERED = {"reassoc", "nsz", "contract"}

@@ -10,7 +10,7 @@ Source: arXiv 2510.26491, selection by reciprocal ranks and its baselines; the s
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_FLOOR, Decimal, InvalidOperation, localcontext
 from fractions import Fraction
@@ -75,15 +75,16 @@ def tie_key(seed: int, prompt_id: str) -> int:
     return _hash64(f"{seed}:{prompt_id}")
 
 
-def permute_scores(live: Mapping[str, Mapping[str, float]], seed: int) -> dict[str, Mapping[str, float]]:
-    """Deals the score vectors of the live prompts out to the same prompts again, by a seeded permutation.
+def permutation(prompt_ids: Iterable[str], seed: int) -> dict[str, str]:
+    """A seeded permutation of the pool: each prompt by the one in whose place it stands.
 
-    A vector moves as a whole, so the distribution of the scores and their correlation between validation sets stay as
-    they were; only the link between a prompt and its score is cut.
+    It follows from the seed and the ids alone, and from neither their order nor who has a score. So selections of one seed at
+    several stages are moved alike, and overlap as much as those that were moved.
     """
+    names = sorted(prompt_ids)
     # The text hashed differs from that of `tie_key`, so that breaking ties does not undo or favor the permutation.
-    givers = sorted(live, key=lambda prompt_id: (_hash64(f"permute:{seed}:{prompt_id}"), prompt_id))
-    return {taker: live[giver] for taker, giver in zip(sorted(live), givers, strict=True)}
+    takers = sorted(names, key=lambda prompt_id: (_hash64(f"permute:{seed}:{prompt_id}"), prompt_id))
+    return dict(zip(names, takers, strict=True))
 
 
 def merge_sets(live: Mapping[str, Mapping[str, float]], size: int, keys: Mapping[str, int]) -> dict[str, Fraction]:
@@ -115,7 +116,8 @@ def select(
     * influence: the top N of each validation set, merged by the sum of reciprocal ranks (`merge_sets`), the top N of
       the merge; `score` is that sum. Prompts without a score are never selected, so fewer than N come back when fewer
       have one. Static influence is this rule with the scores of the first stage in all stages.
-    * shuffled: the control. As influence, after `permute_scores`: the same scores, on the wrong prompts.
+    * shuffled: the control. What influence selects, with each prompt replaced by the one that `permutation` puts in its
+      place: the same scores, on the wrong prompts. Any prompt of the pool may be that, one without a score included.
     * random: the N prompts of the pool with the smallest tie keys, those of zero advantage or without a score included.
     * learnability: p(1 - p) of the pass rate p, highest first; `score` is p(1 - p). Prompts with p = 0 or 1 come last,
       but do count; those of unknown pass rate do not.
@@ -124,7 +126,8 @@ def select(
       the default of .2 to .8 is our choice.
     * full: every prompt in the order of the pool, whatever the ratio.
 
-    The same seed gives the same random or shuffled selection each time: stages that should differ need seeds that do.
+    The same seed gives the same random selection each time: stages that should differ need seeds that do. Stages of shuffled
+    need one seed, or their selections overlap less than those of influence.
 
     Raises UsageError for an unknown rule, a ratio or band out of range, a band without pass-rate, or a rule that lacks
     its scores; InputError for a repeated id, records that do not cover the pool exactly, scores that are not finite
@@ -157,10 +160,11 @@ def select(
         chosen = _top(shown, size, keys)
     else:
         live = {prompt_id: record.scores for prompt_id, record in records.items() if record.scores is not None}
-        shown = merge_sets(permute_scores(live, seed) if by == "shuffled" else live, size, keys)
+        shown = merge_sets(live, size, keys)
         chosen = _top(shown, size, keys)
+    moved = permutation(prompt_ids, seed) if by == "shuffled" else {}
     return [
-        Selected(prompt_id, rank, float(shown[prompt_id]) if prompt_id in shown else None)
+        Selected(moved.get(prompt_id, prompt_id), rank, float(shown[prompt_id]) if prompt_id in shown else None)
         for rank, prompt_id in enumerate(chosen, start=1)
     ]
 

@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from cropi_tools.data.clock import starting
 from cropi_tools.policy.packing import PackedBatch, unpacked
 
 SHARED = "shared_logprobs"  # a model that processes share has `chunked_logprobs` as a method of this name
@@ -109,7 +110,7 @@ def has_plain_head(model: Any) -> bool:
         ids = (
             torch.arange(8, device=next(model.parameters()).device)[None] % model.get_input_embeddings().num_embeddings
         )
-        with torch.no_grad(), unpacked(model):
+        with starting(), torch.no_grad(), unpacked(model):
             states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
             head = model.get_output_embeddings()
             plain = head(states) if states.shape[-1] == head.weight.shape[-1] else None

@@ -23,6 +23,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from cropi_tools.data.clock import starting
+
 _NAME = "cropi_packed"
 _HARMLESS = frozenset({"is_causal", "position_ids", "use_cache", "output_attentions", "cache_position"})
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}  # of logits, in the probe; other formats: 0.2
@@ -177,6 +179,7 @@ def trial_tolerance(kind: torch.dtype) -> float:
     return {torch.float64: 1e-5, torch.float32: 1e-4}.get(kind, 0.1)
 
 
+@starting()
 def _probe(model: Any) -> bool:
     prompts = trial_prompts(model.get_input_embeddings().num_embeddings)
     device = next(model.parameters()).device

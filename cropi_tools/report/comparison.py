@@ -9,134 +9,33 @@ for.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import replace
+
+import numpy as np
 
 from cropi_tools.data.errors import UsageError
-from cropi_tools.report.costs import UNITS, Ledger, cumulative, mean_ledger, seed_ledger, uses_scores
-from cropi_tools.report.reading import Arm, Evaluation, Run, Seed
-from cropi_tools.report.statistics import (
-    SMOOTH_FROM,
-    Interval,
-    binomial_error,
-    first_crossing,
-    holm,
-    mean,
-    paired_interval,
-    smoothed,
-    spread,
-)
+from cropi_tools.report.accuracy import mean_curve, seed_curve, set_figure
+from cropi_tools.report.costs import UNITS, cumulative, mean_ledger, seed_ledger, uses_scores
+from cropi_tools.report.figures import SUBJECT, ArmFigures, Comparison, CurvePoint, Difference
+from cropi_tools.report.notes import notes_on
+from cropi_tools.report.reading import Arm, Run, Seed
+from cropi_tools.report.speeds import Curves, Speed, late_accuracy, null_of, speed
+from cropi_tools.report.statistics import holm, paired_interval
 
 LEADING = ("random", "full")
-SUBJECT = "cropi"
-
-
-@dataclass(frozen=True)
-class SetFigure:
-    """Accuracy (0..1) at one step: mean over seeds, spread over seeds, and the least evaluation noise of that mean."""
-
-    mean: float
-    spread: float | None
-    error: float | None
-    seeds: int
-
-
-@dataclass(frozen=True)
-class Difference:
-    """An arm minus its baseline in mean target accuracy, paired by seed, at one step."""
-
-    baseline: str
-    step: int
-    by_seed: Mapping[str, float]
-    interval: Interval | None
-    adjusted_p: float | None = None
-
-    @property
-    def mean(self) -> float:
-        return mean(list(self.by_seed.values()))
-
-
-@dataclass(frozen=True)
-class Speed:
-    """How many times less of a unit (steps, seconds, tokens) an arm needed than the reference for the reference's
-    final accuracy.
-
-    `ratio` is read off the mean curves, `by_seed` off each pair of seeds; None = not reached. Both curves are read by
-    the same rule.
-    """
-
-    reference: str
-    threshold: float
-    smoothed: bool
-    needed: float | None
-    ratio: float | None
-    by_seed: Mapping[str, float | None]
-
-
-class CurvePoint(NamedTuple):
-    """A point of a mean curve: the step, what was spent up to here, and the mean target accuracy."""
-
-    step: int
-    cost: float
-    value: float
-
-
-@dataclass(frozen=True)
-class ArmFigures:
-    """All figures of one arm. `curve` is (step, mean target accuracy) over the counted seeds; `seed_curves` those of
-    every seed.
-    """
-
-    label: str
-    kind: str
-    run: Run
-    arm: Arm
-    counted: tuple[Seed, ...]
-    step: int | None
-    sets: Mapping[str, SetFigure]
-    target: SetFigure | None
-    curve: tuple[tuple[int, float], ...]
-    seed_curves: Mapping[str, tuple[tuple[int, float], ...]]
-    ledgers: Mapping[str, Ledger]
-    ledger: Ledger
-    charged: bool
-    difference: Difference | None = None
-    speed: Mapping[str, Speed] | None = None
-
-    @property
-    def unfinished(self) -> tuple[Seed, ...]:
-        return tuple(seed for seed in self.arm.seeds if not seed.finished)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What a report shows. `targets` are the sets in the mean; `start` the figures at step 0; `notes` what a reader
-    must know.
-    """
-
-    runs: tuple[Run, ...]
-    sets: tuple[str, ...]
-    targets: tuple[str, ...]
-    start: Mapping[str, SetFigure]
-    start_target: SetFigure | None
-    arms: tuple[ArmFigures, ...]
-    baseline: str
-    reference: str
-    notes: tuple[str, ...]
-
-    @property
-    def subject(self) -> ArmFigures | None:
-        """The arm the summary is about: cropi, else the last that is neither baseline nor reference."""
-        others = [arm for arm in self.arms if arm.kind not in (self.baseline, self.reference)]
-        return next((arm for arm in others if arm.kind == SUBJECT), others[-1] if others else None)
 
 
 def compare(
-    runs: Sequence[Run], *, baseline: str = "random", reference: str = "full", targets: Sequence[str] = ()
+    runs: Sequence[Run],
+    *,
+    baseline: str = "random",
+    reference: str = "full",
+    targets: Sequence[str] = (),
+    threshold: float | None = None,
 ) -> Comparison:
-    """All figures of the runs. Differences are to the arm named `baseline`, speeds to the arm named `reference`.
+    """All figures of the runs. Differences are to the arm named `baseline`, speeds to the arm named `reference`, up to the mean target
+    accuracy `threshold` (0..1), or to the late accuracy of the reference.
 
     UsageError: an evaluation set was asked for that no arm has. Arms of several runs are named RUN/ARM.
     """
@@ -154,7 +53,7 @@ def compare(
         replace(
             arm,
             difference=_difference(arm, _partner(arm, arms, baseline), chosen),
-            speed=_speeds(arm, arms, reference, chosen),
+            speed=_speeds(arm, arms, reference, chosen, threshold),
         )
         for arm in arms
     ]
@@ -164,12 +63,13 @@ def compare(
         runs=tuple(runs),
         sets=tuple(sets),
         targets=chosen,
-        start={name: figure for name in sets if (figure := _set_figure(firsts, 0, (name,)))},
-        start_target=_set_figure(firsts, 0, chosen),
+        start={name: figure for name in sets if (figure := set_figure(firsts, 0, (name,)))},
+        start_target=set_figure(firsts, 0, chosen),
         arms=tuple(arms),
         baseline=baseline,
         reference=reference,
-        notes=tuple(_notes(arms, sets, chosen, bool(targets))),
+        threshold=threshold,
+        notes=tuple(notes_on(arms, sets, chosen, bool(targets), reference)),
     )
 
 
@@ -184,21 +84,8 @@ def _labels(pairs: Sequence[tuple[Run, Arm]]) -> list[str]:
     return [f"{run.name}/{arm.name}" for run, arm in pairs]
 
 
-def target_accuracy(seed: Seed, step: int, sets: Sequence[str]) -> float | None:
-    """The mean accuracy over the sets at one step; None unless all were evaluated there."""
-    found = [seed.evaluations.get((step, name)) for name in sets]
-    if not sets or None in found:
-        return None
-    return mean([item.accuracy for item in found if item is not None])
-
-
-def _seed_curve(seed: Seed, sets: Sequence[str]) -> dict[int, float]:
-    steps = sorted({step for step, _ in seed.evaluations})
-    return {step: value for step in steps if (value := target_accuracy(seed, step, sets)) is not None}
-
-
 def _counted(arm: Arm, sets: Sequence[str]) -> tuple[Seed, ...]:
-    last = {seed.name: max(_seed_curve(seed, sets), default=-1) for seed in arm.seeds}
+    last = {seed.name: max(seed_curve(seed, sets), default=-1) for seed in arm.seeds}
     finished = [seed for seed in arm.seeds if seed.finished and last[seed.name] >= 0]
     if not finished:
         return tuple(seed for seed in arm.seeds if last[seed.name] >= 0)
@@ -206,36 +93,11 @@ def _counted(arm: Arm, sets: Sequence[str]) -> tuple[Seed, ...]:
     return tuple(seed for seed in finished if last[seed.name] == top)
 
 
-def _mean_curve(curves: Sequence[Mapping[int, float]]) -> tuple[tuple[int, float], ...]:
-    """The mean over seeds at the steps all of them have."""
-    if not curves:
-        return ()
-    common = set(curves[0]).intersection(*curves[1:])
-    return tuple((step, mean([curve[step] for curve in curves])) for step in sorted(common))
-
-
-def _error(found: Sequence[Evaluation]) -> float | None:
-    """The least standard error of the mean of these independent evaluations."""
-    if any(not item.prompts for item in found):
-        return None
-    errors = [binomial_error(item.accuracy, (item.prompts or 1) * (item.samples or 1)) for item in found]
-    return math.sqrt(math.fsum(error**2 for error in errors)) / len(errors)
-
-
-def _set_figure(seeds: Sequence[Seed], step: int, sets: Sequence[str]) -> SetFigure | None:
-    having = [seed for seed in seeds if target_accuracy(seed, step, sets) is not None]
-    if not having:
-        return None
-    found = [seed.evaluations[step, name] for seed in having for name in sets]
-    by_seed = [mean([seed.evaluations[step, name].accuracy for name in sets]) for seed in having]
-    return SetFigure(mean(by_seed), spread(by_seed), _error(found), len(having))
-
-
 def _figures(run: Run, arm: Arm, label: str, sets: Sequence[str], chosen: Sequence[str]) -> ArmFigures:
     counted = _counted(arm, chosen)
-    curve = _mean_curve([_seed_curve(seed, chosen) for seed in counted])
+    curve = mean_curve([seed_curve(seed, chosen) for seed in counted])
     step = curve[-1][0] if curve else None
-    at_end = {} if step is None else {name: _set_figure(counted, step, (name,)) for name in sets}
+    at_end = {} if step is None else {name: set_figure(counted, step, (name,)) for name in sets}
     ledgers = {seed.name: seed_ledger(run, arm, seed) for seed in arm.seeds}
     return ArmFigures(
         label=label,
@@ -245,9 +107,9 @@ def _figures(run: Run, arm: Arm, label: str, sets: Sequence[str], chosen: Sequen
         counted=counted,
         step=step,
         sets={name: figure for name, figure in at_end.items() if figure},
-        target=None if step is None else _set_figure(counted, step, chosen),
+        target=None if step is None else set_figure(counted, step, chosen),
         curve=curve,
-        seed_curves={seed.name: tuple(_seed_curve(seed, chosen).items()) for seed in arm.seeds},
+        seed_curves={seed.name: tuple(seed_curve(seed, chosen).items()) for seed in arm.seeds},
         ledgers=ledgers,
         ledger=mean_ledger([ledgers[seed.name] for seed in counted or arm.seeds]),
         charged=uses_scores(arm),
@@ -265,15 +127,17 @@ def _partner(arm: ArmFigures, arms: Sequence[ArmFigures], kind: str) -> ArmFigur
 def _difference(arm: ArmFigures, baseline: ArmFigures | None, sets: Sequence[str]) -> Difference | None:
     if baseline is None:
         return None
-    theirs = {seed.name: _seed_curve(seed, sets) for seed in baseline.counted}
-    ours = {seed.name: _seed_curve(seed, sets) for seed in arm.counted if seed.name in theirs}
+    theirs = {seed.name: seed_curve(seed, sets) for seed in baseline.counted}
+    ours = {seed.name: seed_curve(seed, sets) for seed in arm.counted if seed.name in theirs}
+    alone = {seed.name for seed in arm.counted} ^ set(theirs)
     if not ours:
         return None
     common = set.intersection(*(set(ours[name]) & set(theirs[name]) for name in ours))
     if not common or (step := max(common)) == 0:
         return None
     by_seed = {name: ours[name][step] - theirs[name][step] for name in ours}
-    return Difference(baseline.label, step, by_seed, paired_interval(list(by_seed.values())))
+    interval = paired_interval(list(by_seed.values()))
+    return Difference(baseline.label, step, by_seed, interval, alone=tuple(sorted(alone)))
 
 
 def _adjust(arms: Sequence[ArmFigures]) -> list[ArmFigures]:
@@ -289,33 +153,47 @@ def _adjust(arms: Sequence[ArmFigures]) -> list[ArmFigures]:
     ]
 
 
-def unit_curve(
-    arm: ArmFigures, seeds: Sequence[Seed], sets: Sequence[str], unit: str, smooth: bool = False
-) -> list[CurvePoint] | None:
+def unit_curve(arm: ArmFigures, seeds: Sequence[Seed], sets: Sequence[str], unit: str) -> list[CurvePoint] | None:
     """The mean curve of the given seeds against `steps`, `seconds` or `tokens`; None if the cost is unknown.
 
     Against cost, a step at which the next stage is selected has two points: before and after paying for it, at one
     accuracy.
     """
-    curve = _mean_curve([_seed_curve(seed, sets) for seed in seeds])
-    values = smoothed([value for _, value in curve]) if smooth else [value for _, value in curve]
-    heights = [(step, value) for (step, _), value in zip(curve, values, strict=True)]
-    if unit == "steps":
-        return [CurvePoint(step, float(step), value) for step, value in heights]
-    costs = [cumulative(arm.run, arm.arm, seed, unit) for seed in seeds]
-    known = [cost for cost in costs if cost is not None]
-    if len(known) < len(costs) or any(step not in cost for cost in known for step, _ in heights):
-        return None
+    found = _curves(arm, seeds, sets, unit)
+    if found is None:
+        return None if unit != "steps" else []
+    steps, curves = found
     points = []
-    for step, value in heights:
-        arrived, ready = (mean([cost[step][side] for cost in known]) for side in (0, 1))
-        points.append(CurvePoint(step, arrived, value))
+    for step, value, arrived, ready in zip(steps, *(array.mean(0) for array in curves), strict=True):
+        points.append(CurvePoint(step, float(arrived), float(value)))
         if ready > arrived:
-            points.append(CurvePoint(step, ready, value))
+            points.append(CurvePoint(step, float(ready), float(value)))
     return points
 
 
-def _speeds(arm: ArmFigures, arms: Sequence[ArmFigures], kind: str, sets: Sequence[str]) -> Mapping[str, Speed] | None:
+def _curves(
+    arm: ArmFigures, seeds: Sequence[Seed], sets: Sequence[str], unit: str
+) -> tuple[tuple[int, ...], Curves] | None:
+    """The steps that all the seeds were evaluated at, and what each had reached and spent there; None where that is not known."""
+    each = [seed_curve(seed, sets) for seed in seeds]
+    steps = tuple(sorted(set(each[0]).intersection(*each[1:]))) if each else ()
+    if not steps:
+        return None
+    values = np.array([[curve[step] for step in steps] for curve in each])
+    if unit == "steps":
+        at = np.broadcast_to(np.array(steps, dtype=np.float64), values.shape)
+        return steps, Curves(values, at, at)
+    costs = [cumulative(arm.run, arm.arm, seed, unit) for seed in seeds]
+    known = [cost for cost in costs if cost is not None]
+    if len(known) < len(costs) or any(step not in cost for cost in known for step in steps):
+        return None
+    arrived, ready = (np.array([[cost[step][side] for step in steps] for cost in known]) for side in (0, 1))
+    return steps, Curves(values, arrived, ready)
+
+
+def _speeds(
+    arm: ArmFigures, arms: Sequence[ArmFigures], kind: str, sets: Sequence[str], threshold: float | None
+) -> Mapping[str, Speed] | None:
     """None without a reference, or when the reference did not rise above its own start, so there is nothing to reach.
 
     The mean curves are of the seeds both arms have, where there are such, so that luck of the seed falls on both alike.
@@ -324,80 +202,22 @@ def _speeds(arm: ArmFigures, arms: Sequence[ArmFigures], kind: str, sets: Sequen
     if reference is None or not reference.curve or not arm.curve:
         return None
     theirs = {seed.name: seed for seed in reference.counted}
-    paired = [(seed, theirs[seed.name]) for seed in arm.counted if seed.name in theirs]
-    ours, others = [seed for seed, _ in paired] or arm.counted, [seed for _, seed in paired] or reference.counted
+    names = [seed.name for seed in arm.counted if seed.name in theirs]
+    ours = [seed for seed in arm.counted if not names or seed.name in theirs]
+    others = [theirs[name] for name in names] or list(reference.counted)
     speeds = {}
     for unit in ("steps", *UNITS):
-        their_curve = unit_curve(reference, others, sets, unit, smooth=True)
-        our_curve = unit_curve(arm, ours, sets, unit, smooth=True)
-        if not their_curve or not our_curve:
+        mine, other = _curves(arm, ours, sets, unit), _curves(reference, others, sets, unit)
+        whole = _curves(reference, reference.counted, sets, unit)
+        if mine is None or other is None:
             continue
-        if their_curve[-1].value <= their_curve[0].value:
+        if threshold is None and not rises(other[1]):
             return None
-        needed, ratio = _ratio(our_curve, their_curve)
-        by_seed = {
-            seed.name: _ratio(
-                unit_curve(arm, [seed], sets, unit, smooth=True),
-                unit_curve(reference, [other], sets, unit, smooth=True),
-            )[1]
-            for seed, other in paired
-        }
-        is_smooth = len({point.step for point in their_curve}) >= SMOOTH_FROM
-        speeds[unit] = Speed(reference.label, their_curve[-1].value, is_smooth, needed, ratio, by_seed)
-    return speeds
+        null = None if whole is None else null_of(whole[1], threshold)
+        speeds[unit] = speed(mine[1], other[1], names, reference.label, threshold, null)
+    return speeds or None
 
 
-def _ratio(ours: list[CurvePoint] | None, theirs: list[CurvePoint] | None) -> tuple[float | None, float | None]:
-    """(what we needed, theirs / ours) to the reference's final accuracy; None where it was not reached."""
-    if not ours or not theirs:
-        return None, None
-    needed, baseline = (
-        first_crossing([point.cost for point in curve], [point.value for point in curve], theirs[-1].value)
-        for curve in (ours, theirs)
-    )
-    return needed, (baseline / needed if needed and baseline else None)
-
-
-def _notes(arms: Sequence[ArmFigures], sets: Sequence[str], chosen: Sequence[str], asked: bool) -> list[str]:
-    notes = []
-    for arm in arms:
-        for seed in arm.unfinished:
-            stage = next(stage for stage in seed.stages if not stage.finished)
-            counts = "counted" if seed in arm.counted else "not counted in the means"
-            notes.append(
-                f"{arm.label}, seed {seed.name}: stage {stage.number} is unfinished (step {stage.steps}); {counts}."
-            )
-        behind = [seed.name for seed in arm.arm.seeds if seed.finished and seed not in arm.counted and seed.evaluations]
-        if behind:
-            notes.append(
-                f"{arm.label}: seed {', '.join(behind)} ends before the others and is not counted in the means."
-            )
-        if not any(seed.evaluations for seed in arm.arm.seeds):
-            notes.append(f"{arm.label}: no evaluation yet.")
-    left_out = [] if asked else [name for name in sets if name not in chosen]
-    for name in left_out:
-        missing = [arm.label for arm in arms if arm.curve and all(name not in seed.sets for seed in arm.arm.seeds)]
-        notes.append(f"Set {name} was not evaluated in {', '.join(missing)}: it is left out of the mean.")
-    notes += _start_notes(arms, chosen)
-    return notes
-
-
-def _start_notes(arms: Sequence[ArmFigures], sets: Sequence[str]) -> list[str]:
-    """Equal seeds should start from equal weights: a difference beyond evaluation noise is said."""
-    notes = []
-    for name in sorted({seed.name for arm in arms for seed in arm.arm.seeds}):
-        starts = [
-            (value, _error([seed.evaluations[0, each] for each in sets]) or 0.0)
-            for arm in arms
-            for seed in arm.arm.seeds
-            if seed.name == name and (value := target_accuracy(seed, 0, sets)) is not None
-        ]
-        if not starts:
-            continue
-        low, high = min(starts), max(starts)
-        if high[0] - low[0] > 4 * max(low[1], high[1]):
-            notes.append(
-                f"Seed {name}: the arms start between {100 * low[0]:.1f} and {100 * high[0]:.1f} %, not from "
-                "the same policy."
-            )
-    return notes
+def rises(curves: Curves) -> bool:
+    """Whether the late accuracy is above the start, on the mean over seeds."""
+    return bool(late_accuracy(curves.values).mean() > curves.values[:, 0].mean())

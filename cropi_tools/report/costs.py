@@ -1,7 +1,12 @@
 """What a seed of an arm took: sampling the pool once, scoring it at every stage, and training.
 
-The shared first stage is charged in full to every seed of an arm that selected by scores, since a run of that seed
-alone would pay all of it; arms that look at no score pay nothing for it. Shards add up: seconds are device seconds.
+An arm is charged what its selection read. Of the shared first stage that is everything for influence (static and shuffled too),
+the rollouts of the pool for learnability and pass-rate, which read no more than pass rates, and nothing for random and full. It is
+charged in full to every seed, since a run of that seed alone would pay all of it.
+
+Seconds are device seconds: shards and processes add up. They are of work on both sides; starting (imports, loading, compiling,
+trying out) is counted apart. For training, work is sampling and updates; evaluating, which every arm pays for being measured, is apart
+too. Ledgers of earlier versions do not tell start and work apart: all their seconds are work, evaluations included.
 """
 
 from __future__ import annotations
@@ -14,16 +19,20 @@ from cropi_tools.report.reading import Arm, Manifest, Run, Seed, Stage
 
 UNITS = ("seconds", "tokens")
 _SCORELESS = ("random", "full")
+_BY_PASS_RATE = ("learnability", "pass-rate")
+_SELECTION = "selected.jsonl.manifest.json"
+_VALIDATION = "valid-"  # how the names of validation rollouts begin
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Device seconds and tokens; None where no manifest or log said."""
+    """Device seconds of work, tokens, and device seconds of starting; None where no manifest or log said."""
 
     seconds: float | None = None
     generated: float | None = None
     trained: float | None = None
     scored: float | None = None
+    start: float | None = None
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
@@ -31,13 +40,16 @@ class Cost:
             _sum([self.generated, other.generated]),
             _sum([self.trained, other.trained]),
             _sum([self.scored, other.scored]),
+            _sum([self.start, other.start]),
         )
 
     def scaled(self, factor: float) -> Cost:
         def times(value: float | None) -> float | None:
             return None if value is None else value * factor
 
-        return Cost(times(self.seconds), times(self.generated), times(self.trained), times(self.scored))
+        return Cost(
+            times(self.seconds), times(self.generated), times(self.trained), times(self.scored), times(self.start)
+        )
 
     @property
     def tokens(self) -> float | None:
@@ -50,14 +62,15 @@ class Cost:
 
 @dataclass(frozen=True)
 class Ledger:
-    """The cost of one seed (or the mean over seeds). `evaluation` is the part of training spent on evaluating, in
-    seconds.
+    """The cost of one seed (or the mean over seeds). `evaluation`: seconds of evaluating, part of no sum. `unsplit`: ledgers whose seconds
+    are not told apart into start and work.
     """
 
     sampling: Cost = Cost()
     scoring: Cost = Cost()
     training: Cost = Cost()
     evaluation: float | None = None
+    unsplit: int = 0
 
     @property
     def total(self) -> Cost:
@@ -75,9 +88,15 @@ def _amount(record: Mapping[str, Any], key: str) -> float | None:
 
 
 def manifest_cost(manifest: Manifest) -> Cost:
-    """The ledger of one manifest."""
-    keys = ("seconds", "tokens_generated", "tokens_trained", "tokens_scored")
+    """The ledger of one manifest; all its seconds where it does not tell start and work apart."""
+    seconds = "seconds_work" if is_split(manifest) else "seconds"
+    keys = (seconds, "tokens_generated", "tokens_trained", "tokens_scored", "seconds_start")
     return Cost(*(_amount(manifest.ledger, key) for key in keys))
+
+
+def is_split(manifest: Manifest) -> bool:
+    """Whether the ledger tells start and work apart."""
+    return None not in (_amount(manifest.ledger, "seconds_start"), _amount(manifest.ledger, "seconds_work"))
 
 
 def uses_scores(arm: Arm) -> bool:
@@ -89,16 +108,54 @@ def uses_scores(arm: Arm) -> bool:
         for seed in arm.seeds
         for stage in seed.stages
         for manifest in stage.manifests
-        if manifest.path.endswith("selected.jsonl.manifest.json")
+        if manifest.path.endswith(_SELECTION)
         for name, path in manifest.inputs.items()
     )
+
+
+def read_of_start(run: Run, arm: Arm) -> list[Manifest]:
+    """The manifests of the shared first stage that the arm's selections read, directly or through what was made of them."""
+    if not uses_scores(arm):
+        return []
+    rules = {rule for seed in arm.seeds for stage in seed.stages for rule in [_rule(stage)] if rule not in _SCORELESS}
+    return _read(run.start, rules)
+
+
+def read_of_stage(stage: Stage) -> list[Manifest]:
+    """The manifests of a stage's own folder, but the policy's, that it reads."""
+    return _read(stage.manifests, {_rule(stage)})
+
+
+def _rule(stage: Stage) -> str | None:
+    """What the stage was selected by; None where that is not told."""
+    found = [item.options.get("by") for item in stage.manifests if item.path.endswith(_SELECTION)]
+    return str(found[0]) if found and found[0] is not None else None
+
+
+def _read(manifests: Iterable[Manifest], rules: set[str | None]) -> list[Manifest]:
+    """Those that any of the rules reads; for a rule that is not told, all. What another command than ours made counts as read."""
+    found = list(manifests)
+    if rules <= {*_SCORELESS, *_BY_PASS_RATE}:
+        found = [item for item in found if item.command not in ("cropi-grad", "cropi-project", "cropi-score")]
+        found = [item for item in found if not _is_rollout(item) or not _name(item).startswith(_VALIDATION)]
+    if rules <= set(_SCORELESS):
+        found = [item for item in found if not _is_rollout(item)]
+    return found
+
+
+def _is_rollout(manifest: Manifest) -> bool:
+    return manifest.command == "cropi-rollout"
+
+
+def _name(manifest: Manifest) -> str:
+    return manifest.path.rsplit("/", 1)[-1]
 
 
 def _selecting(manifests: Iterable[Manifest]) -> tuple[Cost, Cost]:
     """(sampling, scoring): rollouts apart from gradients, means, sketches, scores and the selection itself."""
     sampling, scoring = Cost(), Cost()
     for manifest in manifests:
-        if manifest.command == "cropi-rollout":
+        if _is_rollout(manifest):
             sampling += manifest_cost(manifest)
         else:
             scoring += manifest_cost(manifest)
@@ -106,31 +163,53 @@ def _selecting(manifests: Iterable[Manifest]) -> tuple[Cost, Cost]:
 
 
 def _training(stage: Stage) -> Cost:
-    """The policy's ledger; what it does not say (or an unfinished stage) is added up from the logs of the steps."""
+    """Sampling and updates by the logs of the steps; tokens by the policy's ledger, of an unfinished stage by the logs."""
     said = manifest_cost(stage.policy) if stage.policy else Cost()
-    timed = _sum(
-        _amount(record, key)
-        for record in stage.timings
-        for key in ("seconds_sampling", "seconds_update", "seconds_evaluation")
-    )
+    timed = _timed(stage, "seconds_sampling", "seconds_update")
+    if timed is None or (stage.policy and not is_split(stage.policy)):
+        timed = said.seconds
     generated = _sum(_amount(record, "tokens_generated") for record in stage.metrics)
     trained = _sum(_amount(record, "tokens_trained") for record in stage.metrics)
 
     def first(value: float | None, otherwise: float | None) -> float | None:
         return otherwise if value is None else value
 
-    return Cost(first(said.seconds, timed), first(said.generated, generated), first(said.trained, trained), said.scored)
+    def devices(seconds: float | None) -> float | None:
+        return None if seconds is None else seconds * processes(stage)
+
+    return Cost(
+        devices(timed),
+        first(said.generated, generated),
+        first(said.trained, trained),
+        said.scored,
+        devices(said.start),
+    )
+
+
+def processes(stage: Stage) -> int:
+    """How many trained together; of an unfinished stage it is not known, and 1."""
+    return stage.policy.processes if stage.policy else 1
+
+
+def _timed(stage: Stage, *keys: str) -> float | None:
+    return _sum(_amount(record, key) for record in stage.timings for key in keys)
 
 
 def seed_ledger(run: Run, arm: Arm, seed: Seed) -> Ledger:
-    """Everything one seed took, all its stages, with the shared first stage where the arm uses scores."""
-    sampling, scoring = _selecting(run.start) if uses_scores(arm) else (Cost(), Cost())
+    """Everything one seed took, all its stages, with what it read of the shared first stage."""
+    read = read_of_start(run, arm)
+    sampling, scoring = _selecting(read)
     training = Cost()
+    evaluations: list[float | None] = []
     for stage in seed.stages:
-        stage_sampling, stage_scoring = _selecting(stage.manifests)
+        own = read_of_stage(stage)
+        stage_sampling, stage_scoring = _selecting(own)
         sampling, scoring, training = sampling + stage_sampling, scoring + stage_scoring, training + _training(stage)
-    evaluation = _sum(_amount(record, "seconds_evaluation") for stage in seed.stages for record in stage.timings)
-    return Ledger(sampling, scoring, training, evaluation)
+        evaluation = _timed(stage, "seconds_evaluation")
+        evaluations.append(None if evaluation is None else evaluation * processes(stage))
+        read += [*own, *([stage.policy] if stage.policy else [])]
+    unsplit = sum(_amount(item.ledger, "seconds") is not None and not is_split(item) for item in read)
+    return Ledger(sampling, scoring, training, _sum(evaluations), unsplit)
 
 
 def mean_ledger(ledgers: list[Ledger]) -> Ledger:
@@ -145,6 +224,7 @@ def mean_ledger(ledgers: list[Ledger]) -> Ledger:
         mean([ledger.scoring for ledger in ledgers]),
         mean([ledger.training for ledger in ledgers]),
         None if evaluation is None else evaluation / len(ledgers),
+        max(ledger.unsplit for ledger in ledgers),
     )
 
 
@@ -152,21 +232,21 @@ def cumulative(run: Run, arm: Arm, seed: Seed, unit: str) -> dict[int, tuple[flo
     """Cost up to each global step, in device seconds or in tokens; None where the files do not say.
 
     Each step has two costs: on arriving there, and when the selection for the next stage is made, if a stage begins
-    there. Seconds are those of sampling and updates: evaluation, which every arm pays for being measured, and loading
-    the model are left out.
+    there. Seconds are those of work: evaluation, which every arm pays for being measured, and starting are left out.
     """
-    spent = sum((manifest_cost(item) for item in run.start), Cost()).of(unit) or 0.0 if uses_scores(arm) else 0.0
+    spent = sum((manifest_cost(item) for item in read_of_start(run, arm)), Cost()).of(unit) or 0.0
     keys = ("seconds_sampling", "seconds_update") if unit == "seconds" else ("tokens_generated", "tokens_trained")
     at = {0: (0.0, spent)}
     for stage in seed.stages:
         arrived = at[stage.offset][0]
-        spent += sum((manifest_cost(item) for item in stage.manifests), Cost()).of(unit) or 0.0
+        spent += sum((manifest_cost(item) for item in read_of_stage(stage)), Cost()).of(unit) or 0.0
         at[stage.offset] = (arrived, spent)
         records = stage.timings if unit == "seconds" else stage.metrics
         steps: dict[int, float] = {}
         for record in records:  # an evaluation is timed in a record of its own, under the same step
             here = int(record["step"])
-            steps[here] = steps.get(here, 0.0) + sum(_amount(record, key) or 0.0 for key in keys)
+            amount = sum(_amount(record, key) or 0.0 for key in keys)
+            steps[here] = steps.get(here, 0.0) + amount * (processes(stage) if unit == "seconds" else 1)
         for step in range(1, stage.steps + 1):
             if step not in steps:
                 return None

@@ -12,7 +12,7 @@ from html import escape
 from string import Template
 
 from cropi_tools.report import plots
-from cropi_tools.report.comparison import ArmFigures, Comparison
+from cropi_tools.report.figures import ArmFigures, Comparison
 from cropi_tools.report.reading import Manifest
 from cropi_tools.report.tables import sections
 from cropi_tools.report.words import NOTHING, arm_name, limits, percent, summary
@@ -144,7 +144,7 @@ def _curves(comparison: Comparison) -> str:
     if cost:
         caption += ". Flat stretches are selection: pool rollouts, gradients and scores are paid for before the "
         caption += "steps that use them"
-        caption += "; evaluation and loading the model are left out" if cost == "seconds" else ""
+        caption += "; evaluating and starting (imports, loading, compiling) are left out" if cost == "seconds" else ""
     return f'<h2>Learning curves</h2>\n<div class="panels">{"".join(pictures)}</div>\n{_caption(caption)}'
 
 

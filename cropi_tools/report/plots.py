@@ -22,8 +22,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
-from cropi_tools.report.comparison import ArmFigures, Comparison, CurvePoint, unit_curve
+from cropi_tools.report.comparison import unit_curve
 from cropi_tools.report.costs import UNITS
+from cropi_tools.report.figures import ArmFigures, Comparison, CurvePoint
 from cropi_tools.report.reading import Stage
 from cropi_tools.report.words import arm_name
 

@@ -34,6 +34,7 @@ class Manifest:
     digests: tuple[str, ...]  # sha256 of the outputs
     ledger: Mapping[str, Any]
     versions: Mapping[str, str]
+    processes: int  # that made it together, each on its own device
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Evaluation:
     accuracy: float
     prompts: int | None
     samples: int | None
+    interval: tuple[float, float] | None = None  # 95 %, over its prompts
 
 
 @dataclass(frozen=True)
@@ -222,7 +224,9 @@ def _evaluation(record: Record, path: Path, line: int, offset: int) -> Evaluatio
         raise InputError(f'{path}:{line}: "set" should name the evaluation set; mend or remove the line')
     step = int(_number(record, "step", path, line)) + offset
     prompts, samples = record.get("prompts"), record.get("samples")
-    return Evaluation(step, name, _number(record, "accuracy", path, line), prompts, samples)
+    limits = record.get("accuracy_interval")
+    interval = (float(limits[0]), float(limits[1])) if isinstance(limits, list) and len(limits) == 2 else None
+    return Evaluation(step, name, _number(record, "accuracy", path, line), prompts, samples, interval)
 
 
 def _selection(path: Path, known: dict[str, Selection], pool: Mapping[str, Any]) -> Selection | None:
@@ -274,6 +278,7 @@ def _manifest(path: Path, root: Path) -> Manifest:
     inputs = {name: str(_mapping(item).get("path", "")) for name, item in _mapping(content.get("inputs")).items()}
     outputs = _mapping(content.get("outputs")).values()
     argv = content.get("argv")
+    processes = _mapping(content.get("facts")).get("processes")
     return Manifest(
         path=path.relative_to(root).as_posix(),
         command=str(content.get("command", "")),
@@ -283,4 +288,5 @@ def _manifest(path: Path, root: Path) -> Manifest:
         digests=tuple(str(item["sha256"]) for item in outputs if isinstance(item, dict) and item.get("sha256")),
         ledger=_mapping(content.get("ledger")),
         versions={name: str(value) for name, value in _mapping(content.get("versions")).items()},
+        processes=processes if isinstance(processes, int) and processes > 0 else 1,
     )

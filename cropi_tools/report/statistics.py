@@ -1,4 +1,4 @@
-"""The few statistics a comparison of arms needs, in plain Python: paired t intervals, Holm, thresholds read off curves.
+"""The few statistics a comparison of arms needs, in plain Python: paired t intervals, Holm, the error of an accuracy.
 
 Seeds are the unit: a paired difference is one seed of an arm minus the same seed of the baseline. Student's t is used
 and not the bootstrap, which is too narrow at the three to twelve seeds such runs have.
@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 CONFIDENCE = 0.95
-SMOOTH_FROM = 12  # evaluations from which a curve is smoothed before a threshold is read off it
 
 
 @dataclass(frozen=True)
@@ -98,22 +97,3 @@ def binomial_error(accuracy: float, responses: int) -> float:
     lower bound.
     """
     return math.sqrt(max(accuracy * (1 - accuracy), 0.0) / responses)
-
-
-def smoothed(values: Sequence[float]) -> list[float]:
-    """A running mean of three where there are many evaluations (`SMOOTH_FROM`); the ends average what they have."""
-    if len(values) < SMOOTH_FROM:
-        return list(values)
-    return [mean(values[max(0, index - 1) : index + 2]) for index in range(len(values))]
-
-
-def first_crossing(positions: Sequence[float], values: Sequence[float], threshold: float) -> float | None:
-    """Where a curve first reaches the threshold, by linear interpolation between its points; None if it never does."""
-    for index, value in enumerate(values):
-        if value >= threshold:
-            if index == 0:
-                return positions[0]
-            before = values[index - 1]
-            share = (threshold - before) / (value - before)
-            return positions[index - 1] + share * (positions[index] - positions[index - 1])
-    return None

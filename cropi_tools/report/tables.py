@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, TextIO
 
@@ -10,21 +11,29 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cropi_tools.report.comparison import ArmFigures, Comparison, SetFigure
-from cropi_tools.report.costs import Ledger
+from cropi_tools.report.costs import UNITS, Ledger
+from cropi_tools.report.figures import ArmFigures, Comparison, SetFigure
+from cropi_tools.report.speeds import Null, Speed
 from cropi_tools.report.words import (
     NOTHING,
+    UNSPLIT,
     arm_name,
     count,
     difference,
+    difference_reason,
     duration,
     figure,
     limits,
+    null_median,
+    null_range,
     p_value,
     percent,
+    seed_outcome,
     speed,
+    speed_interval,
     speed_range,
     summary,
+    threshold_words,
 )
 
 
@@ -63,24 +72,55 @@ def _accuracy(comparison: Comparison) -> Section:
         )
     gap = f"vs {comparison.baseline} [95 %]"
     spreads = any(arm.target and arm.target.spread is not None for arm in comparison.arms)
-    caption = f"mean: over {', '.join(comparison.targets)}; ± is "
-    caption += "the standard deviation over seeds" if spreads else "the least evaluation noise (one seed)"
+    caption = f"mean: over {', '.join(comparison.targets)}; "
+    caption += (
+        "± is the standard deviation over seeds"
+        if spreads
+        else "[ ] is the 95 % interval of the evaluations (one seed)"
+    )
     caption += "; * not finished" if any(arm.unfinished for arm in comparison.arms) else ""
     headings = ["arm", "steps", "seeds", *comparison.sets, "mean", gap, "p (Holm)"]
     return Section("Accuracy at the end, %", headings, rows, caption)
 
 
 def _speed(comparison: Comparison) -> Section:
-    rows = []
+    """The speed-ups, and after them what the same rule gives for each reference against itself."""
+    rows, nulls, words = [], {}, ""
     for arm in comparison.arms:
         if arm.speed:
-            ratios = [speed(arm.speed.get(unit)) for unit in ("steps", "seconds", "tokens")]
             steps = arm.speed["steps"]
             needed = NOTHING if steps.needed is None else f"{steps.needed:.0f}"
-            rows.append([arm_name(arm), needed, ratios[0], speed_range(steps), *ratios[1:]])
-    headings = ["arm", "steps needed", "steps", "seed by seed", "device time", "tokens"]
-    caption = f"times less than {comparison.reference} needs; time and tokens count selection, below 1 means more"
-    return Section(f"Speed-up to {comparison.reference}'s final mean accuracy", headings, rows, caption)
+            costs = [cell for unit in UNITS for cell in _cost_cells(arm.speed.get(unit))]
+            rows.append([arm_name(arm), needed, speed(steps), speed_interval(steps), speed_range(steps), *costs])
+            nulls[steps.reference] = {unit: item.null for unit, item in arm.speed.items()}
+            words = threshold_words(steps)
+    for reference, found in nulls.items():
+        steps_null = found["steps"]
+        costs = [cell for unit in UNITS for cell in _null_cells(found[unit])] if len(found) > 1 else [NOTHING] * 4
+        row = [f"null: {reference}, seed against seed", "", null_median(steps_null), "", null_range(steps_null)]
+        rows.append([*row, *costs])
+    headings = [
+        "arm",
+        "steps needed",
+        "steps",
+        "interval",
+        "seed by seed",
+        "device time",
+        "interval",
+        "tokens",
+        "interval",
+    ]
+    caption = f"times less than {comparison.reference} needs up to {words}; time and tokens count selection, below 1 means more; "
+    caption += "null: two equal arms, by each two seeds of the same one"
+    return Section("Speed-up to a mean accuracy", headings, rows, caption)
+
+
+def _cost_cells(value: Speed | None) -> list[str]:
+    return [speed(value), speed_interval(value)]
+
+
+def _null_cells(value: Null | None) -> list[str]:
+    return [null_median(value), NOTHING if value is None else null_range(value)]
 
 
 def _cost(comparison: Comparison) -> Section:
@@ -94,6 +134,7 @@ def _cost(comparison: Comparison) -> Section:
                 *(duration(cost.seconds) for cost in (ledger.sampling, ledger.scoring, ledger.training)),
                 duration(ledger.evaluation),
                 duration(total.seconds),
+                duration(total.start),
                 *(count(value) for value in (total.generated, total.trained, total.scored)),
             ]
         )
@@ -104,11 +145,14 @@ def _cost(comparison: Comparison) -> Section:
         "training",
         "evaluating",
         "total",
+        "start",
         "generated",
         "trained on",
         "scored",
     ]
-    caption = "device time, then tokens, of one seed on average; evaluating is part of training"
+    caption = "device time of work, then tokens, of one seed on average; evaluating and start (imports, loading, compiling) are not in total"
+    if any(arm.ledger.unsplit for arm in comparison.arms):
+        caption += ". " + UNSPLIT.rstrip(".")
     return Section("Cost of one seed", headings, rows, caption)
 
 
@@ -148,6 +192,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "targets": list(comparison.targets),
         "baseline": comparison.baseline,
         "reference": comparison.reference,
+        "threshold": comparison.threshold,
         "summary": " ".join(summary(comparison)),
         "start": {
             "sets": {name: item.mean for name, item in comparison.start.items()},
@@ -162,7 +207,8 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
 def _figure_json(value: SetFigure | None) -> dict[str, Any] | None:
     if value is None:
         return None
-    return {"mean": value.mean, "spread": value.spread, "error_at_least": value.error, "seeds": value.seeds}
+    figures = {"mean": value.mean, "spread": value.spread, "error_at_least": value.error, "seeds": value.seeds}
+    return {**figures, "interval": value.interval and list(value.interval)}
 
 
 def _ledger_json(ledger: Ledger) -> dict[str, Any]:
@@ -185,21 +231,36 @@ def _arm_json(arm: ArmFigures) -> dict[str, Any]:
             "mean": gap.mean,
             "by_seed": dict(gap.by_seed),
             "interval": [interval.low, interval.high] if interval else None,
+            "no_interval": None if interval else difference_reason(gap),
+            "seeds_left_out": list(gap.alone),
             "p": interval.p if interval else None,
             "p_holm": gap.adjusted_p,
         },
-        "speed": {
-            unit: {
-                "needed": item.needed,
-                "ratio": item.ratio,
-                "by_seed": dict(item.by_seed),
-                "threshold": item.threshold,
-            }
-            for unit, item in (arm.speed or {}).items()
-        },
+        "speed": {unit: _speed_json(item) for unit, item in (arm.speed or {}).items()},
         "cost": {
             "charged_for_start": arm.charged,
             "mean_of_one_seed": _ledger_json(arm.ledger),
             "by_seed": {name: _ledger_json(ledger) for name, ledger in arm.ledgers.items()},
         },
+    }
+
+
+def _speed_json(item: Speed) -> dict[str, Any]:
+    """Open ends of intervals are null, and `open` names them."""
+    low, high = item.interval or (0.0, math.inf)
+    return {
+        "threshold": item.threshold,
+        "threshold_chosen": "beforehand" if item.beforehand else "after the fact",
+        "needed": item.needed,
+        "reference_needed": item.reference_needed,
+        "ratio": item.ratio,
+        "in_words": speed(item),
+        "interval": item.interval and [low or None, None if math.isinf(high) else high],
+        "open": [name for name, end in (("low", low == 0), ("high", math.isinf(high))) if end]
+        if item.interval
+        else None,
+        "confidence": item.confidence if item.interval else None,
+        "by_seed": {name: factor.exact for name, factor in item.by_seed.items()},
+        "seeds": {name: seed_outcome(factor) for name, factor in item.by_seed.items()},
+        "null": item.null and asdict(item.null),
     }

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping
 
-from cropi_tools.report.comparison import ArmFigures, Comparison, Difference, SetFigure, Speed
+from cropi_tools.report.figures import ArmFigures, Comparison, Difference, SetFigure
+from cropi_tools.report.speeds import Factor, Null, Speed
 from cropi_tools.report.statistics import CONFIDENCE
 
 NOTHING = "–"
 MINUS = "−"
+UNSPLIT = "Start is not recorded apart in ledgers of an earlier version: all their seconds count as work, those of training with evaluations."
 _NAMES = {"random": "random", "full": "full data", "cropi": "CROPI"}
 
 
@@ -28,12 +32,14 @@ def points(value: float) -> str:
 
 
 def figure(value: SetFigure | None) -> str:
-    """`61.2 ± 0.8` (standard deviation over seeds); with one seed the evaluation noise as `(± 1.2)`."""
+    """`61.2 ± 0.8` (standard deviation over seeds); with one seed the 95 % interval of its evaluations, `61.2 [58.9, 63.5]`."""
     if value is None:
         return NOTHING
     if value.spread is not None:
-        return f"{percent(value.mean)} ± {percent(value.spread)}"
-    return percent(value.mean) + (f" (± {percent(value.error)})" if value.error is not None else "")
+        equal = " (equal in all seeds)" if value.spread < 1e-12 else ""
+        return f"{percent(value.mean)} ± {percent(value.spread)}{equal}"
+    limits = f" [{percent(value.interval[0])}, {percent(value.interval[1])}]" if value.interval else " (1 seed)"
+    return percent(value.mean) + limits
 
 
 def count(value: float | None) -> str:
@@ -69,8 +75,12 @@ def difference(value: Difference | None) -> str:
         return NOTHING
     if value.interval:
         return f"{points(value.mean)} [{points(value.interval.low)}, {points(value.interval.high)}]"
-    reason = "1 seed: no interval" if len(value.by_seed) == 1 else "equal in all seeds: no interval"
-    return f"{points(value.mean)} ({reason})"
+    return f"{points(value.mean)} ({difference_reason(value)})"
+
+
+def difference_reason(value: Difference) -> str:
+    """Why a difference has no interval."""
+    return "1 seed: no interval" if len(value.by_seed) == 1 else "equal in all seeds: no interval"
 
 
 def p_value(value: float | None) -> str:
@@ -80,22 +90,80 @@ def p_value(value: float | None) -> str:
 
 
 def speed(value: Speed | None) -> str:
-    """`2.03x`, or `not reached`."""
+    """`2.03x`; `at the start` where the arm needs nothing, `not reached` where it never gets there."""
     if value is None:
         return NOTHING
-    return "not reached" if value.ratio is None else f"{value.ratio:.2f}x"
+    if value.ratio is not None:
+        return f"{value.ratio:.2f}x"
+    if value.needed is None:
+        return "not reached"
+    return "at the start" if value.needed == 0 else f"{value.reference} not reached"
+
+
+def speed_interval(value: Speed | None) -> str:
+    """`[1.90, 2.20]`; open ends in words, and the confidence where it is not the usual one."""
+    if value is None:
+        return NOTHING
+    if value.interval is None and value.needed == 0:
+        return "no step: no interval"
+    if value.interval is None:
+        return f"{seeds_text(len(value.by_seed)) if value.by_seed else 'no common seed'}: no interval"
+    (low, high), level = value.interval, value.confidence
+    if low == 0 and math.isinf(high):
+        text = "anything"
+    elif low == 0:
+        text = f"at most {high:.2f}"
+    else:
+        text = f"at least {low:.2f}" if math.isinf(high) else f"[{low:.2f}, {high:.2f}]"
+    return text if level >= CONFIDENCE else f"{text} ({100 * level:.0f} %)"
 
 
 def speed_range(value: Speed | None) -> str:
-    """The same ratio seed by seed: `1.95 to 2.13`; `not reached` where a seed never did."""
+    """The same ratio seed by seed, `1.95 to 2.13`, and how many seeds have none and why."""
     if value is None or len(value.by_seed) < 2:
         return NOTHING
-    ratios = [ratio for ratio in value.by_seed.values() if ratio is not None]
-    missing = len(value.by_seed) - len(ratios)
-    if not ratios:
-        return "not reached"
-    text = f"{min(ratios):.2f} to {max(ratios):.2f}" if len(ratios) > 1 else f"{ratios[0]:.2f}"
-    return text + (f", not reached by {missing} of {len(value.by_seed)}" if missing else "")
+    ratios = [factor.exact for factor in value.by_seed.values() if factor.exact is not None]
+    text = []
+    if ratios:
+        text.append(f"{min(ratios):.2f} to {max(ratios):.2f}" if len(ratios) > 1 else f"{ratios[0]:.2f}")
+    for outcome, count in Counter(seed_outcome(factor) for factor in value.by_seed.values()).items():
+        if outcome != "reached":
+            text.append(f"{outcome} in {count} of {len(value.by_seed)}")
+    return ", ".join(text)
+
+
+def seed_outcome(factor: Factor) -> str:
+    """What became of one seed: `reached`, `at the start`, `both at the start`, `not reached`, `reference not reached`, `neither reached`."""
+    if factor.at_start:
+        return "both at the start"
+    if factor.both_reached:
+        return "at the start" if math.isinf(factor.low) else "reached"
+    if factor.arm_reached:
+        return "reference not reached"
+    return "not reached" if factor.reference_reached else "neither reached"
+
+
+def null_range(value: Null | None) -> str:
+    """`0.91 to 1.10, not reached in 4 of 20` of the pairs of seeds of one arm; `1 seed: no null`."""
+    if value is None:
+        return "1 seed: no null"
+    text = NOTHING if value.low is None or value.high is None else f"{value.low:.2f} to {value.high:.2f}"
+    return text + (f", not reached in {value.missed} of {value.pairs}" if value.missed else "")
+
+
+def null_median(value: Null | None) -> str:
+    return NOTHING if value is None or value.median is None else f"{value.median:.2f}x"
+
+
+def threshold_words(value: Speed) -> str:
+    """Where the threshold comes from."""
+    if value.beforehand:
+        return f"{percent(value.threshold)} %, set by --threshold"
+    return f"{percent(value.threshold)} %, the mean of {_evaluations(value)} over its seeds: chosen after the fact"
+
+
+def _evaluations(value: Speed) -> str:
+    return f"{value.reference}'s " + ("last evaluation" if value.late == 1 else f"last {value.late} evaluations")
 
 
 def summary(comparison: Comparison) -> tuple[str, str]:
@@ -137,14 +205,22 @@ def _versus(arm: ArmFigures, comparison: Comparison) -> str:
 def _sooner(arm: ArmFigures, comparison: Comparison) -> str:
     speeds = arm.speed
     if speeds is None:
-        return f"There is no {comparison.reference} arm that improved, so steps to its accuracy cannot be compared."
+        others = [other for other in comparison.arms if other.kind == comparison.reference and other.curve]
+        if others and comparison.threshold is None:
+            return f"{comparison.reference} does not rise above its start, so steps to its accuracy cannot be compared."
+        return f"There is no {comparison.reference} arm with evaluations, so steps to an accuracy cannot be compared."
     steps = speeds["steps"]
-    goal = f"{steps.reference}'s final {percent(steps.threshold)} %{' (smoothed)' if steps.smoothed else ''}"
+    goal = f"{percent(steps.threshold)} %" + ("" if steps.beforehand else f" (the mean of {_evaluations(steps)})")
+    interval = (
+        f" (interval {speed_interval(steps)}, seeds of {steps.reference} among themselves {null_range(steps.null)})"
+    )
+    if steps.needed is None:
+        return f"It does not reach {goal} within its {arm.step} steps{interval}."
+    if steps.needed == 0:
+        return f"It starts at or above {goal}, so no step is needed."
     if steps.ratio is None:
-        return f"It does not reach {goal} within its {arm.step} steps."
-    text = f"It reaches {goal} {_times(steps.ratio, 'steps')}"
-    if len(steps.by_seed) > 1:
-        text += f" (seed by seed: {speed_range(steps)})"
+        return f"It reaches {goal} after {steps.needed:.0f} steps, which {steps.reference} does not{interval}."
+    text = f"It reaches {goal} {_times(steps.ratio, 'steps')}{interval}"
     cost = _cost_words(speeds)
     return text + (f"; counting what selection costs, {cost}." if cost else "; what selection costs is not recorded.")
 
@@ -188,13 +264,18 @@ def limits(comparison: Comparison) -> list[str]:
             "from the number of responses alone (samples of one prompt are not independent, so it is larger)."
         )
     found.append(f"Mean target accuracy is the plain mean over: {', '.join(comparison.targets) or 'no set'}.")
+    speeds = [arm.speed["steps"] for arm in comparison.arms if arm.speed and "steps" in arm.speed]
+    if speeds:
+        found.append(
+            f"Speed-ups are to {threshold_words(speeds[0])}. They are read off the mean curves, by the same rule for both arms, "
+            "interpolated between evaluations; intervals are a bootstrap over paired seeds. Two equal arms differ by chance as well: the row "
+            f"of {speeds[0].reference} compares its seeds with each other. Fewer than five seeds have no 95 % interval of a speed-up."
+        )
     found.append(
-        f"Steps, time and tokens to {comparison.reference}'s final accuracy are read off the mean curves, by "
-        "the same rule for both arms, interpolated between evaluations. Single-seed ratios scatter widely."
+        "An arm is charged in full, for each seed, what its selection read of the shared first stage: everything for influence, the rollouts "
+        "of the pool for learnability and pass-rate, nothing for random and full. Seconds are device seconds of work, shards and processes "
+        "added up; starting (imports, loading, compiling) and evaluating are apart. They depend on the machine and what else ran on it."
     )
-    found.append(
-        "Sampling the pool and scoring it in the shared first stage are charged in full to each seed that selected "
-        "by scores. Seconds are device seconds of one seed, shards added up, and depend on the machine and what else "
-        "ran on it."
-    )
+    if any(arm.ledger.unsplit for arm in comparison.arms):
+        found.append(UNSPLIT)
     return found

@@ -109,6 +109,11 @@ class VerifierPool:
         """The process ids of the workers that live now."""
         return [worker.process.pid for worker in self._live]
 
+    @property
+    def starts(self) -> bool:
+        """Whether workers are wanted and none has loaded a verifier yet."""
+        return bool(self._live) and not self._proven
+
     def close(self) -> None:
         """Kill the workers. The pool starts new ones if it is used again."""
         while self._live:

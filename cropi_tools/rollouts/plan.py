@@ -120,6 +120,7 @@ def sample(plan: Plan, target: JsonLinesOutput) -> Mapping[str, Any]:
         wanted = plan.groups(start + target.lines, stop)
         with VerifierPool(plan.verifier, seconds=plan.verify_seconds, partial_credit=plan.partial_credit) as pool:
             groups = sample_groups(engine, tokens, pool, wanted, plan.sampling)
+            target.begin_work()
             with closing(groups):
                 written = write(target, groups, stop - start, "rollouts", {"served_model": served})
     finally:

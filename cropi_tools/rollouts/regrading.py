@@ -11,6 +11,7 @@ from itertools import islice
 from typing import Any
 
 from cropi_tools import runtime
+from cropi_tools.data.clock import starting
 from cropi_tools.data.errors import InputError
 from cropi_tools.data.foreign import foreign_form
 from cropi_tools.data.jsonl import Record, read_jsonl, shown
@@ -54,10 +55,11 @@ class Regrading:
             return (rollout.record for rollout in read_rollouts(self.sources))
         if self.policy is None:
             raise InputError(f"{shown(self.sources[0])}: holds texts; --model FOLDER says whose tokenizer reads them")
-        from cropi_tools.policy.imported import imported_rollouts
-        from cropi_tools.policy.tokens import load_tokens
+        with starting():
+            from cropi_tools.policy.imported import imported_rollouts
+            from cropi_tools.policy.tokens import load_tokens
 
-        tokens = load_tokens(self.policy)
+            tokens = load_tokens(self.policy)
         found = imported_rollouts(self.sources, tokens, self.prompts or None, self.longest, repeated)
         return ({**record, **reasoning_mark(tokens.tokenizer, record["prompt_token_ids"])} for record in found)
 
@@ -68,6 +70,7 @@ def regrade(wish: Regrading, target: JsonLinesOutput) -> Mapping[str, Any]:
         for file in wish.sources:
             same_tokenizer(file, wish.policy)
     keep = wish.verifier == RECORDED
+    target.begin_work()
     count = repeated = 0
 
     def note_repeated(identity: str) -> None:

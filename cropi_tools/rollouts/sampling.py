@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from typing import NamedTuple, TypeVar
 
 from cropi_tools import runtime
+from cropi_tools.data.clock import starting
 from cropi_tools.data.errors import Interrupted
 from cropi_tools.data.jsonl import Record, float32_text
 from cropi_tools.engines.protocol import Completion, Engine, Request, Sampling, sample_seed
@@ -17,6 +19,7 @@ from cropi_tools.rewards.pool import VerifierPool
 from cropi_tools.rewards.reasoning import MARKERS
 from cropi_tools.rollouts.grading import CHUNK_RESPONSES, Row, graded_rows, reasoning_mark
 
+SECONDS_BETWEEN_LOOKS = 0.02
 GROUPS_AHEAD = 4  # sampled groups that may wait for their grades: a hung verifier must not stop the engine at once, nor memory grow
 
 T = TypeVar("T")
@@ -97,11 +100,11 @@ def sample_groups(
             rows = _rows(tokens, begun.popleft(), completions)
             waiting.append(verifying.submit(graded_rows, pool, rows))
             while waiting and (waiting[0].done() or len(waiting) > GROUPS_AHEAD):
-                yield waiting.popleft().result()
+                yield _graded(waiting.popleft(), pool)
             if runtime.stop_requested():
                 break
         while waiting:
-            yield waiting.popleft().result()
+            yield _graded(waiting.popleft(), pool)
         if failure is not None:
             raise failure
     except BaseException:
@@ -109,6 +112,15 @@ def sample_groups(
         raise
     finally:
         verifying.shutdown(wait=True, cancel_futures=True)
+
+
+def _graded(group: Future[list[Row]], pool: VerifierPool) -> list[Row]:
+    """The group when it is graded. To wait for the first verifier to load, with nothing left to sample, is no work."""
+    while not group.done():
+        loading = isinstance(pool, VerifierPool) and pool.starts  # a stand-in for the pool has nothing to load
+        with starting() if loading else nullcontext():
+            wait([group], SECONDS_BETWEEN_LOOKS)
+    return group.result()
 
 
 def _encoded(tokens: Tokens, tasks: Sequence[Task]) -> list[Task]:

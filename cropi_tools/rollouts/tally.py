@@ -1,16 +1,15 @@
-"""Counts over rollouts: accuracy with a bootstrap interval, pass@k, lengths, outcomes; for each source and for all."""
+"""Counts over rollouts: accuracy and pass@k with their intervals, lengths, outcomes; for each source and for all."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from cropi_tools.data.errors import printable
 from cropi_tools.data.records import outcome_of_score
-
-RESAMPLES = 10_000  # of the bootstrap
-CONFIDENCE = 0.95
+from cropi_tools.intervals import Cell, share_interval
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:
@@ -22,7 +21,7 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
 class Tally:
     """Counts over the prompts of one source, added up as rollouts come; kept in the commit, so that a resumed run counts all.
 
-    by_correct: how many prompts have c of n samples correct, by `c/n`. Accuracy, pass@k and their bootstrap need no more, so that memory
+    by_correct: how many prompts have c of n samples correct, by `c/n`. Accuracy, pass@k and their intervals need no more, so that memory
     does not grow with the prompts.
     """
 
@@ -76,9 +75,9 @@ class Tally:
                 setattr(self, name, getattr(self, name) + value)
 
     def summary(self) -> dict[str, Any]:
-        """Accuracy (share of correct samples), its interval, pass@k for k = 1, 2, 4, ... and all, mean length, truncated share.
+        """Accuracy (share of correct samples), pass@k for k = 1, 2, 4, ... and all, their intervals, mean length, truncated share.
 
-        Figures that nothing was counted for, as of an empty shard, are None.
+        Figures that nothing was counted for, as of an empty shard, are None; so are intervals over a single prompt.
         """
         cells = [
             (int(correct), int(samples), count)
@@ -88,42 +87,27 @@ class Tally:
         wanted = sorted(
             {1 << i for i in range(fewest.bit_length()) if 1 << i <= fewest} | ({fewest} if fewest else set())
         )
-        pass_at = {
-            str(k): math.fsum(count * pass_at_k(samples, correct, k) for correct, samples, count in cells)
-            / self.prompts
+        # a prompt of n samples has at most n / k independent chances at pass@k
+        passed = {
+            k: [Cell(pass_at_k(samples, correct, k), 1.0, samples / k, count) for correct, samples, count in cells]
             for k in wanted
         }
+        pass_at = {str(k): math.fsum(cell.prompts * cell.share for cell in passed[k]) / self.prompts for k in wanted}
+        correct_of = [Cell(correct / samples, samples, samples, count) for correct, samples, count in cells if samples]
         return {
             "prompts": self.prompts,
             "samples": self.samples,
             "accuracy": _share(self.correct, self.samples),
-            "accuracy_interval": bootstrap_interval(cells),
+            "accuracy_interval": _as_list(share_interval(correct_of)),
             "mean_reward": _share(self.reward, self.samples),
             "pass_at": pass_at,
+            "pass_at_interval": {str(k): _as_list(share_interval(passed[k])) for k in wanted},
             "response_tokens": _share(self.tokens, self.samples),
             "truncated_fraction": _share(self.truncated, self.samples),
             "partial_fraction": _share(self.outcomes.get("partial", 0), self.samples),
             "equal_rewards_fraction": _share(self.equal_rewards, self.prompts),
             "outcomes": dict(sorted(self.outcomes.items())),
         }
-
-
-def bootstrap_interval(cells: Sequence[tuple[int, int, int]]) -> list[float] | None:
-    """The 95 % percentile interval of the accuracy over resampled prompts; None for a single prompt.
-
-    cells: (correct, samples, prompts) for every combination that occurs. Prompts are what is drawn: samples of one prompt are alike, and
-    an interval over samples would be too narrow. Seeded, so that the same counts have the same interval.
-    """
-    import numpy as np
-
-    prompts = sum(count for *_, count in cells)
-    if prompts < 2:
-        return None
-    correct, samples, counts = (np.array(column, dtype=np.float64) for column in zip(*cells, strict=True))
-    drawn = np.random.default_rng(0).multinomial(prompts, counts / prompts, size=RESAMPLES)
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile((drawn @ correct) / (drawn @ samples), [tail, 1 - tail])
-    return [float(low), float(high)]
 
 
 class Tallies:
@@ -163,20 +147,26 @@ def table(summary: Mapping[str, Any]) -> list[str]:
     sources = summary["by_source"]
     rows = [*sources.items(), ("all", summary)] if len(sources) > 1 else [*sources.items()]
     most = max(summary["pass_at"], key=int)
-    head = ("source", "prompts", "accuracy (95 % interval)", "reward", f"pass@{most}", "tokens", "truncated")
+    head = (
+        "source",
+        "prompts",
+        "accuracy (95 % interval)",
+        "reward",
+        f"pass@{most} (95 % interval)",
+        "tokens",
+        "truncated",
+    )
     cells = [(*head, "partial", "unparsed", "timeouts", "errors", "equal rewards")]
     for name, found in rows:
-        interval = found["accuracy_interval"]
-        between = "" if interval is None else f"[{interval[0]:.3f}, {interval[1]:.3f}]"
         lost = [found["outcomes"].get(outcome, 0) / found["samples"] for outcome in ("unparsed", "timeout", "error")]
         shares = (found["truncated_fraction"], found["partial_fraction"], *lost, found["equal_rewards_fraction"])
         cells.append(
             (
-                name,
+                printable(name),
                 str(found["prompts"]),
-                f"{found['accuracy']:.3f} {between:14}",
+                _with_interval(found["accuracy"], found["accuracy_interval"], found["prompts"]),
                 f"{found['mean_reward']:.3f}",
-                f"{found['pass_at'][most]:.3f}",
+                _with_interval(found["pass_at"][most], found.get("pass_at_interval", {}).get(most), found["prompts"]),
                 f"{found['response_tokens']:.1f}",
                 *(f"{share:.3f}" for share in shares),
             )
@@ -198,6 +188,17 @@ def outcome_of(sample: Mapping[str, Any]) -> str:
 
 def _count(counts: dict[str, int], key: str, more: int = 1) -> None:
     counts[key] = counts.get(key, 0) + more
+
+
+def _with_interval(share: float, interval: list[float] | None, prompts: int) -> str:
+    # summaries of earlier versions have no interval of pass@k
+    missing = "(one prompt)" if prompts == 1 else ""
+    between = missing if interval is None else f"[{interval[0]:.3f}, {interval[1]:.3f}]"
+    return f"{share:.3f} {between:14}"
+
+
+def _as_list(interval: tuple[float, float] | None) -> list[float] | None:
+    return None if interval is None else list(interval)
 
 
 def _share(part: float, whole: int) -> float | None:

@@ -7,7 +7,6 @@ resumed run needs weights, optimizer, step and place, and nothing else, to go on
 from __future__ import annotations
 
 import shutil
-import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 
 from cropi_tools import runtime
+from cropi_tools.data.clock import work_time
 from cropi_tools.data.errors import CropiError
 from cropi_tools.data.jsonl import Record
 from cropi_tools.data.output import Output
@@ -109,6 +109,7 @@ class Trainer:
         settings = self._settings
         with self._logs, runtime.progress("training", settings.steps, self._step) as shown:
             self._hand_over(self._step)
+            self._output.begin_work()
             self._evaluate_if_due()
             if self._step == 0 and self._evaluations:
                 self._save()
@@ -125,14 +126,14 @@ class Trainer:
         return self._counters
 
     def _train_step(self, step: int) -> str:
-        started = time.monotonic()
+        started = work_time()
         try:
             sampled = self._guarded(lambda: self._sampler.sample(self._place, self._pending), step)
         except Stopped as stopped:
             self._pending = dict(stopped.pending)
             self._save()
             runtime.stop_now()
-        between = time.monotonic()
+        between = work_time()
         rate = learning_rate(self._settings, step)
         try:
             figures = self._updater.step(sampled.parts, rate)
@@ -141,7 +142,7 @@ class Trainer:
         self._place, self._pending = sampled.place, {}
         self._count(step, sampled, figures, rate)
         self._hand_over(step)
-        seconds = {"seconds_sampling": between - started, "seconds_update": time.monotonic() - between}
+        seconds = {"seconds_sampling": between - started, "seconds_update": work_time() - between}
         self._logs.write("timings.jsonl", {"step": step, **seconds, "seconds_evaluation": 0.0})
         reason = self._watch.check(self._last)
         if reason is not None:
@@ -195,7 +196,7 @@ class Trainer:
         due = step % settings.evaluate_every == 0 or step == settings.steps
         if not due or self._evaluated == step or self._ranks.any(runtime.stop_requested()):
             return
-        started = time.monotonic()
+        started = work_time()
         found = self._guarded(
             lambda: evaluate(self._engine, self._policy.tokens, self._pool, self._evaluations, settings, self._ranks),
             step,
@@ -206,7 +207,7 @@ class Trainer:
         for name, counts in found.items():
             self._write_evaluation(step, name, counts)
         if found:
-            times = {"seconds_sampling": 0.0, "seconds_update": 0.0, "seconds_evaluation": time.monotonic() - started}
+            times = {"seconds_sampling": 0.0, "seconds_update": 0.0, "seconds_evaluation": work_time() - started}
             self._logs.write("timings.jsonl", {"step": step, **times})
             if self._ranks.first:
                 accuracies = ", ".join(
@@ -223,6 +224,7 @@ class Trainer:
                 "step": step,
                 "set": name,
                 "accuracy": summary["accuracy"],
+                "accuracy_interval": summary["accuracy_interval"],
                 "prompts": counts.prompts,
                 "samples": self._settings.evaluation_samples,
                 "truncated_fraction": summary["truncated_fraction"],

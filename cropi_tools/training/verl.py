@@ -126,6 +126,7 @@ def train(job: VerlJob, output: Output) -> None:
         )
         write_json(output.part / TRAINING_OPTIONS, {**job.options, "verifier": job.verifier})
         output.commit({"engine": "verl"})  # from here on there is something to go on from
+        output.begin_work()
         _finish_training(job, line, work)
         bring_back(job.options["steps"], work, job.model, output.part)
         ledger = write_figures(work, output.part, job.options, job.evaluations)

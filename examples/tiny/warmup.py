@@ -229,6 +229,7 @@ def main() -> None:
         (encode(right, tokenizer), given.steps),
         (encode(right + wrong, tokenizer), given.mistake_steps),
     ]
+    output.begin_work()
     train(model, phases, given.seed)
 
     model.eval()

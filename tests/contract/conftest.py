@@ -12,6 +12,8 @@ import pytest
 from command_table import CASES, CHANGES, leftovers
 from shell import Shell
 
+from cropi_tools.data.manifest import read_manifest
+
 
 @pytest.fixture(scope="session")
 def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
@@ -48,6 +50,10 @@ def chain(policy_folder: Path, shell: Shell, tmp_path_factory: pytest.TempPathFa
         assert done.stdout == "", f"{case.name}: stdout is for data, and the data went to a file"
         assert leftovers(folder / case.output) == []
         CHANGES[case.name] = done.changes or 0
+        ledger = (read_manifest(folder / case.output) or {}).get("ledger")
+        if ledger is not None:
+            assert ledger["seconds_start"] + ledger["seconds_work"] == pytest.approx(ledger["seconds"], abs=1e-3)
+            assert min(ledger["seconds_start"], ledger["seconds_work"]) >= 0
     return folder
 
 

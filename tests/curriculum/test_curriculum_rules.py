@@ -93,19 +93,20 @@ def test_arms_share_the_start_and_their_seeds(tmp_path: Path) -> None:
     asked = [entry for entry in curriculum.asked() if entry["outcome"] == "made"]
     assert curriculum.nothing_left()
     assert sum("cropi-rollout" in entry["words"] for entry in asked) == 2
-    scores, rules, seeds = {}, {}, {}
+    scores, rules, seeds, selecting = {}, {}, {}, {}
     for entry in asked:
         words, cell = entry["words"], str(Path(entry["output"]).parent.relative_to(curriculum.run))
         if words[0] == "cropi-select":
             files = [Path(word) for word in words if word.endswith("scores.jsonl")]
             scores[cell] = [str(path.relative_to(curriculum.run)) for path in files]
             rules[cell] = words[words.index("--by") + 1]
-        if words[0] in ("cropi-select", "cropi-train"):
+            selecting[cell] = words[words.index("--seed") + 1]
+        if words[0] == "cropi-train" or (words[0] == "cropi-select" and not cell.startswith("shuffled")):
             seeds.setdefault(cell, set()).add(words[words.index("--seed") + 1])
     assert len(scores) == 7 * 2 * 2
     for cell, found in scores.items():
         arm, _, stage = cell.split("/")
-        of_its_own = arm == "cropi" and stage == "2"
+        of_its_own = arm in ("cropi", "shuffled") and stage == "2"
         assert found == ([] if arm in ("full", "random") else [f"{cell if of_its_own else 'start'}/scores.jsonl"]), cell
         assert rules[cell] == ("influence" if arm in ("cropi", "static") else arm)
     # paired arms: a seed and stage has one seed whatever the arm, and no other cell has it
@@ -114,6 +115,10 @@ def test_arms_share_the_start_and_their_seeds(tmp_path: Path) -> None:
         by_place[cell.split("/", 1)[1]] |= found_seeds
     assert all(len(found_seeds) == 1 for found_seeds in by_place.values())
     assert len(set.union(*by_place.values())) == len(by_place) == 4
+    # one permutation a seed: shuffled keeps at all stages the seed that its first selection shares with the other arms
+    for seed in ("1", "2"):
+        assert selecting[f"shuffled/{seed}/1"] == selecting[f"shuffled/{seed}/2"] == selecting[f"cropi/{seed}/1"]
+    assert selecting["shuffled/1/1"] != selecting["shuffled/2/1"]
 
 
 def test_a_changed_value_is_refused_and_force_replaces_what_it_touches(two_stages: BookkeptCurriculum) -> None:

@@ -32,6 +32,10 @@ def test_table_and_json_on_stdout(run: Run, runs: Path) -> None:
     assert table.stderr == ""
     figures = json.loads(run("cropi-report", "demo", "--json").stdout)
     assert figures["arms"]["cropi"]["target"]["mean"] == pytest.approx(0.718667, abs=1e-6)
+    figures = json.loads(run("cropi-report", "demo", "--threshold", "0.5", "--json").stdout)
+    assert figures["arms"]["cropi"]["speed"]["steps"]["threshold"] == figures["threshold"] == 0.5
+    for wrong in ("0", "60", "-1", "nan"):
+        assert "such as 0.6 for 60 %" in run("cropi-report", "demo", "--threshold", wrong, code=2).stderr
 
 
 def test_page_and_picture_are_made_once_and_replaced_only_when_told(run: Run, runs: Path, tmp_path: Path) -> None:

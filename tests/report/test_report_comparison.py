@@ -10,8 +10,9 @@ import pytest
 import synthetic_run as synthetic
 
 from cropi_tools.data.errors import UsageError
-from cropi_tools.report.comparison import ArmFigures, Comparison, compare, unit_curve
+from cropi_tools.report.comparison import compare, unit_curve
 from cropi_tools.report.costs import Cost
+from cropi_tools.report.figures import ArmFigures, Comparison
 from cropi_tools.report.plots import rate_bin, stage_shares
 from cropi_tools.report.reading import read_run
 from cropi_tools.report.words import summary
@@ -64,19 +65,32 @@ def test_paired_difference(comparison: Comparison) -> None:
 
 
 def test_speed_in_steps_time_and_tokens(comparison: Comparison) -> None:
-    """Full ends at .40 + .16 - .01/3; cropi is at .48 + .002 - .01/3 at step 10 and rises .008 a step: step 19.75."""
+    """Full's last two of four evaluations have the mean .40 + .14 - .01/3, where it is at step 35; cropi is at .48 + .002 - .01/3 at step
+    10 and rises .008 a step: step 17.25.
+    """
     speed = figures(comparison, "cropi").speed
     assert speed is not None
-    assert speed["steps"].needed == pytest.approx(19.75)
-    assert speed["steps"].ratio == pytest.approx(40 / 19.75)
-    # Alone: seed 1 at step 20, seed 2 (wobble .01) at 18.75, seed 3 (wobble -.004) at 20.5.
-    assert speed["steps"].by_seed == pytest.approx({"1": 40 / 20, "2": 40 / 18.75, "3": 40 / 20.5})
+    assert speed["steps"].threshold == pytest.approx(0.54 - 0.01 / 3)
+    assert not speed["steps"].beforehand
+    assert speed["steps"].needed == pytest.approx(17.25)
+    assert speed["steps"].ratio == pytest.approx(35 / 17.25)
+    # Alone, up to the same threshold: seeds start at .40, .41 and .38, cropi with a wobble of 0, .01 and -.004.
+    rest = {"1": (0.14, 0.14), "2": (0.13, 0.12), "3": (0.16, 0.164)}
+    expected = {seed: (full - 0.01 / 3) / 0.004 / ((ours - 0.01 / 3) / 0.008) for seed, (full, ours) in rest.items()}
+    assert {seed: factor.exact for seed, factor in speed["steps"].by_seed.items()} == pytest.approx(expected)
+    # Drawn three times each, with the threshold of that seed: 35 / 18 and 35 / 16.25. Three seeds are on one side by chance in 1 of 4.
+    assert speed["steps"].interval == pytest.approx((35 / 18, 35 / 16.25))
+    assert speed["steps"].confidence == 0.75
     # cropi pays 82 s of the first stage and 1 s of selecting, then 3 s a step; full 1 s a stage and 3 s a step.
-    assert speed["seconds"].ratio == pytest.approx((2 + 40 * 3) / (83 + 19.75 * 3))
-    assert speed["tokens"].ratio == pytest.approx(40 * 1500 / (16000 + 19.75 * 1500))
+    assert speed["seconds"].ratio == pytest.approx((2 + 35 * 3) / (83 + 17.25 * 3))
+    assert speed["tokens"].ratio == pytest.approx(35 * 1500 / (16000 + 17.25 * 1500))
     random = figures(comparison, "random").speed
     assert random is not None
     assert random["steps"].ratio is None
+    assert random["steps"].needed is None
+    assert random["steps"].interval is not None
+    assert random["steps"].interval[0] == 0  # open: it never gets there
+    assert random["steps"].interval[1] < 1
     assert figures(comparison, "full").speed is None
 
 
@@ -158,10 +172,10 @@ def test_unfinished_seed_is_shown_but_not_counted(run_folder: Path) -> None:
     assert cropi.target is not None
     assert cropi.target.mean == pytest.approx((0.72 + 0.74) / 2)
     assert comparison.notes == ("cropi, seed 3: stage 2 is unfinished (step 10); not counted in the means.",)
-    # An unfinished policy has no ledger: ten steps of 3 s and two evaluations of 4 s are added up from its log.
-    assert cropi.ledgers["3"].training.seconds == 75 + 10 * 3 + 8
+    # An unfinished policy has no ledger: ten steps of 3 s are added up from its log.
+    assert cropi.ledgers["3"].training.seconds == 75 + 10 * 3
     assert cropi.speed is not None
-    assert cropi.speed["steps"].ratio == pytest.approx(40 / (20 - 0.005 / 0.008))  # seeds 1 and 2 of both arms
+    assert cropi.speed["steps"].ratio == pytest.approx(35 / (17.5 - 0.005 / 0.008))  # seeds 1 and 2 of both arms
 
 
 def test_arm_in_progress_is_compared_at_the_last_common_step(run_folder: Path) -> None:

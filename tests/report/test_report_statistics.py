@@ -8,10 +8,8 @@ import pytest
 
 from cropi_tools.report.statistics import (
     binomial_error,
-    first_crossing,
     holm,
     paired_interval,
-    smoothed,
     spread,
     t_probability,
     t_quantile,
@@ -59,23 +57,3 @@ def test_holm_by_hand() -> None:
 def test_binomial_error_by_hand() -> None:
     assert binomial_error(0.5, 400) == pytest.approx(0.025)
     assert binomial_error(1.0, 10) == 0
-
-
-def test_crossing_is_the_first_and_interpolated() -> None:
-    positions, values = [0, 10, 20, 30], [0.1, 0.3, 0.2, 0.5]
-    assert first_crossing(positions, values, 0.2) == pytest.approx(5)
-    assert first_crossing(positions, values, 0.4) == pytest.approx(20 + 10 * 2 / 3)
-    assert first_crossing(positions, values, 0.6) is None
-    assert first_crossing(positions, values, 0.1) == 0
-    # A plateau (selection is being paid for) is crossed where it begins.
-    assert first_crossing([0, 10, 50, 60], [0.1, 0.3, 0.3, 0.5], 0.3) == 10
-
-
-def test_smoothing_only_with_many_points() -> None:
-    assert smoothed([1.0, 5.0, 3.0]) == [1.0, 5.0, 3.0]
-    values = [float(index % 2) for index in range(12)]
-    naive = []
-    for index in range(12):
-        near = [values[other] for other in range(12) if abs(other - index) <= 1]
-        naive.append(sum(near) / len(near))
-    assert smoothed(values) == pytest.approx(naive)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-import numpy as np
 import pytest
 
 from cropi_tools.data.records import outcome_of_score
-from cropi_tools.rollouts.tally import Tallies, Tally, bootstrap_interval, pass_at_k, table
+from cropi_tools.intervals import wilson
+from cropi_tools.rollouts.tally import Tallies, Tally, pass_at_k, table
 
 
 @pytest.mark.parametrize("samples", [1, 2, 5, 7])
@@ -74,35 +74,48 @@ def test_summary() -> None:
     assert Tally().samples == 0
 
 
-def test_the_interval_is_that_of_resampled_prompts() -> None:
-    """Against a plain bootstrap that draws prompts one by one."""
-    generator = np.random.default_rng(3)
-    correct = generator.binomial(4, generator.beta(0.5, 0.5, size=60))
-    cells = [(c, 4, int((correct == c).sum())) for c in range(5)]
-    found = bootstrap_interval(cells)
-    drawn = generator.choice(correct, (20000, 60)).mean(1) / 4
-    assert found == pytest.approx(np.quantile(drawn, [0.025, 0.975]).tolist(), abs=0.006)
-    # samples of a prompt are alike: an interval over samples would be much narrower
-    accuracy = correct.mean() / 4
-    over_samples = 2 * 1.96 * (accuracy * (1 - accuracy) / 240) ** 0.5
-    assert found is not None
-    assert found[1] - found[0] > 1.4 * over_samples
+def counted(correct: list[int], samples: int) -> Tally:
+    """A tally of prompts with these numbers of correct samples."""
+    found = Tally(prompts=len(correct), samples=samples * len(correct), outcomes={"correct": sum(correct)})
+    for count in correct:
+        found.by_correct[f"{count}/{samples}"] = found.by_correct.get(f"{count}/{samples}", 0) + 1
+    return found
 
 
-def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
-    generator = np.random.default_rng(5)
-    covered = 0
-    for _ in range(300):
-        correct = generator.binomial(4, generator.beta(2, 2, size=200))  # the true accuracy is 1/2
-        cells = [(c, 4, int((correct == c).sum())) for c in range(5)]
-        found = bootstrap_interval(cells)
-        assert found is not None
-        covered += found[0] <= 0.5 <= found[1]
-    assert 0.91 <= covered / 300 <= 0.985
+@pytest.mark.parametrize(("samples", "correct"), [(1, 0), (1, 1), (8, 0), (8, 8)])
+def test_nothing_or_everything_correct_is_no_point(samples: int, correct: int) -> None:
+    """Of 30 prompts, whatever the samples: Wilson's interval of 0 of 30, z^2 / (30 + z^2), for pass@k as well."""
+    found = counted([correct] * 30, samples).summary()
+    width = 1.959964**2 / (30 + 1.959964**2)
+    expected = [1 - width, 1] if correct else [0, width]
+    assert found["accuracy_interval"] == pytest.approx(expected)
+    assert all(interval == pytest.approx(expected) for interval in found["pass_at_interval"].values())
+    assert len(found["pass_at_interval"]) == (1 if samples == 1 else 4)
 
 
-def test_one_prompt_has_no_interval() -> None:
-    assert bootstrap_interval([(1, 4, 1)]) is None
+def test_pass_at_1_has_the_interval_of_the_accuracy() -> None:
+    found = counted([0, 3, 1, 0, 4, 4, 2], 4).summary()
+    assert found["pass_at_interval"]["1"] == pytest.approx(found["accuracy_interval"])
+    # all four samples of a prompt decide one chance: 5 of 7 prompts
+    assert found["pass_at_interval"]["4"] == pytest.approx(wilson(5 / 7, 7))
+
+
+def test_one_prompt_has_no_interval_and_the_table_says_so() -> None:
+    tallies = Tallies()
+    tallies.add([row("a", [1.0, 0.0], [1, 2])])
+    found = tallies.summary()
+    assert found["accuracy_interval"] is None
+    assert set(found["pass_at_interval"].values()) == {None}
+    assert table(found)[1].count("(one prompt)") == 2
+
+
+def test_a_summary_of_an_earlier_version_is_shown() -> None:
+    tallies = Tallies()
+    tallies.add([row("a", [1.0, 0.0], [1, 4]), row("a", [1.0, 1.0], [2, 2])])
+    found = tallies.summary()
+    for summary in (found, *found["by_source"].values()):
+        del summary["pass_at_interval"]
+    assert "1.000" in table(found)[1]
 
 
 def test_prompts_with_unequal_numbers_of_samples() -> None:
@@ -120,5 +133,7 @@ def test_the_table_has_a_line_a_source_and_one_for_all() -> None:
     tallies.add([row("a", [1.0, 0.0], [1, 4]), row("long-name", [0.0, 0.0], [4, 4]), row("a", [1.0, 1.0], [2, 2])])
     lines = table(tallies.summary())
     assert [line.split()[0] for line in lines] == ["source", "a", "long-name", "all"]
-    assert "0.750 [0.500, 1.000]" in lines[1]
+    low, high = tallies.summary()["by_source"]["a"]["accuracy_interval"]
+    assert 0 < low < 0.5 < 0.99 < high
+    assert f"0.750 [{low:.3f}, {high:.3f}]" in lines[1]
     assert len({len(line) for line in lines}) == 1
