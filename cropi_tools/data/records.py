@@ -22,7 +22,15 @@ PROMPT_FIELDS = ("id", "prompt", "answer", "source")
 ROLLOUT_FIELDS = ("prompt_token_ids", "samples", "reasoning_open", "sampled_by")
 """What sampling adds to a prompt's record."""
 RESERVED_KWARGS = frozenset(
-    {"conversation", "tokenize", "add_generation_prompt", "continue_final_message", "return_dict", "return_tensors"}
+    {
+        "conversation",
+        "strftime_now",
+        "tokenize",
+        "add_generation_prompt",
+        "continue_final_message",
+        "return_dict",
+        "return_tensors",
+    }
     | {"chat_template", "padding", "truncation", "max_length", "return_assistant_tokens_mask", "tokenizer_kwargs"}
 )
 """What `chat_template_kwargs` cannot set: how the commands call the chat template."""

@@ -157,7 +157,7 @@ class ServerEngine(Engine):
             )
             ids = list(self._tokens.tokenizer(answer.text, add_special_tokens=False)["input_ids"])
             logprobs = None
-        elif ids and not 0 <= min(ids) <= max(ids) < self._vocabulary:
+        if ids and not 0 <= min(ids) <= max(ids) < self._vocabulary:
             raise InputError(
                 f"{url}: token {max(ids)} is none of the {self._vocabulary} of {self._tokens.folder}; serve that folder, or name with "
                 "--model the one that is served"
@@ -190,7 +190,8 @@ class ServerEngine(Engine):
         """The end token of a response that stopped without one among its tokens."""
         token = answer.stop_token
         if token is None:
-            own = self._tokens.tokenizer.eos_token_id
+            usual = self._tokens.usual_end
+            own = self._tokens.tokenizer.eos_token_id if usual is None else usual
             token = own if own in self._ends else self._ends[0]
         if answer.token_ids is not None:
             self._warn(

@@ -1,48 +1,163 @@
-"""What sampling and verifying need of a policy beside its weights: its tokenizer, and the tokens that end a response."""
+"""What sampling and verifying need of a policy beside its weights: its tokenizer, the tokens that end a response, what it has room for.
+
+A response ends at any token that the model's generation settings name, at the tokenizer's own end token, and at the token by which the chat
+template ends a turn of the assistant's. Published folders often name only one of them (a base model's settings beside a chat template),
+and a response that runs on past its end invents the user's next turn, from which a verifier would then read the answer.
+"""
 
 from __future__ import annotations
 
+from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
+from cropi_tools import runtime
+from cropi_tools.data.dates import DEFAULT_DATE
 from cropi_tools.data.errors import InputError
 from cropi_tools.data.policies import tokenizer_files
+from cropi_tools.policy.positions import positions
+
+_ASKED, _ANSWERED = (
+    "How many are there?",
+    "There are seven.",
+)  # a conversation to see how a template ends the second turn
 
 
 class Tokens(NamedTuple):
-    """A policy's tokenizer. end_token_ids: tokens that end a response, as the model's own generation settings say."""
+    """A policy's tokenizer, and what its token sequences must keep to.
+
+    end_token_ids: every token that ends a response. usual_end: the one that a finished response most likely has. vocabulary: token ids
+    lie below it; positions: the most tokens of a sequence; None: not known, or without a limit. date: what chat templates are told.
+    unlisted: end tokens that the generation settings do not name, in words.
+    """
 
     tokenizer: Any
     end_token_ids: list[int]
     folder: str
+    usual_end: int | None = None
+    vocabulary: int | None = None
+    positions: int | None = None
+    date: str = DEFAULT_DATE
+    unlisted: tuple[str, ...] = ()
+
+    def tell_ends(self) -> None:
+        """Say once at which tokens responses end that the generation settings do not name."""
+        if self.unlisted:
+            _notify_once(
+                f"{self.folder}: responses also end at {' and at '.join(self.unlisted)}; its generation settings do not name "
+                f"{'it' if len(self.unlisted) == 1 else 'them'}"
+            )
 
 
-def load_tokens(folder: str) -> Tokens:
-    """Tokenizer and end tokens of a policy folder; its weights are not opened and need not be there. InputError: they do not open."""
+def load_tokens(folder: str, date: str = DEFAULT_DATE) -> Tokens:
+    """Tokenizer and end tokens of a policy folder; its weights are not opened and need not be there.
+
+    InputError: they do not open, no end token is named, or a special token's id is none of the vocabulary's.
+    """
     tokenizer_files(folder)
+    root = Path(folder)
+    named_in = root / "generation_config.json"
+    # whatever a damaged file makes a library raise: it has no error of its own for that
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        try:
+        config: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        if named_in.exists():
             settings = GenerationConfig.from_pretrained(folder, local_files_only=True)
-        except OSError:
-            settings = GenerationConfig.from_model_config(AutoConfig.from_pretrained(folder, local_files_only=True))
-    except (OSError, ValueError) as error:
+        else:
+            settings, named_in = GenerationConfig.from_model_config(config), root / "config.json"
+    except Exception as error:
+        raise InputError(f"{folder}: its configuration does not open ({first_line(error)})") from None
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
         raise InputError(f"{folder}: its tokenizer does not open ({first_line(error)})") from None
-    return Tokens(tokenizer, end_tokens(settings, tokenizer, folder), folder)
-
-
-def end_tokens(generation_config: Any, tokenizer: Any, folder: str) -> list[int]:
-    """The tokens that end a response: those of the generation settings, else the tokenizer's end token."""
-    ends = getattr(generation_config, "eos_token_id", None)
-    if ends is None:
-        ends = tokenizer.eos_token_id
-    if ends is None:
+    text = config.get_text_config()
+    vocabulary = getattr(text, "vocab_size", None)
+    _check_pad(getattr(text, "pad_token_id", None), f"{root / 'config.json'}: pad_token_id", vocabulary)
+    _check_pad(settings.pad_token_id, f"{named_in}: pad_token_id", vocabulary)
+    _check_own(tokenizer, "pad_token", vocabulary, folder)
+    _check_own(tokenizer, "eos_token", vocabulary, folder)
+    named = named_ends(settings.eos_token_id, f"{named_in}: eos_token_id", vocabulary)
+    turn = turn_end(tokenizer)
+    if turn is not None and vocabulary is not None and turn >= vocabulary:
+        turn = None  # the policy cannot write it
+    others = {turn: "the chat template's end of a turn", tokenizer.eos_token_id: "the tokenizer's end token"}
+    unlisted = [token for token in (tokenizer.eos_token_id, turn) if token is not None and token not in named]
+    unlisted = list(dict.fromkeys(unlisted))
+    if not named and not unlisted:
         raise InputError(f"{folder}: neither generation_config.json nor the tokenizer names an end token")
-    return [ends] if isinstance(ends, int) else list(ends)
+    ends = [*named, *unlisted]
+    own = tokenizer.eos_token_id
+    usual = turn if turn is not None else own if own in named else ends[0]
+    words = [f"{tokenizer.convert_ids_to_tokens(token)} ({token}, {others[token]})" for token in unlisted if named]
+    return Tokens(tokenizer, ends, folder, usual, vocabulary, positions(config), date, tuple(words))
+
+
+def named_ends(value: Any, where: str, vocabulary: int | None) -> list[int]:
+    """The end tokens of `eos_token_id`, each once; none where it is absent. InputError: it is no token id and no list of them."""
+    if value is None:
+        return []
+    found = list(value) if isinstance(value, list | tuple) else [value]
+    if not found or any(type(token) is not int or token < 0 for token in found):
+        raise InputError(f"{where} must be a token id or a list of token ids, found {value!r}; correct it")
+    _check_below(max(found), where, vocabulary)
+    return list(dict.fromkeys(found))
+
+
+def turn_end(tokenizer: Any) -> int | None:
+    """The token that the chat template writes after what the assistant says; None where it writes none, or there is no template."""
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    messages = [{"role": "user", "content": _ASKED}, {"role": "assistant", "content": _ANSWERED}]
+    # a template may refuse this conversation, for a reason of its own: it is no prompt of the user's
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+    except Exception:
+        return None
+    _, answered, rest = text.rpartition(_ANSWERED)
+    rest = rest.lstrip()
+    if not answered or not rest:
+        return None
+    added = {str(token): token_id for token_id, token in tokenizer.added_tokens_decoder.items()}
+    name = max((name for name in added if name and rest.startswith(name)), key=len, default=None)
+    return None if name is None else added[name]
+
+
+def highest_token_id(tokenizer: Any) -> int:
+    """The largest id that the tokenizer can give."""
+    return max(len(tokenizer) - 1, tokenizer.vocab_size - 1, *tokenizer.added_tokens_decoder)
 
 
 def first_line(error: BaseException) -> str:
     """The first line of a library's message, for ours."""
     text = str(error).strip().splitlines()
     return text[0] if text else type(error).__name__
+
+
+def _check_pad(value: Any, where: str, vocabulary: int | None) -> None:
+    """InputError unless it is a token id, None, or -1, which stands for none in old folders."""
+    if value is None or (type(value) is int and value == -1):
+        return
+    if type(value) is not int or value < 0:
+        raise InputError(f"{where} must be a token id, found {value!r}; correct it")
+    _check_below(value, where, vocabulary)
+
+
+def _check_own(tokenizer: Any, name: str, vocabulary: int | None, folder: str) -> None:
+    """InputError when a special token of the tokenizer's is none of the model's."""
+    token_id = getattr(tokenizer, f"{name}_id", None)
+    if token_id is not None:
+        _check_below(token_id, f"{folder}: the tokenizer's {name} {getattr(tokenizer, name)}", vocabulary)
+
+
+def _check_below(token_id: int, where: str, vocabulary: int | None) -> None:
+    if vocabulary is not None and token_id >= vocabulary:
+        raise InputError(
+            f"{where} is token {token_id}, but the model has only {vocabulary} (0 to {vocabulary - 1}); correct it, or enlarge the embedding"
+        )
+
+
+@cache
+def _notify_once(sentence: str) -> None:
+    runtime.notify(sentence)

@@ -11,6 +11,7 @@ from itertools import islice
 from typing import Any
 
 from cropi_tools import runtime
+from cropi_tools.data.dates import DEFAULT_DATE
 from cropi_tools.data.errors import InputError
 from cropi_tools.data.foreign import foreign_form
 from cropi_tools.data.jsonl import Record, read_jsonl, shown
@@ -42,6 +43,7 @@ class Regrading:
     longest: int | None
     shard: tuple[int, int]
     limit: int | None
+    date: str = DEFAULT_DATE
 
     def records(self, repeated: Callable[[str], None] = lambda identity: None) -> Iterator[Record]:
         """All rollouts in our form, before the division into shards; `repeated` is told of every prompt that comes again and is left out."""
@@ -49,14 +51,17 @@ class Regrading:
 
     def _records(self, repeated: Callable[[str], None]) -> Iterator[Record]:
         _, first = next(read_jsonl(self.sources[0]), (0, {}))
-        if foreign_form(first) == "ours":
+        ours = foreign_form(first) == "ours"
+        if ours and self.policy is None:
             return (rollout.record for rollout in read_rollouts(self.sources))
         if self.policy is None:
             raise InputError(f"{shown(self.sources[0])}: holds texts; --model FOLDER says whose tokenizer reads them")
         from cropi_tools.policy.imported import imported_rollouts
         from cropi_tools.policy.tokens import load_tokens
 
-        tokens = load_tokens(self.policy)
+        tokens = load_tokens(self.policy, self.date)
+        if ours:
+            return (rollout.record for rollout in read_rollouts(self.sources, tokens.vocabulary))
         found = imported_rollouts(self.sources, tokens, self.prompts or None, self.longest, repeated)
         return ({**record, **reasoning_mark(tokens.tokenizer, record["prompt_token_ids"])} for record in found)
 
