@@ -92,7 +92,8 @@ def load_policy(folder: str, device: str = "auto", dtype: str = "auto", date: st
     model.get_input_embeddings().padding_idx = None
     # A model's generation_config.json may switch top_k, top_p or penalties on; sampling settings come from the command alone.
     model.generation_config = GenerationConfig(
-        eos_token_id=end_token_ids, pad_token_id=_pad_token(tokenizer, end_token_ids)
+        eos_token_id=end_token_ids,
+        pad_token_id=_pad_token(tokenizer, end_token_ids, model.get_input_embeddings().num_embeddings),
     )
     return Policy(model, tokenizer, end_token_ids, folder, tokens.usual_end, date, tokens.unlisted)
 
@@ -112,5 +113,6 @@ def save_policy(policy: Policy, folder: Path, weights: Mapping[str, torch.Tensor
         (folder / settings.name).unlink(missing_ok=True)
 
 
-def _pad_token(tokenizer: Any, end_token_ids: list[int]) -> int:
-    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end_token_ids[0]
+def _pad_token(tokenizer: Any, end_token_ids: list[int], vocabulary: int) -> int:
+    own = tokenizer.pad_token_id
+    return own if own is not None and own < vocabulary else end_token_ids[0]

@@ -16,7 +16,7 @@ from typing import Any
 from cropi_tools.data.dates import CLOCK, DEFAULT_DATE
 from cropi_tools.data.errors import InputError
 from cropi_tools.data.jsonl import Record
-from cropi_tools.policy.tokens import Tokens, first_line, highest_token_id
+from cropi_tools.policy.tokens import Tokens, first_line
 
 _EXACT = 256  # prompts whose tokens are counted, before the lengths of the others are estimated
 _SLACK = 256  # tokens that a template may add beyond what it added to those
@@ -100,28 +100,35 @@ class PromptCheck:
     """Checks prompts before the first sample: do they hold only tokens that the policy has, is there room for the response?
 
     A million prompts are not all rendered for that, which would take minutes: once _EXACT were, one whose bytes show that it fits is taken at
-    its word (no tokenizer makes more tokens than bytes), unless the tokenizer has ids beyond the vocabulary. Whatever is passed over here
-    is checked when the prompt is sampled.
+    its word (no tokenizer makes more tokens than bytes), unless it may hold a token beyond the vocabulary. Whatever is passed over here is
+    checked when the prompt is sampled.
     """
 
     def __init__(self, tokens: Tokens, max_tokens: int) -> None:
         self._tokens, self._max_tokens = tokens, max_tokens
-        vocabulary = tokens.vocabulary
-        self._all = vocabulary is not None and highest_token_id(tokens.tokenizer) >= vocabulary
+        limit, tokenizer = tokens.vocabulary, tokens.tokenizer
+        self._all = limit is not None and tokenizer.vocab_size > limit
+        # the library adds tokens to some families' tokenizers that no text holds
+        added = {} if limit is None else tokenizer.added_tokens_decoder
+        self._beyond = [str(token) for token_id, token in added.items() if limit is not None and token_id >= limit]
         self._seen = self._added = 0
 
     def __call__(self, record: Record, ids: Sequence[int] | None = None) -> None:
         """ids: where they are known. InputError: the policy cannot take the prompt."""
         tokens = self._tokens
         if ids is None:
-            size = len(str(record["prompt"]).encode()) + len(str(record.get("chat_template_kwargs") or "").encode())
-            if self._seen >= _EXACT and not self._all and self._surely_fits(size):
+            text = f"{record['prompt']}{record.get('chat_template_kwargs') or ''}"
+            size = len(text.encode())
+            if self._seen >= _EXACT and self._surely_fits(size) and not self._may_be_beyond(text):
                 return
             ids = encoded_prompt(tokens, record)
             self._seen, self._added = self._seen + 1, max(self._added, len(ids) - size)
         else:
             check_vocabulary(tokens, record["id"], ids)
         check_room(tokens, record["id"], len(ids), self._max_tokens)
+
+    def _may_be_beyond(self, text: str) -> bool:
+        return self._all or any(name in text for name in self._beyond)
 
     def _surely_fits(self, size: int) -> bool:
         limit = self._tokens.positions

@@ -7,11 +7,12 @@ and a response that runs on past its end invents the user's next turn, from whic
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoTokenizer
 
 from cropi_tools import runtime
 from cropi_tools.data.dates import DEFAULT_DATE
@@ -57,15 +58,11 @@ def load_tokens(folder: str, date: str = DEFAULT_DATE) -> Tokens:
     InputError: they do not open, no end token is named, or a special token's id is none of the vocabulary's.
     """
     tokenizer_files(folder)
-    root = Path(folder)
-    named_in = root / "generation_config.json"
-    # whatever a damaged file makes a library raise: it has no error of its own for that
+    # the files themselves, since the library fails on what is wrong there, in many ways and without naming it
+    said = Path(folder) / "generation_config.json"
+    settings = _settings(said) if said.exists() else _settings(said := Path(folder) / "config.json")
     try:
         config: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        if named_in.exists():
-            settings = GenerationConfig.from_pretrained(folder, local_files_only=True)
-        else:
-            settings, named_in = GenerationConfig.from_model_config(config), root / "config.json"
     except Exception as error:
         raise InputError(f"{folder}: its configuration does not open ({first_line(error)})") from None
     try:
@@ -74,24 +71,38 @@ def load_tokens(folder: str, date: str = DEFAULT_DATE) -> Tokens:
         raise InputError(f"{folder}: its tokenizer does not open ({first_line(error)})") from None
     text = config.get_text_config()
     vocabulary = getattr(text, "vocab_size", None)
-    _check_pad(getattr(text, "pad_token_id", None), f"{root / 'config.json'}: pad_token_id", vocabulary)
-    _check_pad(settings.pad_token_id, f"{named_in}: pad_token_id", vocabulary)
-    _check_own(tokenizer, "pad_token", vocabulary, folder)
-    _check_own(tokenizer, "eos_token", vocabulary, folder)
-    named = named_ends(settings.eos_token_id, f"{named_in}: eos_token_id", vocabulary)
+    _check_pad(getattr(text, "pad_token_id", None), f"{Path(folder) / 'config.json'}: pad_token_id", vocabulary)
+    _check_pad(settings.get("pad_token_id"), f"{said}: pad_token_id", vocabulary)
+    own = _own_token(tokenizer, "eos_token", vocabulary, folder)
+    _own_token(tokenizer, "pad_token", vocabulary, folder)
+    if said.name == "config.json":
+        settings = {**settings, "eos_token_id": text.eos_token_id}  # a family may have one that its file leaves out
+    named = named_ends(settings.get("eos_token_id"), f"{said}: eos_token_id", vocabulary)
     turn = turn_end(tokenizer)
     if turn is not None and vocabulary is not None and turn >= vocabulary:
         turn = None  # the policy cannot write it
-    others = {turn: "the chat template's end of a turn", tokenizer.eos_token_id: "the tokenizer's end token"}
-    unlisted = [token for token in (tokenizer.eos_token_id, turn) if token is not None and token not in named]
+    others = {turn: "the chat template's end of a turn", own: "the tokenizer's end token"}
+    unlisted = [token for token in (own, turn) if token is not None and token not in named]
     unlisted = list(dict.fromkeys(unlisted))
     if not named and not unlisted:
         raise InputError(f"{folder}: neither generation_config.json nor the tokenizer names an end token")
     ends = [*named, *unlisted]
-    own = tokenizer.eos_token_id
     usual = turn if turn is not None else own if own in named else ends[0]
     words = [f"{tokenizer.convert_ids_to_tokens(token)} ({token}, {others[token]})" for token in unlisted if named]
     return Tokens(tokenizer, ends, folder, usual, vocabulary, positions(config), date, tuple(words))
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """A settings file whose special tokens are token ids."""
+    try:
+        found = json.loads(path.read_text())
+    except ValueError:
+        raise InputError(f"{path}: broken JSON; restore the file") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: expected a JSON object; restore the file")
+    named_ends(found.get("eos_token_id"), f"{path}: eos_token_id", None)
+    _check_pad(found.get("pad_token_id"), f"{path}: pad_token_id", None)
+    return found
 
 
 def named_ends(value: Any, where: str, vocabulary: int | None) -> list[int]:
@@ -124,11 +135,6 @@ def turn_end(tokenizer: Any) -> int | None:
     return None if name is None else added[name]
 
 
-def highest_token_id(tokenizer: Any) -> int:
-    """The largest id that the tokenizer can give."""
-    return max(len(tokenizer) - 1, tokenizer.vocab_size - 1, *tokenizer.added_tokens_decoder)
-
-
 def first_line(error: BaseException) -> str:
     """The first line of a library's message, for ours."""
     text = str(error).strip().splitlines()
@@ -144,11 +150,18 @@ def _check_pad(value: Any, where: str, vocabulary: int | None) -> None:
     _check_below(value, where, vocabulary)
 
 
-def _check_own(tokenizer: Any, name: str, vocabulary: int | None, folder: str) -> None:
-    """InputError when a special token of the tokenizer's is none of the model's."""
-    token_id = getattr(tokenizer, f"{name}_id", None)
-    if token_id is not None:
-        _check_below(token_id, f"{folder}: the tokenizer's {name} {getattr(tokenizer, name)}", vocabulary)
+def _own_token(tokenizer: Any, name: str, vocabulary: int | None, folder: str) -> int | None:
+    """The id of a special token of the tokenizer's that the model has too.
+
+    One that it has not is none where the library made it up, as it does for some families. InputError: the folder's own files name it.
+    """
+    token_id: int | None = getattr(tokenizer, f"{name}_id", None)
+    if token_id is None or vocabulary is None or token_id < vocabulary:
+        return token_id
+    for path in (Path(folder) / "tokenizer_config.json", Path(folder) / "special_tokens_map.json"):
+        if path.exists() and json.loads(path.read_text()).get(name) is not None:
+            _check_below(token_id, f"{path}: {name} {getattr(tokenizer, name)}", vocabulary)
+    return None
 
 
 def _check_below(token_id: int, where: str, vocabulary: int | None) -> None:
