@@ -13,6 +13,8 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from transformers.utils import chat_template_utils
+
 from cropi_tools.data.dates import CLOCK, DEFAULT_DATE
 from cropi_tools.data.errors import InputError
 from cropi_tools.data.jsonl import Record
@@ -140,11 +142,13 @@ def _rendered(tokenizer: Any, record: Record, clock: Callable[[str], str], folde
     messages = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
     goes_on = messages[-1]["role"] == "assistant"
     template = str(tokenizer.chat_template)
-    if CLOCK in template:
-        kwargs = {**kwargs, CLOCK: clock}
     # a template is a program, which may fail in any way
     try:
-        with _seeded(record["id"]) if "random" in template or "lipsum" in template else contextlib.nullcontext():
+        with contextlib.ExitStack() as held:
+            if CLOCK in template:
+                held.enter_context(_stopped(clock))
+            if "random" in template or "lipsum" in template:
+                held.enter_context(_seeded(record["id"]))
             return tokenizer.apply_chat_template(
                 messages,
                 add_generation_prompt=not goes_on,
@@ -172,6 +176,31 @@ def _clock(date: str) -> Callable[[str], str]:
         return midnight.strftime(fixed)
 
     return strftime_now
+
+
+@contextlib.contextmanager
+def _stopped(clock: Callable[[str], str]) -> Iterator[None]:
+    """Give the library's `strftime_now` this clock. A function among a template's arguments would be simpler, but the library makes text of
+    it, as of anything there, to keep control tokens out.
+    """
+    library: Any = chat_template_utils
+    before = library.datetime
+    library.datetime = _Clock(clock)
+    try:
+        yield
+    finally:
+        library.datetime = before
+
+
+class _Clock:
+    """What the library reads the date of, with a date that stays."""
+
+    def __init__(self, strftime: Callable[[str], str]) -> None:
+        self.strftime = strftime
+
+    def now(self) -> _Clock:
+        """The same at any time."""
+        return self
 
 
 @contextlib.contextmanager
