@@ -81,8 +81,13 @@ def read_prompts(paths: Sequence[str | Path]) -> Iterator[Record]:
         yield record
 
 
-def read_rollouts(paths: Sequence[str | Path], vocabulary: int | None = None) -> Iterator[Rollout]:
-    """Yield the rollouts of all files in order; with `vocabulary`, token ids must lie below it. Errors as `read_prompts`."""
+def read_rollouts(
+    paths: Sequence[str | Path], vocabulary: int | None = None, positions: int | None = None
+) -> Iterator[Rollout]:
+    """Yield the rollouts of all files in order. Errors as `read_prompts`.
+
+    vocabulary: token ids must lie below it. positions: the most tokens that a prompt may have with a response.
+    """
     for path, number, record in _unique(paths, _refuse_foreign):
         where = f"{shown(path)}:{number}"
         for field in ("source", "prompt_token_ids", "samples"):
@@ -91,16 +96,17 @@ def read_rollouts(paths: Sequence[str | Path], vocabulary: int | None = None) ->
         prompt_ids = _token_ids(record["prompt_token_ids"], f"{where}: 'prompt_token_ids'", vocabulary)
         if not prompt_ids:
             raise InputError(f"{where}: 'prompt_token_ids' is empty")
-        samples = record["samples"]
-        if not isinstance(samples, list) or not samples:
+        given = record["samples"]
+        if not isinstance(given, list) or not given:
             raise InputError(f"{where}: 'samples' must be a list of at least one sample")
-        yield Rollout(
-            record["id"],
-            record["source"],
-            prompt_ids,
-            [_sample(sample, f"{where}: sample {k}", vocabulary) for k, sample in enumerate(samples)],
-            record,
-        )
+        samples = [_sample(sample, f"{where}: sample {k}", vocabulary) for k, sample in enumerate(given)]
+        longest = len(prompt_ids) + max(len(sample.token_ids) for sample in samples)
+        if positions is not None and longest > positions:
+            raise InputError(
+                f"{where}: prompt '{record['id']}' has {longest} tokens with its longest response, the policy has only {positions} positions; "
+                "sample with a lower --max-tokens, or leave the prompt out"
+            )
+        yield Rollout(record["id"], record["source"], prompt_ids, samples, record)
 
 
 def read_scores(paths: Sequence[str | Path]) -> Iterator[Record]:

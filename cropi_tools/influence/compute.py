@@ -70,6 +70,7 @@ def compute(request: Request, output: Output) -> tuple[dict[str, int], int]:
         request.limit,
         request.samples,
         request.facts["objective"]["behavior"] if request.behavior else None,
+        policy.positions,
     )
     if request.lora:
         add_adapters(policy, request.lora, request.seed)

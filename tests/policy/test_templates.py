@@ -154,6 +154,7 @@ def test_where_a_template_that_asks_may_stand(place: str, policy_folder: Path, t
     assert asks_for_date(tmp_path / "P0")
 
 
+@pytest.mark.slow
 def test_the_date_decides_what_a_command_makes(tmp_path: Path, run: Callable[..., Any]) -> None:
     """Rollouts, a policy trained with another date than it is sampled with, and a policy whose template asks for none."""
     dated(tmp_path / "P0")
