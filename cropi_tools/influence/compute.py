@@ -84,7 +84,7 @@ def compute(request: Request, output: Output) -> tuple[dict[str, int], int]:
         path = choose_path(request.method, policy, request.settings, behavior, request.max_tokens, request.recompute)
         counts = collect_mean(path, request.settings, work, output, layout, facts, request.halves, scaling)
         return counts, work.prompts
-    if not work.live:
+    if work.prompts and not work.live:
         runtime.warn(f"none of the {work.prompts} prompts has samples of different rewards: there is nothing to rank")
     against = Against(request.against, layout, facts["policy"], facts["objective"], request.halves)
     attributes = {**facts, "layout": layout.to_json(), "device": str(policy.device), "against": against.attributes}

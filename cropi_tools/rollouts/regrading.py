@@ -50,7 +50,8 @@ class Regrading:
         return islice(self._records(repeated), self.limit)
 
     def _records(self, repeated: Callable[[str], None]) -> Iterator[Record]:
-        _, first = next(read_jsonl(self.sources[0]), (0, {}))
+        # of the first that has one: a shard may be empty
+        first = next((record for path in self.sources for _, record in read_jsonl(path)), {})
         ours = foreign_form(first) == "ours"
         if ours and self.policy is None:
             return (rollout.record for rollout in read_rollouts(self.sources))
