@@ -140,7 +140,7 @@ def no_record(paths: Sequence[str | Path]) -> InputError:
 def refuse_half_characters(record: Record, where: str) -> None:
     """InputError when a text of the record is none: JSON's escapes can write half of a surrogate pair."""
     try:
-        dump_line(record).encode()
+        json.dumps(record, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise InputError(f"{where}: broken Unicode (half of a surrogate pair); mend or remove it") from None
 

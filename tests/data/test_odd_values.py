@@ -71,6 +71,13 @@ class TestNotFinite:
             assert record["extra"] == {"x": None, "y": 1.5}
         assert len(warned(capsys)) == 1
 
+    def test_beside_characters_that_json_escapes(self, tmp_path: Path) -> None:
+        """Half of a surrogate pair is looked for where escapes may write one."""
+        path = tmp_path / "p.jsonl"
+        path.write_text('{"id": "a", "prompt": "\\ud83d\\ude00", "answer": "1", "source": "s", "x": 1e999, "y": NaN}\n')
+        (record,) = read_prompts([path])
+        assert (record["prompt"], record["x"], record["y"]) == ("\U0001f600", None, None)
+
     def test_a_reader_that_wants_no_more_is_told_too(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         reader = read_prompts([jsonl(tmp_path / "p.jsonl", {**ROW, "x": NAN}, {**ROW, "id": "b"})])
         next(reader)
