@@ -142,7 +142,8 @@ class Trainer:
         self._hand_over(step)
         seconds = {"seconds_sampling": between - started, "seconds_update": time.monotonic() - between}
         self._logs.write("timings.jsonl", {"step": step, **seconds, "seconds_evaluation": 0.0})
-        reason = self._watch.check(self._last)
+        # of a policy that has nearly collapsed, the few groups that still train say too much
+        reason = self._watch.check({**self._last, "entropy": min(self._last["entropy"], sampled.entropy)})
         if reason is not None:
             raise self._failed(f"stopped at step {step}: {reason}")
         self._warn(self._watch.warning())

@@ -17,7 +17,7 @@ from cropi_tools.engines.protocol import Engine, Sampling
 from cropi_tools.engines.transformers_engine import ReplicaEngine, TransformersEngine
 from cropi_tools.policy.adapters import inject_adapters
 from cropi_tools.policy.loading import Policy, choose_device, load_policy
-from cropi_tools.policy.prompts import check_room, encoded_prompt
+from cropi_tools.policy.prompts import PromptCheck
 from cropi_tools.policy.sharding import checkpoint_activations, share_out
 from cropi_tools.rewards import VerifierPool, check_record
 from cropi_tools.training.checkpoints import resume_folder
@@ -158,9 +158,9 @@ def _prompts(job: Job) -> tuple[list[Record], dict[str, list[Record]]]:
 
 def check_lengths(policy: Policy, records: Sequence[Record], max_tokens: int) -> None:
     """InputError when the policy cannot take a prompt, or has no room for its response: found before hours of training."""
-    tokens = policy.tokens
+    check = PromptCheck(policy.tokens, max_tokens)
     for record in records:
-        check_room(tokens, record["id"], len(encoded_prompt(tokens, record)), max_tokens)
+        check(record)
 
 
 def _engine(name: str, policy: Policy, device: str, dtype: str, memory: float, shared: bool) -> Engine:

@@ -77,6 +77,10 @@ def command(job: VerlJob, folder: Path) -> list[str]:
         raise InputError(
             f"{job.model}: has no chat template, which verl puts around every prompt; take a policy that has one"
         )
+    if tokens.unlisted:
+        runtime.warn(
+            f"{job.model}: verl may sample on past {' and '.join(tokens.unlisted)}; add it to eos_token_id in generation_config.json"
+        )
     lengths = []
     for record in job.records:
         check_record(record, job.verifier)

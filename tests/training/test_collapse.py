@@ -113,3 +113,25 @@ def test_the_entropy_is_that_of_all_processes(policy_folder: Path, tmp_path: Pat
     one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
     assert [found["tokens_trained"] for found in one] == [0, 0]
     assert [found["entropy"] for found in two] == pytest.approx([found["entropy"] for found in one], rel=1e-5)
+
+
+def test_a_last_live_group_does_not_hide_it(
+    policy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A policy nearly fallen, of whose groups one a step still trains, with tokens as uncertain as at first."""
+    from cropi_tools.training.loop import Updater
+    from cropi_tools.training.sampling import StepSampler
+
+    sample, step, calls = StepSampler.sample, Updater.step, []
+
+    def fallen(self: StepSampler, *given: object) -> object:
+        calls.append(1)
+        found = sample(self, *given)
+        return found._replace(entropy=0.001) if len(calls) > 6 else found
+
+    monkeypatch.setattr(StepSampler, "sample", fallen)
+    monkeypatch.setattr(Updater, "step", lambda *given: {**step(*given), "entropy": 3.0, "tokens_trained": 24.0})
+    gentle = RECKLESS._replace(learning_rate=0.0)
+    with pytest.raises(CropiError, match="stopped at step 11: the policy has collapsed: the entropy per token fell"):
+        train(policy_folder, tmp_path / "P1", gentle, verifier=NEVER)
+    assert {found["entropy"] for found in metrics(tmp_path / "P1.part")} == {3.0}
