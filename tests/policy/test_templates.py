@@ -194,7 +194,20 @@ def test_the_date_decides_what_a_command_makes(tmp_path: Path, run: Callable[...
     said = run(*[word if word != "P0" else "P1" for word in words], "-o", "r1.jsonl").stderr
     assert "warning: P1: its prompts had the date 2025-01-01, here they have 2024-07-26; give --date 2025-01-01" in said
 
-    verl = run("cropi-train", *train[1:], "--model", "P0", "--engine", "verl", "--dry-run", "-o", "P2", code=1)
+    verl = run(
+        "cropi-train",
+        *train[1:],
+        "--model",
+        "P0",
+        "--engine",
+        "verl",
+        "--verl-option",
+        "trainer.n_gpus_per_node=1",
+        "--dry-run",
+        "-o",
+        "P2",
+        code=1,
+    )
     assert "asks for the date, and verl would tell it today's" in verl.stderr
 
     plain = [word if word != "P0" else "plain" for word in words]
