@@ -31,3 +31,8 @@ def sometimes_dies(data_source: str, solution_str: str, ground_truth: str, extra
 
 def wrong_for_p1(data_source: str, solution_str: str, ground_truth: str, extra_info: dict[str, Any]) -> float:
     return math.nan if ground_truth == "1" else reward(data_source, solution_str, ground_truth, extra_info)
+
+
+def varied(data_source: str, solution_str: str, ground_truth: str, extra_info: dict[str, Any]) -> float:
+    """What a constant answer never satisfies: four different characters."""
+    return float(len(set(solution_str)) >= 4)

@@ -52,6 +52,14 @@ Dtype = Annotated[str, typer.Option("--dtype", help="float32, bfloat16, or auto 
 Samples = Annotated[int, typer.Option("-n", "--samples", help="Samples per prompt.", min=1)]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", help="Longest response, in tokens.", min=1)]
 Temperature = Annotated[float, typer.Option("--temperature", help="Sampling temperature; 0 = greedy.", min=0.0)]
+Date = Annotated[
+    str,
+    typer.Option(
+        "--date",
+        help="The date for chat templates that ask for one (Llama 3, Granite); never today's.",
+        metavar="YYYY-MM-DD",
+    ),
+]
 Verifier = Annotated[
     str,
     typer.Option(
@@ -209,6 +217,17 @@ def numbered(name: str, paths: Sequence[str]) -> dict[str, Input]:
     from cropi_tools.data.manifest import file_input
 
     return {name if place == 1 else f"{name} {place}": file_input(path) for place, path in enumerate(paths, 1)}
+
+
+def warn_of_other_dates(paths: Sequence[str], date: str) -> None:
+    """Say which inputs (a trained policy, rollouts) had prompts with another date than --date."""
+    from cropi_tools import runtime
+    from cropi_tools.data.dates import other_dates
+
+    for path, other in other_dates(paths, date).items():
+        runtime.warn(
+            f"{path}: its prompts had the date {other}, here they have {date}; give --date {other} for the same prompts"
+        )
 
 
 def stoppable(records: Iterable[Record]) -> Iterator[Record]:

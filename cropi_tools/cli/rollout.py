@@ -10,6 +10,7 @@ import typer
 
 from cropi_tools.cli.common import (
     AsJson,
+    Date,
     Device,
     DryRun,
     Dtype,
@@ -25,6 +26,7 @@ from cropi_tools.cli.common import (
     Version,
     command,
 )
+from cropi_tools.data.dates import DEFAULT_DATE
 
 if TYPE_CHECKING:
     from cropi_tools.data.manifest import Input
@@ -112,6 +114,7 @@ def rollout(
     seed: Seed = 0,
     shard: Shard = "1/1",
     limit: Limit = None,
+    date: Date = DEFAULT_DATE,
     device: Device = "auto",
     dtype: Dtype = "auto",
     dry_run: DryRun = False,
@@ -126,7 +129,8 @@ def rollout(
     95 % intervals over prompts, lengths; for every source) goes to stderr, or with --json to stdout.
     """
     from cropi_tools import runtime
-    from cropi_tools.cli.common import numbered, parse_shard
+    from cropi_tools.cli.common import numbered, parse_shard, warn_of_other_dates
+    from cropi_tools.data.dates import asks_for_date, parse_date
     from cropi_tools.data.errors import UsageError
     from cropi_tools.data.jsonl import is_stream
     from cropi_tools.data.manifest import Fingerprint
@@ -137,7 +141,7 @@ def rollout(
     runtime.set_quiet(quiet)
     if as_json and is_stream(output) and not dry_run:
         raise UsageError("--json prints the summary on stdout, where the rollouts go; name a file with -o")
-    part = parse_shard(shard)
+    part, date = parse_shard(shard), parse_date(date)
     sources = refresh or prompts or []
     _check_mode(
         prompts=prompts,
@@ -171,6 +175,9 @@ def rollout(
                 "--refresh notes whose the new samples are: --model must be the served policy, with its weights"
             )
         inputs["policy"] = (tokens_input if bare else policy_input)(model)
+        if asks_for_date(model):
+            options["date"] = date
+            warn_of_other_dates([model, *sources], date)
     inputs |= numbered("rollouts" if refresh or verify_only else "prompts", sources)
     inputs |= numbered("prompts of the dump", dump_prompts or [])
     if verify_only:
@@ -209,6 +216,7 @@ def rollout(
                     max_tokens,
                     part,
                     limit,
+                    date,
                 ),
                 target,
             ),
@@ -240,6 +248,7 @@ def rollout(
         server=Server(server, served_model, concurrency) if server else None,
         device=device,
         dtype=dtype,
+        date=date,
     )
     if dry_run:
         found = plan.dry_run(wish)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from cropi_tools.cli.common import (
+    Date,
     Device,
     DryRun,
     Force,
@@ -22,6 +23,7 @@ from cropi_tools.cli.common import (
     Version,
     command,
 )
+from cropi_tools.data.dates import DEFAULT_DATE
 
 if TYPE_CHECKING:
     from cropi_tools.data.output import Output
@@ -174,6 +176,7 @@ def train(
             "--verl-option", help="One more setting of verl's, such as trainer.nnodes=2.", metavar="KEY=VALUE"
         ),
     ] = None,
+    date: Date = DEFAULT_DATE,
     device: Device = "auto",
     dtype: Annotated[
         Literal["float32", "bfloat16", "auto"],
@@ -196,7 +199,8 @@ def train(
     timings.jsonl in it. Under torchrun the policy and the work are shared out over all processes.
     """
     from cropi_tools import runtime
-    from cropi_tools.cli.common import numbered, parse_named
+    from cropi_tools.cli.common import numbered, parse_named, warn_of_other_dates
+    from cropi_tools.data.dates import asks_for_date, parse_date
     from cropi_tools.data.errors import UsageError
     from cropi_tools.data.manifest import Fingerprint, file_input
     from cropi_tools.data.output import Output
@@ -269,12 +273,18 @@ def train(
         "seed": seed,
         "engine": engine,
         "dtype": dtype,
+        "date": parse_date(date),
         **({"verl_options": verl_option or []} if engine == "verl" else {}),
     }
     from cropi_tools.training.trackers import check_trackers
 
     check_trackers(track or [])
-    target = Output(output, Fingerprint.of("cropi-train", options, inputs), inputs, folder=True, force=force)
+    decisive = dict(options)
+    if asks_for_date(model):
+        warn_of_other_dates([model, *prompts, *sets.values()], options["date"])
+    else:
+        del decisive["date"]
+    target = Output(output, Fingerprint.of("cropi-train", decisive, inputs), inputs, folder=True, force=force)
 
     job: dict[str, Any] = {
         "model": model,

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from cropi_tools.data.errors import InputError, UsageError
-from cropi_tools.data.families import shape
+from cropi_tools.data.families import shape, template_fields
 from cropi_tools.data.forms import as_messages
 from cropi_tools.data.jsonl import Record
+from cropi_tools.data.nonfinite import place_of, refused
 from cropi_tools.data.records import RESERVED_KWARGS
 
 LastAssistant = Literal["refuse", "drop", "continue"]
@@ -36,6 +37,11 @@ class Dressing:
         if isinstance(prompt, list) and prompt[-1]["role"] == "assistant" and self.last_assistant != "continue":
             prompt = self._without_last(prompt, where)
         fields = {**row, "prompt": question_text(prompt), "answer": record["answer"]}
+        for template in filter(None, (self.template, self.answer_template)):
+            for name in template_fields(template) & fields.keys():
+                found = place_of(fields[name], name)
+                if found is not None:
+                    raise refused(where, record["id"], *found)
         if self.template is not None:
             prompt = _with_question(prompt, shape(self.template, fields), where)
         answer = record["answer"] if self.answer_template is None else shape(self.answer_template, fields)

@@ -161,6 +161,14 @@ def shape(template: str, fields: Mapping[str, Any]) -> str:
         raise UsageError(f"template {template!r}: {error}") from None
 
 
+def template_fields(template: str) -> set[str]:
+    """The fields that a template names; none where it is malformed, which `shape` says."""
+    try:
+        return {name for _, name, _, _ in string.Formatter().parse(_EMPTY_BRACES.sub("{{}}", template)) if name}
+    except ValueError:
+        return set()
+
+
 def near(word: str, known: Iterable[str]) -> str:
     """`; did you mean ...?`, or what there is when nothing is near."""
     options = sorted(known)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from cropi_tools.data.errors import InputError
-from cropi_tools.data.jsonl import Record, read_jsonl, shown
+from cropi_tools.data.jsonl import Record, no_record, read_jsonl, shown
 
 Form = Literal["ours", "authors", "verl-dump"]
 FORMS: dict[Form, str] = {
@@ -55,10 +55,10 @@ def text_rollouts(paths: Sequence[str | Path]) -> Iterator[TextRollout]:
     the order of their first lines; so the lines of one step are held in memory, and no more. InputError: a record of
     another form, a missing or malformed field.
     """
+    empty = True
     for path in paths:
         step: dict[str, TextRollout] = {}
         current: Any = None
-        empty = True
         for number, record in read_jsonl(path):
             empty = False
             where = f"{shown(path)}:{number}"
@@ -77,8 +77,8 @@ def text_rollouts(paths: Sequence[str | Path]) -> Iterator[TextRollout]:
                 step, current = {}, record.get("step")
             _add_line(step, record, where)
         yield from step.values()
-        if empty:
-            raise InputError(f"{shown(path)}: holds no record")
+    if empty:
+        raise no_record(paths)
 
 
 def _authors(record: Record, where: str) -> TextRollout:

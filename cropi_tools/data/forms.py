@@ -8,7 +8,6 @@ what rollouts and selections added to a prompt (responses, ranks) is left behind
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -17,6 +16,8 @@ from cropi_tools.data.datasets import Dataset
 from cropi_tools.data.errors import InputError, UsageError
 from cropi_tools.data.families import near
 from cropi_tools.data.jsonl import Record
+from cropi_tools.data.message_text import ReadAsMessages, is_message, parsed
+from cropi_tools.data.nonfinite import Carried, telling
 from cropi_tools.data.records import ROLLOUT_FIELDS
 
 MAPPED = ("prompt", "answer", "source", "id", "verifier")
@@ -30,6 +31,7 @@ _ADDED_LATER = frozenset(
     {*ROLLOUT_FIELDS, "responses", "rewards", "rank", "score", "pass_rate"}
 )  # by rollouts and selections
 _KNOWN = _OURS | _ADDED_LATER
+_READ = frozenset({"id", "prompt", "source", "data_source", "verifier", "chat_template_kwargs"})
 _VERL = frozenset({"data_source", "prompt", "ability", "reward_model", "extra_info"})
 
 
@@ -57,21 +59,29 @@ def dataset_prompts(
     either it is the data set's name. Ids that are absent, or plain numbers, are made of that name (or `source`) and row or number.
     InputError names file, line (or row), field, and the columns there are.
     """
-    for index, (where, row) in enumerate(dataset.rows()):
-        verl = "reward_model" in row or "data_source" in row
-        record = _from_verl(row, where, mapping or {}) if verl else _from_columns(row, where, mapping or {})
-        identity = index if record["id"] in (None, "") else record["id"]
-        if isinstance(identity, int):
-            identity = f"{source or dataset.stem}-{identity}"
-        record |= {"id": str(identity), "source": source or _text(record["source"]) or dataset.stem}
-        yield where, row, {key: value for key, value in record.items() if value not in (None, {})}
+    carried, reader = Carried(), ReadAsMessages()
+    columns = {name: column.partition(".")[0] for name, column in (mapping or {}).items()}
+    read = {*_READ, *columns.values()}
+    # of these the one that is taken is checked where it is taken
+    answers = [columns["answer"]] if "answer" in columns else ["reward_model", *_ANSWERS]
+    with telling(dataset.input.path, carried, reader):
+        for index, (where, row) in enumerate(dataset.rows()):
+            verl = "reward_model" in row or "data_source" in row
+            known = carried.record(row, where, read, answers if verl else _answer_column(row, answers))
+            record = (_from_verl if verl else _from_columns)(known, where, mapping or {}, reader)
+            identity = index if record["id"] in (None, "") else record["id"]
+            if isinstance(identity, int):
+                identity = f"{source or dataset.stem}-{identity}"
+            record |= {"id": str(identity), "source": source or _text(record["source"]) or dataset.stem}
+            yield where, row, {key: value for key, value in record.items() if value not in (None, {})}
 
 
 def prompt_texts(dataset: Dataset, mapping: Mapping[str, str] | None = None) -> Iterator[Any]:
     """The prompt alone (text or messages) of every row; nothing else need be there. `mapping` counts for rows that have its column."""
     column = (mapping or {}).get("prompt", "prompt")
+    reader = ReadAsMessages()
     for where, row in dataset.rows():
-        yield _prompt(row, where, {"prompt": column} if _value(row, column) is not None else {})
+        yield _prompt(row, where, {"prompt": column} if _value(row, column) is not None else {}, reader)
 
 
 def as_messages(prompt: str | Sequence[Record]) -> list[Record]:
@@ -81,9 +91,9 @@ def as_messages(prompt: str | Sequence[Record]) -> list[Record]:
     return [dict(message) for message in prompt]
 
 
-def _from_columns(row: Record, where: str, mapping: Mapping[str, str]) -> Record:
-    prompt = _prompt(row, where, mapping)
-    answer_column = mapping.get("answer") or next((name for name in _ANSWERS if row.get(name) is not None), None)
+def _from_columns(row: Record, where: str, mapping: Mapping[str, str], reader: ReadAsMessages) -> Record:
+    prompt = _prompt(row, where, mapping, reader)
+    answer_column = mapping.get("answer") or next(iter(_answer_column(row, _ANSWERS)), None)
     if answer_column is None:
         raise _missing(row, where, "answer", "a row needs its answer there, as text or number")
     extra = _object(row, "extra", where)
@@ -102,14 +112,16 @@ def _from_columns(row: Record, where: str, mapping: Mapping[str, str]) -> Record
     }
 
 
-def _from_verl(row: Record, where: str, mapping: Mapping[str, str]) -> Record:
+def _from_verl(row: Record, where: str, mapping: Mapping[str, str], reader: ReadAsMessages) -> Record:
+    if isinstance(row.get("reward_model"), str):
+        row = {**row, "reward_model": _object(row, "reward_model", where)}  # as a table of texts has it
     reward = row.get("reward_model")
     if not isinstance(reward, dict) and "answer" not in mapping:
         raise InputError(f"{where}: no 'reward_model'; a verl row holds the answer in reward_model.ground_truth")
     rest = dict(_object(row, "extra_info", where))
     index, verifier = rest.pop("index", None), rest.pop("verifier", None)
     ours = isinstance(rest.get("extra"), str) and "prompt_form" in rest  # `exports.to_verl`
-    prompt = _prompt(row, where, mapping)
+    prompt = _prompt(row, where, mapping, reader)
     if ours and rest["prompt_form"] == "text" and isinstance(prompt, list):
         prompt = prompt[0]["content"]
     return {
@@ -129,20 +141,21 @@ def _from_verl(row: Record, where: str, mapping: Mapping[str, str]) -> Record:
 # -------------------------------------------------------------------------------------------------------------- fields
 
 
-def _prompt(row: Record, where: str, mapping: Mapping[str, str]) -> str | list[Record]:
+def _prompt(row: Record, where: str, mapping: Mapping[str, str], reader: ReadAsMessages) -> str | list[Record]:
     column = mapping.get("prompt", "prompt")
-    prompt = _value(row, column)
+    prompt = reader(_value(row, column))
     if prompt is None:
         raise _missing(row, where, column, "a row needs a text or a list of messages there")
-    if isinstance(prompt, list) and prompt and all(_is_message(message) for message in prompt):
+    if isinstance(prompt, list) and prompt and all(map(is_message, prompt)):
         return [{key: value for key, value in message.items() if value is not None} for message in prompt]
     if not isinstance(prompt, str) or not prompt.strip():
         raise InputError(f"{where}: '{column}' must be a text or messages with role and content, and not empty")
     return prompt
 
 
-def _is_message(value: Any) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("content"), str) and isinstance(value.get("role"), str)
+def _answer_column(row: Record, columns: Sequence[str]) -> list[str]:
+    """The first of the columns that has a value, alone; none when none has."""
+    return [name for name in columns if row.get(name) is not None][:1]
 
 
 def _answer(row: Record, column: str, where: str) -> str:
@@ -189,10 +202,9 @@ def _object(row: Record, name: str, where: str) -> Record:
     """A field that is an object, or an object's JSON text; empty when it is absent."""
     value = row.get(name)
     if isinstance(value, str):
-        try:
-            value = json.loads(value or "{}")
-        except ValueError:
-            raise InputError(f"{where}: '{name}' must be an object, found a text that is not one's JSON") from None
+        value = parsed(value or "{}")
+        if value is None:
+            raise InputError(f"{where}: '{name}' must be an object, found a text that is not one's JSON")
     if value is not None and not isinstance(value, dict):
         raise InputError(f"{where}: '{name}' must be an object, found {type(value).__name__}")
     return value or {}

@@ -16,7 +16,7 @@ import shutil
 import sys
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -160,10 +160,15 @@ def parse_line(line: bytes, path: str | Path, number: int) -> Record:
     return record
 
 
+def no_record(paths: Sequence[str | Path]) -> InputError:
+    """The error of files that are all empty."""
+    return InputError(f"{', '.join(map(shown, paths))}: {'holds' if len(paths) == 1 else 'hold'} no record")
+
+
 def refuse_half_characters(record: Record, where: str) -> None:
     """InputError when a text of the record is none: JSON's escapes can write half of a surrogate pair."""
     try:
-        dump_line(record).encode()
+        json.dumps(record, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise InputError(f"{where}: broken Unicode (half of a surrogate pair); mend or remove it") from None
 
@@ -173,9 +178,7 @@ def dump_line(record: Record) -> str:
     try:
         return json.dumps(record, ensure_ascii=False, allow_nan=False)
     except ValueError:
-        raise InputError(
-            f"record '{record.get('id')}' holds a number that is not finite, which JSON lacks; mend it"
-        ) from None
+        raise InputError(f"record '{record.get('id')}' holds a number that is not finite, which JSON lacks") from None
 
 
 def compress(source: Path, target: Path, suffix: str) -> None:

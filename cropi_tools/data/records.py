@@ -7,22 +7,37 @@ malformed field into one sentence that names the file, the line, the field and t
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from cropi_tools.data.errors import InputError
 from cropi_tools.data.foreign import FORMS, foreign_form
-from cropi_tools.data.jsonl import Record, read_jsonl, shown
+from cropi_tools.data.jsonl import Record, no_record, read_jsonl, shown
+from cropi_tools.data.message_text import ReadAsMessages
+from cropi_tools.data.nonfinite import Carried, telling
 from cropi_tools.data.seen import Seen
 
 STORE_INDEX = "index.jsonl"
 """The lines of a gradient store that say what became of every prompt."""
 PROMPT_FIELDS = ("id", "prompt", "answer", "source")
+_PROMPT_READ = frozenset({*PROMPT_FIELDS, "verifier", "chat_template_kwargs"})
+_ROLLOUT_READ = frozenset({*_PROMPT_READ, "prompt_token_ids"})
+_SCORE_READ = frozenset({"id", "source", "scores", "pass_rate", "status"})
+_SAMPLE_FIELDS = frozenset({"token_ids", "logprobs", "reward"})
 ROLLOUT_FIELDS = ("prompt_token_ids", "samples", "reasoning_open", "sampled_by")
 """What sampling adds to a prompt's record."""
 RESERVED_KWARGS = frozenset(
-    {"conversation", "tokenize", "add_generation_prompt", "continue_final_message", "return_dict", "return_tensors"}
+    {
+        "conversation",
+        "strftime_now",
+        "tokenize",
+        "add_generation_prompt",
+        "continue_final_message",
+        "return_dict",
+        "return_tensors",
+    }
     | {"chat_template", "padding", "truncation", "max_length", "return_assistant_tokens_mask", "tokenizer_kwargs"}
 )
 """What `chat_template_kwargs` cannot set: how the commands call the chat template."""
@@ -63,8 +78,11 @@ class Rollout(NamedTuple):
 
 
 def read_prompts(paths: Sequence[str | Path]) -> Iterator[Record]:
-    """Yield prompt records of all files in order. InputError: a field is missing or of the wrong type, an id comes twice, no record at all."""
-    for path, number, record in _unique(paths):
+    """Yield prompt records of all files in order. A text that lists messages is taken for them.
+
+    InputError: a field is missing or of the wrong type, an id comes twice, no record at all.
+    """
+    for path, number, record in _unique(paths, _PROMPT_READ):
         for field in PROMPT_FIELDS:
             if field not in record:
                 raise InputError(
@@ -82,9 +100,14 @@ def read_prompts(paths: Sequence[str | Path]) -> Iterator[Record]:
         yield record
 
 
-def read_rollouts(paths: Sequence[str | Path], vocabulary: int | None = None) -> Iterator[Rollout]:
-    """Yield the rollouts of all files in order; with `vocabulary`, token ids must lie below it. Errors as `read_prompts`."""
-    for path, number, record in _unique(paths, _refuse_foreign):
+def read_rollouts(
+    paths: Sequence[str | Path], vocabulary: int | None = None, positions: int | None = None
+) -> Iterator[Rollout]:
+    """Yield the rollouts of all files in order. Errors as `read_prompts`.
+
+    vocabulary: token ids must lie below it. positions: the most tokens that a prompt may have with a response.
+    """
+    for path, number, record in _unique(paths, _ROLLOUT_READ, _refuse_foreign):
         where = f"{shown(path)}:{number}"
         for field in ("source", "prompt_token_ids", "samples"):
             if field not in record:
@@ -92,21 +115,22 @@ def read_rollouts(paths: Sequence[str | Path], vocabulary: int | None = None) ->
         prompt_ids = _token_ids(record["prompt_token_ids"], f"{where}: 'prompt_token_ids'", vocabulary)
         if not prompt_ids:
             raise InputError(f"{where}: 'prompt_token_ids' is empty")
-        samples = record["samples"]
-        if not isinstance(samples, list) or not samples:
+        given = record["samples"]
+        if not isinstance(given, list) or not given:
             raise InputError(f"{where}: 'samples' must be a list of at least one sample")
-        yield Rollout(
-            record["id"],
-            record["source"],
-            prompt_ids,
-            [_sample(sample, f"{where}: sample {k}", vocabulary) for k, sample in enumerate(samples)],
-            record,
-        )
+        samples = [_sample(sample, f"{where}: sample {k}", vocabulary) for k, sample in enumerate(given)]
+        longest = len(prompt_ids) + max(len(sample.token_ids) for sample in samples)
+        if positions is not None and longest > positions:
+            raise InputError(
+                f"{where}: prompt '{record['id']}' has {longest} tokens with its longest response, the policy has only {positions} positions; "
+                "sample with a lower --max-tokens, or leave the prompt out"
+            )
+        yield Rollout(record["id"], record["source"], prompt_ids, samples, record)
 
 
 def read_scores(paths: Sequence[str | Path]) -> Iterator[Record]:
     """Yield score records (id, source, scores or null, pass_rate, status) of all files in order. Errors as `read_prompts`."""
-    for path, number, record in _unique(paths):
+    for path, number, record in _unique(paths, _SCORE_READ):
         for field in ("source", "scores", "pass_rate", "status"):
             if field not in record:
                 raise InputError(f"{shown(path)}:{number}: no field '{field}'; expected the output of cropi-score")
@@ -177,25 +201,40 @@ def prompt_of(record: Record) -> Record:
 
 
 def _unique(
-    paths: Sequence[str | Path], check: Callable[[Record, str], None] | None = None
+    paths: Sequence[str | Path], read: frozenset[str], check: Callable[[Record, str], None] | None = None
 ) -> Iterator[tuple[str | Path, int, Record]]:
-    """Records of all files with their place; every id is text and comes once, and there is at least one record. `check` looks at
-    each record first."""
+    """Records of all files with their place; every id is text and comes once, and there is at least one record: a file alone may be an
+    empty shard. `read`: fields whose numbers must be finite; elsewhere null takes their place. `check` looks at each record first."""
     seen = Seen()
+    empty = True
     for path in paths:
-        empty = True
-        for number, record in read_jsonl(path):
-            empty = False
-            identity = record.get("id")
-            if check is not None:
-                check(record, f"{shown(path)}:{number}")
-            if not isinstance(identity, str) or not identity:
-                raise InputError(f"{shown(path)}:{number}: no 'id' (text) in the record")
-            if not seen.add(identity):
-                raise InputError(f"{shown(path)}:{number}: id '{identity}' comes twice; ids must be unique")
-            yield path, number, record
-        if empty:
-            raise InputError(f"{shown(path)}: holds no record")
+        carried, as_messages = Carried(), ReadAsMessages()
+        with telling(shown(path), carried, as_messages):
+            for number, given in read_jsonl(path):
+                empty = False
+                record = _finite(given, read, carried, f"{shown(path)}:{number}")
+                if "prompt" in record and (prompt := as_messages(record["prompt"])) is not record["prompt"]:
+                    record = {**record, "prompt": prompt}
+                identity = record.get("id")
+                if check is not None:
+                    check(record, f"{shown(path)}:{number}")
+                if not isinstance(identity, str) or not identity:
+                    raise InputError(f"{shown(path)}:{number}: no 'id' (text) in the record")
+                if not seen.add(identity):
+                    raise InputError(f"{shown(path)}:{number}: id '{identity}' comes twice; ids must be unique")
+                yield path, number, record
+    if empty:
+        raise no_record(paths)
+
+
+def _finite(record: Record, read: frozenset[str], carried: Carried, where: str) -> Record:
+    """The record with null for numbers that are not finite and that nobody reads."""
+    found = carried.record(record, where, read, {"samples"})
+    samples = record.get("samples")
+    if not isinstance(samples, list) or not all(isinstance(sample, dict) for sample in samples):
+        return found
+    cleaned = [carried.record(sample, where, (), _SAMPLE_FIELDS, "samples.") for sample in samples]
+    return found if all(map(operator.is_, cleaned, samples)) else {**found, "samples": cleaned}
 
 
 def shard_range(count: int, index: int, shards: int) -> tuple[int, int]:

@@ -15,8 +15,6 @@ from concurrent.futures import Future
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig
-
 from cropi_tools import runtime
 from cropi_tools.data.errors import InputError, UsageError
 from cropi_tools.engines.protocol import Completion, Engine, Request, Sampling, scores_not_finite
@@ -52,7 +50,8 @@ class ServerEngine(Engine):
     ) -> None:
         self._tokens, self._ends = tokens, list(tokens.end_token_ids)
         self._concurrency = concurrency
-        self._vocabulary = _vocabulary(tokens)
+        # neither larger nor smaller than its tokenizer's, in general
+        self._vocabulary = tokens.vocabulary or len(tokens.tokenizer)
         self._sampled_logprobs: dict[float, bool] = {0.0: False}  # by temperature
         self._warned: set[str] = set()
         self._client = Client(url, concurrency, timeout)
@@ -157,7 +156,7 @@ class ServerEngine(Engine):
             )
             ids = list(self._tokens.tokenizer(answer.text, add_special_tokens=False)["input_ids"])
             logprobs = None
-        elif ids and not 0 <= min(ids) <= max(ids) < self._vocabulary:
+        if ids and not 0 <= min(ids) <= max(ids) < self._vocabulary:
             raise InputError(
                 f"{url}: token {max(ids)} is none of the {self._vocabulary} of {self._tokens.folder}; serve that folder, or name with "
                 "--model the one that is served"
@@ -190,7 +189,8 @@ class ServerEngine(Engine):
         """The end token of a response that stopped without one among its tokens."""
         token = answer.stop_token
         if token is None:
-            own = self._tokens.tokenizer.eos_token_id
+            usual = self._tokens.usual_end
+            own = self._tokens.tokenizer.eos_token_id if usual is None else usual
             token = own if own in self._ends else self._ends[0]
         if answer.token_ids is not None:
             self._warn(
@@ -326,12 +326,3 @@ def _choose(url: str, models: Sequence[dict[str, Any]], name: str | None) -> dic
     if not found:
         raise InputError(f"{url}: the server has no model {name}; name one of these with --served-model: {names}")
     return found[0]
-
-
-def _vocabulary(tokens: Tokens) -> int:
-    """Token ids of the folder's model are below this; neither larger nor smaller than its tokenizer's, in general."""
-    try:
-        config: Any = AutoConfig.from_pretrained(tokens.folder, local_files_only=True, trust_remote_code=False)
-    except Exception:  # a family that the server knows and transformers does not, which may end in anything
-        return len(tokens.tokenizer)
-    return getattr(config.get_text_config(), "vocab_size", None) or len(tokens.tokenizer)

@@ -72,6 +72,7 @@ def compute(request: Request, output: Output) -> tuple[dict[str, int], int]:
         request.limit,
         request.samples,
         request.facts["objective"]["behavior"] if request.behavior else None,
+        policy.positions,
     )
     with starting():
         if request.lora:
@@ -86,7 +87,7 @@ def compute(request: Request, output: Output) -> tuple[dict[str, int], int]:
         path = choose_path(request.method, policy, request.settings, behavior, request.max_tokens, request.recompute)
         counts = collect_mean(path, request.settings, work, output, layout, facts, request.halves, scaling)
         return counts, work.prompts
-    if not work.live:
+    if work.prompts and not work.live:
         runtime.warn(f"none of the {work.prompts} prompts has samples of different rewards: there is nothing to rank")
     forward = request.method == "jvp"  # which has no gradients to sketch, so no products with groups
     with starting():

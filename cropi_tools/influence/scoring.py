@@ -103,7 +103,7 @@ def mean_sketch(stores: Sequence[Store]) -> NDArray[np.float64]:
         norms = store.column("sketch_norm").astype(np.float64)
         for start, block in store.blocks():
             total += norms[start : start + len(block)] @ block.astype(np.float64)
-    return total / sum(store.prompts for store in stores)
+    return total / max(sum(store.prompts for store in stores), 1)
 
 
 def sketch_scores(

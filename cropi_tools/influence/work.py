@@ -29,10 +29,11 @@ class Work(NamedTuple):
     stop: int
     live: int
     samples: int | None
+    positions: int | None = None
 
     def rollouts(self, done: int = 0) -> Iterator[Rollout]:
         """The prompts of this shard in file order, without the first `done`."""
-        for rollout in islice(read_rollouts(self.paths, self.vocabulary), self.start + done, self.stop):
+        for rollout in islice(read_rollouts(self.paths, self.vocabulary, self.positions), self.start + done, self.stop):
             yield rollout._replace(samples=rollout.samples[: self.samples])
 
     @property
@@ -58,14 +59,15 @@ def survey(
     limit: int | None = None,
     samples: int | None = None,
     behavior: str | None = None,
+    positions: int | None = None,
 ) -> Work:
     """Read and check all rollouts once, before any model work: a bad line at the end of a long job's input is found at once.
 
     shard: (i, n), 1-based; limit: use the first prompts only, before they are divided into shards; samples: use the first of each prompt.
     behavior: digest of the policy that will recompute the behavior policy's log-probabilities. InputError: prompts were sampled by another,
-    or by several.
+    or by several. positions: the most tokens that the policy can take.
     """
-    everything = Work(paths, vocabulary, 0, sys.maxsize, 0, samples)
+    everything = Work(paths, vocabulary, 0, sys.maxsize, 0, samples, positions)
     live: list[bool] = []
     origin: str | None = None  # of the first prompt: None, as for all that were not sampled anew
     for rollout in everything.rollouts():

@@ -17,7 +17,7 @@ from cropi_tools.data.foreign import TextRollout, text_rollouts
 from cropi_tools.data.jsonl import Record, shown
 from cropi_tools.data.records import outcome_of_score, prompt_of, read_prompts
 from cropi_tools.data.seen import Seen
-from cropi_tools.policy.prompts import prompt_token_ids
+from cropi_tools.policy.prompts import check_vocabulary, encoded_prompt
 from cropi_tools.policy.tokens import Tokens
 
 
@@ -61,6 +61,7 @@ def _imported(record: Record, rollout: TextRollout, tokens: Tokens, longest: int
     samples = []
     for text, reward in zip(rollout.responses, rewards, strict=True):
         ids, finish_reason = _response(text, tokens, longest)
+        check_vocabulary(tokens, record["id"], ids)
         outcome = None if reward is None else outcome_of_score(reward)
         samples.append(
             {
@@ -72,7 +73,7 @@ def _imported(record: Record, rollout: TextRollout, tokens: Tokens, longest: int
                 "outcome": outcome,
             }
         )
-    return {**record, "prompt_token_ids": prompt_token_ids(tokens.tokenizer, record), "samples": samples}
+    return {**record, "prompt_token_ids": encoded_prompt(tokens, record), "samples": samples}
 
 
 def _response(text: str, tokens: Tokens, longest: int | None) -> tuple[list[int], str]:
@@ -81,7 +82,7 @@ def _response(text: str, tokens: Tokens, longest: int | None) -> tuple[list[int]
         return ids, "unknown"
     if len(ids) >= longest:
         return ids[:longest], "length"
-    usual = tokens.tokenizer.eos_token_id
+    usual = tokens.tokenizer.eos_token_id if tokens.usual_end is None else tokens.usual_end
     return [*ids, usual if usual in tokens.end_token_ids else tokens.end_token_ids[0]], "stop"
 
 
@@ -116,7 +117,7 @@ class _Prompts:
         for record in read_prompts(prompts):
             keys = [f"id {record['id']}", f"prompt {record['prompt']}"]
             if dumps:
-                ids = prompt_token_ids(tokens.tokenizer, record)
+                ids = encoded_prompt(tokens, record)
                 keys.append(f"input {tokens.tokenizer.decode(ids, skip_special_tokens=True)}")
             for key in keys:
                 if key in wanted:

@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from transformers import GenerationConfig
 
+from cropi_tools.data.dates import DEFAULT_DATE
 from cropi_tools.data.errors import UsageError
 from cropi_tools.data.policies import policy_files, tokenizer_files
 from cropi_tools.policy.checkpoint import check_causal, check_finite, load_whole
 from cropi_tools.policy.opening import CONFIG, opening
+from cropi_tools.policy.positions import positions
 from cropi_tools.policy.precision import warn_of_lost_updates
 from cropi_tools.policy.tokens import Tokens, load_tokens
 
@@ -20,17 +22,21 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class Policy(NamedTuple):
-    """A loaded policy. end_token_ids: tokens that end a response, as the model's own generation settings say."""
+    """A loaded policy. end_token_ids, usual_end, date, unlisted: as in `Tokens`."""
 
     model: Any
     tokenizer: Any
     end_token_ids: list[int]
     folder: str
+    usual_end: int | None = None
+    date: str = DEFAULT_DATE
+    unlisted: tuple[str, ...] = ()
 
     @property
     def tokens(self) -> Tokens:
         """The tokenizer's side of the policy."""
-        return Tokens(self.tokenizer, self.end_token_ids, self.folder)
+        own = (self.tokenizer, self.end_token_ids, self.folder, self.usual_end)
+        return Tokens(*own, self.vocabulary, self.positions, self.date, self.unlisted)
 
     @property
     def device(self) -> torch.device:
@@ -46,6 +52,11 @@ class Policy(NamedTuple):
         """Rows of the embedding: every token id lies below."""
         return self.model.get_input_embeddings().num_embeddings
 
+    @property
+    def positions(self) -> int | None:
+        """The most tokens of a sequence; None: without a limit."""
+        return positions(self.model.config)
+
 
 def choose_device(name: str) -> torch.device:
     """`auto`, `cpu`, `cuda`, `cuda:1` as a device; UsageError when it is not there."""
@@ -60,14 +71,15 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def load_policy(folder: str, device: str = "auto", dtype: str = "auto") -> Policy:
+def load_policy(folder: str, device: str = "auto", dtype: str = "auto", date: str = DEFAULT_DATE) -> Policy:
     """Load a Hugging Face causal language model, in evaluation mode (no dropout anywhere: influence and training need the same function).
 
     dtype `auto`: float32 on a CPU, the stored format elsewhere. InputError: the folder does not open as a causal language model, or its
     weights are not whole.
     """
     policy_files(folder)
-    tokenizer, end_token_ids, _ = load_tokens(folder)
+    tokens = load_tokens(folder, date)
+    tokenizer, end_token_ids = tokens.tokenizer, tokens.end_token_ids
     where = choose_device(device)
     if dtype not in (*_DTYPES, "auto"):
         raise UsageError(f"--dtype {dtype}: expected {', '.join(_DTYPES)} or auto")
@@ -83,9 +95,10 @@ def load_policy(folder: str, device: str = "auto", dtype: str = "auto") -> Polic
     model.get_input_embeddings().padding_idx = None
     # A model's generation_config.json may switch top_k, top_p or penalties on; sampling settings come from the command alone.
     model.generation_config = GenerationConfig(
-        eos_token_id=end_token_ids, pad_token_id=_pad_token(tokenizer, end_token_ids)
+        eos_token_id=end_token_ids,
+        pad_token_id=_pad_token(tokenizer, end_token_ids, model.get_input_embeddings().num_embeddings),
     )
-    return Policy(model, tokenizer, end_token_ids, folder)
+    return Policy(model, tokenizer, end_token_ids, folder, tokens.usual_end, date, tokens.unlisted)
 
 
 def save_policy(policy: Policy, folder: Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:
@@ -103,5 +116,6 @@ def save_policy(policy: Policy, folder: Path, weights: Mapping[str, torch.Tensor
         (folder / settings.name).unlink(missing_ok=True)
 
 
-def _pad_token(tokenizer: Any, end_token_ids: list[int]) -> int:
-    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end_token_ids[0]
+def _pad_token(tokenizer: Any, end_token_ids: list[int], vocabulary: int) -> int:
+    own = tokenizer.pad_token_id
+    return own if own is not None and own < vocabulary else end_token_ids[0]

@@ -10,12 +10,15 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from cropi_tools import runtime
+from cropi_tools.data.dates import DEFAULT_DATE
 from cropi_tools.data.errors import InputError
 from cropi_tools.data.output import JsonLinesOutput
 from cropi_tools.data.policies import same_tokenizer, tokenizer_digest
 from cropi_tools.data.records import prompt_of, read_prompts, shard_range
 from cropi_tools.engines.choose import Server, open_engine
 from cropi_tools.engines.protocol import Sampling
+from cropi_tools.policy.prompts import PromptCheck
+from cropi_tools.policy.tokens import load_tokens
 from cropi_tools.rewards import VerifierPool, check_record
 from cropi_tools.rollouts.estimate import Estimate, estimate, probe_places
 from cropi_tools.rollouts.grading import Row
@@ -60,9 +63,13 @@ class Plan:
     server: Server | None
     device: str
     dtype: str
+    date: str = DEFAULT_DATE
 
-    def tasks(self) -> Iterator[Task]:
-        """Every prompt, or rollout to pass on, in file order, before the division into shards."""
+    def tasks(self, vocabulary: int | None = None) -> Iterator[Task]:
+        """Every prompt, or rollout to pass on, in file order, before the division into shards.
+
+        vocabulary: token ids of rollouts lie below it.
+        """
         if self.refresh is None:
             for record in islice(read_prompts(self.sources), self.limit):
                 # a rollouts file may serve as prompts: what its samples said does not go for these
@@ -71,7 +78,7 @@ class Plan:
             return
         wish = parse_wish(self.refresh)
         listed, known = wanted_ids(self.indexes, wish)
-        for record, chosen in islice(marked(self.sources, wish, listed), self.limit):
+        for record, chosen in islice(marked(self.sources, wish, listed, vocabulary), self.limit):
             if self.indexes and record["id"] not in known:
                 raise InputError(
                     f"prompt '{record['id']}' is not in the index of {', '.join(self.indexes)}; give the store of these rollouts' gradients"
@@ -86,11 +93,23 @@ class Plan:
             yield Task(prompt, key, self.samples or len(record["samples"]), record["prompt_token_ids"])
 
     def survey(self) -> Survey:
-        """What there is to do; all records are checked, a bad line at the end too."""
+        """What there is to do; all records are checked, a bad line at the end too, and whether the policy can take them."""
+        tokens = load_tokens(self.policy, self.date)
+        tokens.tell_ends()
+        check = PromptCheck(tokens, self.sampling.max_tokens)
+        refused: InputError | None = None
         samples = array("L")
-        for task in self.tasks():
+        for task in self.tasks(tokens.vocabulary):
             check_record(task.record, self.verifier)
+            if task.key is not None and refused is None:
+                # told once the file itself is known to be good
+                try:
+                    check(task.record, task.prompt_token_ids)
+                except InputError as error:
+                    refused = error
             samples.append(0 if task.key is None else task.samples)
+        if refused is not None:
+            raise refused
         start, stop = shard_range(len(samples), *self.shard)
         mine = samples[start:stop]
         return Survey(start, stop, sum(map(bool, mine)), sum(mine))
@@ -108,7 +127,7 @@ def sample(plan: Plan, target: JsonLinesOutput) -> Mapping[str, Any]:
     start, stop, prompts, responses = plan.survey()
     if plan.refresh is not None:
         runtime.notify(f"{prompts} of {stop - start} prompts are sampled anew, {responses} responses")
-    engine, tokens, device = open_engine(plan.engine, plan.policy, plan.device, plan.dtype, plan.server)
+    engine, tokens, device = open_engine(plan.engine, plan.policy, plan.device, plan.dtype, plan.server, plan.date)
     try:
         settings = engine.settings(plan.sampling)
         # which model a server serves is known only now; the rest of what decides a sample is in the fingerprint
@@ -139,7 +158,7 @@ def dry_run(plan: Plan) -> Estimate:
     places = set(probe_places(prompts, -(-responses // max(prompts, 1))))
     chosen = (task for task in islice(plan.tasks(), start, stop) if task.key is not None)
     probe = [task for place, task in enumerate(chosen) if place in places]
-    engine, tokens, _ = open_engine(plan.engine, plan.policy, plan.device, plan.dtype, plan.server)
+    engine, tokens, _ = open_engine(plan.engine, plan.policy, plan.device, plan.dtype, plan.server, plan.date)
     try:
         with VerifierPool(plan.verifier, seconds=plan.verify_seconds, partial_credit=plan.partial_credit) as pool:
 

@@ -108,9 +108,11 @@ def wanted_ids(indexes: Sequence[str], wish: Wish) -> tuple[set[str], Seen]:
     return found, known
 
 
-def marked(paths: Sequence[str], wish: Wish, listed: set[str]) -> Iterator[tuple[Record, bool]]:
-    """Each rollout's record and whether to sample it anew."""
-    for rollout in read_rollouts(paths):
+def marked(
+    paths: Sequence[str], wish: Wish, listed: set[str], vocabulary: int | None = None
+) -> Iterator[tuple[Record, bool]]:
+    """Each rollout's record and whether to sample it anew; token ids must lie below `vocabulary`."""
+    for rollout in read_rollouts(paths, vocabulary):
         rewards = rollout.rewards
         flat = OF_REWARDS in wish.statuses and (len(rewards) < 2 or min(rewards) == max(rewards))
         yield rollout.record, flat or "all" in wish.statuses or rollout.id in listed

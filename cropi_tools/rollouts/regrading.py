@@ -12,6 +12,7 @@ from typing import Any
 
 from cropi_tools import runtime
 from cropi_tools.data.clock import starting
+from cropi_tools.data.dates import DEFAULT_DATE
 from cropi_tools.data.errors import InputError
 from cropi_tools.data.foreign import foreign_form
 from cropi_tools.data.jsonl import Record, read_jsonl, shown
@@ -44,14 +45,17 @@ class Regrading:
     longest: int | None
     shard: tuple[int, int]
     limit: int | None
+    date: str = DEFAULT_DATE
 
     def records(self, repeated: Callable[[str], None] = lambda identity: None) -> Iterator[Record]:
         """All rollouts in our form, before the division into shards; `repeated` is told of every prompt that comes again and is left out."""
         return islice(self._records(repeated), self.limit)
 
     def _records(self, repeated: Callable[[str], None]) -> Iterator[Record]:
-        _, first = next(read_jsonl(self.sources[0]), (0, {}))
-        if foreign_form(first) == "ours":
+        # of the first that has one: a shard may be empty
+        first = next((record for path in self.sources for _, record in read_jsonl(path)), {})
+        ours = foreign_form(first) == "ours"
+        if ours and self.policy is None:
             return (rollout.record for rollout in read_rollouts(self.sources))
         if self.policy is None:
             raise InputError(f"{shown(self.sources[0])}: holds texts; --model FOLDER says whose tokenizer reads them")
@@ -59,7 +63,9 @@ class Regrading:
             from cropi_tools.policy.imported import imported_rollouts
             from cropi_tools.policy.tokens import load_tokens
 
-            tokens = load_tokens(self.policy)
+            tokens = load_tokens(self.policy, self.date)
+        if ours:
+            return (rollout.record for rollout in read_rollouts(self.sources, tokens.vocabulary))
         found = imported_rollouts(self.sources, tokens, self.prompts or None, self.longest, repeated)
         return ({**record, **reasoning_mark(tokens.tokenizer, record["prompt_token_ids"])} for record in found)
 

@@ -13,7 +13,7 @@ from cropi_tools.data.clock import starting
 from cropi_tools.data.errors import Interrupted
 from cropi_tools.data.jsonl import Record, float32_text
 from cropi_tools.engines.protocol import Completion, Engine, Request, Sampling, sample_seed
-from cropi_tools.policy.prompts import prompt_token_ids
+from cropi_tools.policy.prompts import encoded_prompt
 from cropi_tools.policy.tokens import Tokens
 from cropi_tools.rewards.pool import VerifierPool
 from cropi_tools.rewards.reasoning import MARKERS
@@ -128,7 +128,7 @@ def _encoded(tokens: Tokens, tasks: Sequence[Task]) -> list[Task]:
     return [
         task
         if task.key is None or task.prompt_token_ids is not None
-        else task._replace(prompt_token_ids=prompt_token_ids(tokens.tokenizer, task.record))
+        else task._replace(prompt_token_ids=encoded_prompt(tokens, task.record))
         for task in tasks
     ]
 

@@ -156,7 +156,7 @@ def table(summary: Mapping[str, Any]) -> list[str]:
         "tokens",
         "truncated",
     )
-    cells = [(*head, "partial", "unparsed", "timeouts", "errors", "equal rewards")]
+    cells: list[tuple[str, ...]] = [(*head, "partial", "unparsed", "timeouts", "errors", "equal rewards")]
     for name, found in rows:
         lost = [found["outcomes"].get(outcome, 0) / found["samples"] for outcome in ("unparsed", "timeout", "error")]
         shares = (found["truncated_fraction"], found["partial_fraction"], *lost, found["equal_rewards_fraction"])

@@ -19,7 +19,7 @@ from cropi_tools.policy.adapters import has_adapters
 from cropi_tools.policy.loading import Policy
 from cropi_tools.policy.logprobs import SHARED, response_logprobs, sequence_batch
 from cropi_tools.policy.merging import check_merge
-from cropi_tools.policy.prompts import prompt_token_ids
+from cropi_tools.policy.prompts import encoded_prompt
 from cropi_tools.training.update import mixed_precision
 
 PROMPTS, SAMPLES, TOKENS = 4, 2, 32  # what is compared after an update
@@ -46,7 +46,7 @@ class EngineSync:
         self._engine, self._policy, self._bfloat16, self._seed = engine, policy, bfloat16, seed
         self._sampling = sampling._replace(max_tokens=min(TOKENS, sampling.max_tokens))
         longest = sorted(prompts, key=lambda record: len(str(record["prompt"])), reverse=True)[:PROMPTS]
-        self._probes = [(record["id"], prompt_token_ids(policy.tokenizer, record)) for record in longest]
+        self._probes = [(record["id"], encoded_prompt(policy.tokens, record)) for record in longest]
         self._seen: list[float] = []
 
     def __call__(self, step: int) -> float:

@@ -89,7 +89,9 @@ def _finite(value: Any) -> Any:
 
 
 def live_note(figures: Mapping[str, Any], tokens_per_second: float) -> str:
-    """A step's figures in a line; time left is the progress bar's own. Entropy and KL are not known where nothing was trained on."""
-    entropy, kl = (f"{figures['entropy']:.2f}", f"{figures['kl']:.3f}") if figures["tokens_trained"] else ("-", "-")
+    """A step's figures in a line; time left is the progress bar's own. KL is not known where nothing was trained on."""
+    trained = figures["tokens_trained"]
+    entropy = f"{figures['entropy']:.2f}" if trained or figures["entropy"] else "-"
+    kl = f"{figures['kl']:.3f}" if trained else "-"
     rate = f"{tokens_per_second / 1000:.1f}k" if tokens_per_second >= 1000 else f"{tokens_per_second:.0f}"
     return f"reward {figures['reward']:.2f}  accuracy {figures['accuracy']:.2f}  entropy {entropy}  KL {kl}  {rate} tokens/s"

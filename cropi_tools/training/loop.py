@@ -144,9 +144,11 @@ class Trainer:
         self._hand_over(step)
         seconds = {"seconds_sampling": between - started, "seconds_update": work_time() - between}
         self._logs.write("timings.jsonl", {"step": step, **seconds, "seconds_evaluation": 0.0})
-        reason = self._watch.check(self._last)
+        # of a policy that has nearly collapsed, the few groups that still train say too much
+        reason = self._watch.check({**self._last, "entropy": min(self._last["entropy"], sampled.entropy)})
         if reason is not None:
             raise self._failed(f"stopped at step {step}: {reason}")
+        self._warn(self._watch.warning())
         return live_note(self._last, sampled.tally.tokens / sum(seconds.values()))
 
     def _count(self, step: int, sampled: Sampled, figures: Mapping[str, float], rate: float) -> None:
@@ -163,7 +165,8 @@ class Trainer:
             "loss": figures["loss"],
             "reward": summary["mean_reward"],
             "accuracy": summary["accuracy"],
-            "entropy": figures["entropy"],
+            # where nothing went through the policy, the sampled tokens tell it
+            "entropy": figures["entropy"] if figures["tokens_trained"] else sampled.entropy,
             "kl": figures["kl"],
             "behavior_kl": figures["behavior_kl"],
             "behavior_gap": figures["behavior_gap"],
@@ -244,8 +247,12 @@ class Trainer:
         """
         part, state = self._output.part, self._output.state
         if self._step and state.get("step") != self._step:
-            if self._step < self._settings.steps and self._watch.suspicious():
-                return
+            if self._watch.suspicious():
+                if self._step < self._settings.steps:
+                    return
+                self._warn(
+                    f"{self._output.path}: the last step looks like a collapse; see metrics.jsonl before using this policy"
+                )
             self._write_checkpoint()
         found = {
             "step": self._step,
@@ -318,6 +325,10 @@ class Trainer:
             raise self._failed(
                 f"the engine failed at step {step} ({type(error).__name__}: {first_line(error)}; all of it in {told})"
             ) from error
+
+    def _warn(self, sentence: str | None) -> None:
+        if sentence is not None and self._ranks.first:
+            runtime.warn(sentence)
 
     def _failed(self, what: str, remedy: str = "") -> CropiError:
         """The error that ends a run: what happened, what is left, what to do."""

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cropi_tools import runtime
-from cropi_tools.data.errors import InputError
 from cropi_tools.data.jsonl import Record
 from cropi_tools.data.manifest import write_json
 from cropi_tools.data.output import Output
@@ -18,7 +17,7 @@ from cropi_tools.engines.protocol import Engine, Sampling
 from cropi_tools.engines.transformers_engine import ReplicaEngine, TransformersEngine
 from cropi_tools.policy.adapters import inject_adapters
 from cropi_tools.policy.loading import Policy, choose_device, load_policy
-from cropi_tools.policy.prompts import prompt_token_ids
+from cropi_tools.policy.prompts import PromptCheck
 from cropi_tools.policy.sharding import checkpoint_activations, share_out
 from cropi_tools.rewards import VerifierPool, check_record
 from cropi_tools.training.checkpoints import resume_folder
@@ -99,7 +98,9 @@ def train(job: Job, output: Output, ranks: Ranks) -> None:
     start = job.model if resumed is None or options["lora"] else str(resumed)
     shared = ranks.size > 1
     # what processes share is loaded on the CPU, so that a GPU holds no more than its part
-    policy = load_policy(start, "cpu" if shared else device, "float32")._replace(folder=job.model)
+    policy = load_policy(start, "cpu" if shared else device, "float32", options["date"])
+    policy = policy._replace(folder=job.model)
+    policy.tokens.tell_ends()
     check_lengths(policy, [*records, *(one for found in evaluations.values() for one in found)], options["max_tokens"])
     adapters = None
     if options["lora"]:
@@ -157,17 +158,10 @@ def _prompts(job: Job) -> tuple[list[Record], dict[str, list[Record]]]:
 
 
 def check_lengths(policy: Policy, records: Sequence[Record], max_tokens: int) -> None:
-    """InputError when a prompt with its response would be longer than the policy's positions reach: found before hours of training."""
-    limit = getattr(policy.model.config, "max_position_embeddings", None)
-    if limit is None:
-        return
+    """InputError when the policy cannot take a prompt, or has no room for its response: found before hours of training."""
+    check = PromptCheck(policy.tokens, max_tokens)
     for record in records:
-        length = len(prompt_token_ids(policy.tokenizer, record))
-        if length + max_tokens > limit:
-            raise InputError(
-                f"prompt '{record['id']}': its {length} tokens and --max-tokens {max_tokens} are more than the {limit} positions of "
-                f"{policy.folder}; lower --max-tokens or leave the prompt out"
-            )
+        check(record)
 
 
 def _engine(name: str, policy: Policy, device: str, dtype: str, memory: float, shared: bool) -> Engine:

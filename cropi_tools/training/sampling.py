@@ -7,7 +7,7 @@ is not lost: it is handed to the checkpoint and taken up again, chunk by chunk a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from cropi_tools import runtime
@@ -34,13 +34,14 @@ class Stopped(Exception):
 
 class Sampled(NamedTuple):
     """parts: this process's rollouts for each mini-batch. tally: counts over all that was sampled by all. place: where the stream goes on.
-    rounds: of refilling.
+    rounds: of refilling. entropy: per token, of all that was sampled by all, estimated by -log p of the sampled tokens.
     """
 
     parts: list[list[Record]]
     tally: Tally
     place: int
     rounds: int
+    entropy: float
 
 
 class StepSampler:
@@ -79,6 +80,7 @@ class StepSampler:
                 break
             rounds += 1
         counts = of_all_processes(tally(own.values()), self._ranks)
+        surprise, tokens = self._ranks.sum(_surprise(own.values()))
         if counts.lost == counts.samples:
             raise CropiError(
                 f"the verifier gave no answer on any of {counts.samples} responses (it died, or took longer than --verify-seconds "
@@ -87,7 +89,13 @@ class StepSampler:
         size = settings.minibatch or settings.batch
         kept = kept[: settings.batch]
         parts = [kept[start : start + size] for start in range(0, len(kept), size)]
-        return Sampled([[own[at] for at in part if at in own] for part in parts], counts, place, rounds)
+        return Sampled(
+            [[own[at] for at in part if at in own] for part in parts],
+            counts,
+            place,
+            rounds,
+            surprise / max(tokens, 1.0),
+        )
 
     def _to_draw(self, drawn: int, kept: int) -> int:
         """Prompts of the next round: the missing ones, and more by the share that was dropped so far."""
@@ -116,6 +124,14 @@ class StepSampler:
         seed, samples = self._settings.seed, self._settings.samples
         for group in groups:
             yield [Task(record, (seed, "train", at, record["id"]), samples) for at, record in group]
+
+
+def _surprise(records: Iterable[Record]) -> list[float]:
+    """The sum of -log p over the sampled tokens, p at the sampling temperature, and how many there are. Its expectation is the sum of the
+    entropies of the distributions that they were drawn from, so that entropy is known where nothing goes through the policy.
+    """
+    known = [sample["logprobs"] for record in records for sample in record["samples"] if sample["logprobs"] is not None]
+    return [-math.fsum(value for values in known for value in values), float(sum(map(len, known)))]
 
 
 def _equal_rewards(record: Record) -> bool:

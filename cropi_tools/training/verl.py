@@ -22,13 +22,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cropi_tools import runtime
+from cropi_tools.data.dates import DEFAULT_DATE
 from cropi_tools.data.errors import CropiError, InputError
 from cropi_tools.data.exports import settings_needed
 from cropi_tools.data.jsonl import Record
 from cropi_tools.data.manifest import write_json
 from cropi_tools.data.output import Output
 from cropi_tools.data.policies import TRAINING_OPTIONS, tokenizer_digest
-from cropi_tools.policy.prompts import prompt_token_ids
+from cropi_tools.policy.prompts import check_room, depends_on_date, encoded_prompt
 from cropi_tools.policy.tokens import load_tokens
 from cropi_tools.rewards.verifiers import check_record, verifier_of
 from cropi_tools.training.verl_config import evaluation_file, override, overrides, refuse_what_verl_has_not
@@ -71,24 +72,36 @@ class VerlJob(NamedTuple):
 def command(job: VerlJob, folder: Path) -> list[str]:
     """The whole command line, with its data in `folder`. UsageError: an option that verl has not. InputError: prompts that it cannot take."""
     refuse_what_verl_has_not(job.options, job.model, job.reference, len(job.prompts), job.extra)
-    tokenizer = load_tokens(job.model).tokenizer
-    if tokenizer.chat_template is None:
+    tokens = load_tokens(job.model, job.options.get("date", DEFAULT_DATE))
+    if tokens.tokenizer.chat_template is None:
         raise InputError(
             f"{job.model}: has no chat template, which verl puts around every prompt; take a policy that has one"
         )
+    if tokens.unlisted:
+        runtime.warn(
+            f"{job.model}: verl may sample on past {' and '.join(tokens.unlisted)}; add it to eos_token_id in generation_config.json"
+        )
+    lengths = []
     for record in job.records:
         check_record(record, job.verifier)
         if not isinstance(record["prompt"], str) and record["prompt"][-1]["role"] == "assistant":
             raise InputError(
                 f"prompt '{record['id']}' ends with the beginning of its response, after which verl puts a new turn; leave the prompt out"
             )
+        if depends_on_date(tokens.tokenizer, record):
+            raise InputError(
+                f"prompt '{record['id']}': the chat template of {job.model} asks for the date, and verl would tell it today's; "
+                "set it in the prompts where the template has a variable for it (cropi-prompts --chat-template-kwargs date_string='26 Jul 2024')"
+            )
+        lengths.append(len(encoded_prompt(tokens, record)))
+        check_room(tokens, record["id"], lengths[-1], job.options["max_tokens"])
     here = folder.absolute()
     given = overrides(
         job.options,
         str(Path(job.model).absolute()),
         here,
         len(job.prompts),
-        max(len(prompt_token_ids(tokenizer, record)) for record in job.records),
+        max(lengths),
         [here / evaluation_file(name) for name in job.evaluations],
         # of Ray's processes, on whatever machine
         [override(_LOGGED, str(here / METRICS)), *_template_settings(job.records), *job.extra],
@@ -123,6 +136,7 @@ def train(job: VerlJob, output: Output) -> None:
             job.verifier,
             job.options["verify_seconds"],
             job.options["partial_credit"],
+            job.options.get("date", DEFAULT_DATE),
         )
         write_json(output.part / TRAINING_OPTIONS, {**job.options, "verifier": job.verifier})
         output.commit({"engine": "verl"})  # from here on there is something to go on from

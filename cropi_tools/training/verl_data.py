@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import cropi_tools
+from cropi_tools.data.dates import DEFAULT_DATE
 from cropi_tools.data.exports import to_verl, write_table
 from cropi_tools.data.jsonl import Record
 from cropi_tools.policy.prompts import prompt_token_ids
@@ -41,12 +42,13 @@ def prepare(
     verifier: str,
     seconds: float,
     partial_credit: bool = False,
+    date: str = DEFAULT_DATE,
 ) -> None:
     """Write data, reward file and package into `folder`; the same every time."""
     folder.mkdir(exist_ok=True)
-    write_table([_row(record, tokenizer) for record in prompts], folder / TRAIN_FILE)
+    write_table([_row(record, tokenizer, date) for record in prompts], folder / TRAIN_FILE)
     for name, records in evaluations.items():
-        write_table([_row(record, tokenizer, name) for record in records], folder / evaluation_file(name))
+        write_table([_row(record, tokenizer, date, name) for record in records], folder / evaluation_file(name))
     copy_package(folder / PACKAGES)
     here = folder.absolute()
     text = _REWARD.format(
@@ -66,11 +68,11 @@ def copy_package(target: Path) -> None:
     shutil.copytree(source, target / source.name, ignore=shutil.ignore_patterns("__pycache__"))
 
 
-def _row(record: Record, tokenizer: Any, evaluation: str | None = None) -> Record:
+def _row(record: Record, tokenizer: Any, date: str, evaluation: str | None = None) -> Record:
     """A prompt as verl's row. verl tells its validation by source: an evaluation set's name stands in its place, the source moves to
     `extra_info`, where `reasoning_open` says whether the prompt ends inside the model's reasoning."""
     row = to_verl(record)
-    marked = reasoning_mark(tokenizer, prompt_token_ids(tokenizer, record))
+    marked = reasoning_mark(tokenizer, prompt_token_ids(tokenizer, record, date))
     row["extra_info"] |= {
         "source": row["data_source"],
         "verifier": _anywhere(row["extra_info"]["verifier"]),

@@ -169,8 +169,8 @@ BROKEN = [
     Broken(
         "prompts: not finite",
         row("prompts"),
-        line("raw.jsonl", 2, '{"id": "p1", "prompt": "q", "answer": "1", "extra": {"x": NaN}}'),
-        ("p1", "finite"),
+        line("raw.jsonl", 2, '{"id": "p1", "prompt": "q", "answer": "1", "chat_template_kwargs": {"x": NaN}}'),
+        ("raw.jsonl:2", "p1", "chat_template_kwargs.x", "finite"),
     ),
     Broken(
         "prompts: half a character",

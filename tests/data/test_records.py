@@ -70,8 +70,13 @@ def test_ids_are_unique_over_files(tmp_path: Path) -> None:
 
 
 def test_a_file_without_records(tmp_path: Path) -> None:
+    full, empty = write(tmp_path / "p.jsonl", PROMPT), write(tmp_path / "q.jsonl", "", " ")
+    for files in ([full, empty], [empty, full], [empty, full, empty]):
+        assert [record["id"] for record in read_prompts(files)] == ["a"]
     with pytest.raises(InputError, match=r"q\.jsonl: holds no record"):
-        list(read_prompts([write(tmp_path / "p.jsonl", PROMPT), write(tmp_path / "q.jsonl", "", " ")]))
+        list(read_prompts([empty]))
+    with pytest.raises(InputError, match=r"q\.jsonl, .*q\.jsonl: hold no record"):
+        list(read_prompts([empty, empty]))
 
 
 @pytest.mark.parametrize(

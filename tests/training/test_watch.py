@@ -13,7 +13,7 @@ from training_runs import SETTINGS, train
 from cropi_tools.data.errors import CropiError
 from cropi_tools.policy.loading import load_policy
 from cropi_tools.training import loop
-from cropi_tools.training.watch import WINDOW, Watch
+from cropi_tools.training.watch import FLAT, WINDOW, Watch
 
 
 def figures(**given: float) -> dict[str, float]:
@@ -91,10 +91,84 @@ def test_no_wish_to_stop_is_none() -> None:
     assert not watch.suspicious()
 
 
-def test_steps_without_an_update_say_nothing_of_entropy() -> None:
-    """No group had variance, so no token went through the policy: entropy stands there as 0."""
-    steps = [figures()] * 5 + [figures(entropy=0.0, tokens_trained=0)] * 20
-    assert told(Watch(0.05), steps) == []
+def flat(**given: float) -> dict[str, float]:
+    """A step in which every group's rewards were equal."""
+    return figures(tokens_trained=0, **given)
+
+
+def test_entropy_counts_where_nothing_was_trained() -> None:
+    assert told(Watch(0.05), [figures()] * 5 + [flat(entropy=0.01)] * WINDOW) == [10]
+    assert told(Watch(0.05), [figures()] * 5 + [flat()] * 30) == []
+
+
+@pytest.mark.parametrize("reward", [0.0, 0.2, 0.49])
+def test_steps_without_a_live_group_and_a_lower_reward_stop(reward: float) -> None:
+    """Entropy and length tell nothing here: a constant answer may be long, and a policy may be unsure in a way that no reward sees."""
+    steps = [figures()] * 5 + [flat(reward=reward)] * FLAT
+    assert told(Watch(0.05), steps) == [5 + FLAT]
+    assert told(Watch(0.0), steps * 2) == []
+
+
+@pytest.mark.parametrize("reward", [0.5, 0.6, 1.0])
+def test_steps_without_a_live_group_and_no_lower_reward_do_not(reward: float) -> None:
+    watch = Watch(0.05)
+    assert told(watch, [figures()] * 5 + [flat(reward=reward)] * 50) == []
+    assert not watch.suspicious()
+
+
+def test_a_run_that_began_with_everything_solved_has_not_collapsed() -> None:
+    watch = Watch(0.05)
+    assert told(watch, [flat(reward=1.0)] * 5 + [flat(reward=1.0, entropy=0.001, response_tokens=1.0)] * 30) == []
+    assert not watch.suspicious()
+
+
+def test_a_slow_decline_ends_too() -> None:
+    decline = [figures(reward=0.5 - 0.02 * step, entropy=2.0 - 0.05 * step) for step in range(25)]
+    assert told(Watch(0.05), decline + [flat(reward=0.0, entropy=0.8)] * FLAT) == [25 + FLAT]
+
+
+def test_where_rewards_are_rare_flat_steps_are_nothing_new() -> None:
+    rare = ([figures(reward=0.1)] + [flat(reward=0.0)] * 4) * 6
+    watch = Watch(0.05)
+    assert told(watch, rare + [flat(reward=0.0)] * 35) == []
+    assert told(watch, [flat(reward=0.0)] * 20) != []
+
+
+def test_no_checkpoint_takes_the_place_of_a_good_one_once_nothing_is_learned() -> None:
+    watch = Watch(0.05)
+    told(watch, [figures()] * 8)
+    assert not watch.suspicious()
+    told(watch, [flat(reward=0.1)])
+    assert watch.suspicious()
+    told(watch, [figures()])
+    assert not watch.suspicious()
+
+
+def test_a_run_without_a_live_group_from_its_start_is_warned_of_once() -> None:
+    watch, said = Watch(0.05), []
+    for step in range(1, 3 * FLAT):
+        assert watch.check(flat(reward=0.0)) is None
+        said += [step] if watch.warning() else []
+    assert said == [FLAT]
+    learning = Watch(0.05)
+    assert told(learning, [figures()] + [flat()] * FLAT) == []
+    assert learning.warning() is None
+
+
+@pytest.mark.parametrize("cut", [3, 6, 12])
+def test_flat_steps_are_counted_over_a_resume(cut: int) -> None:
+    steps = [figures()] * 5 + [flat(reward=0.0)] * FLAT
+    first = Watch(0.05)
+    told(first, steps[:cut])
+    second = Watch(0.05, json.loads(json.dumps(first.state())))
+    assert [step + cut for step in told(second, steps[cut:])] == [5 + FLAT]
+
+
+def test_a_state_that_counted_no_flat_steps_resumes() -> None:
+    first = Watch(0.05)
+    told(first, [figures()] * 6)
+    old = {name: first.state()[name] for name in ("first", "last")}
+    assert told(Watch(0.05, old), [flat(reward=0.0)] * FLAT) == [FLAT]
 
 
 @pytest.mark.parametrize("cut", [3, 6, 9])
