@@ -16,7 +16,7 @@ from cropi_tools.data.errors import CropiError
 from cropi_tools.data.jsonl import Record
 from cropi_tools.engines.protocol import Engine, Request, Sampling, sample_seed
 from cropi_tools.policy.loading import Policy
-from cropi_tools.policy.logprobs import response_logprobs, sequence_batch
+from cropi_tools.policy.logprobs import separate_logprobs
 from cropi_tools.policy.prompts import prompt_token_ids
 from cropi_tools.training.update import mixed_precision
 
@@ -77,8 +77,7 @@ class EngineSync:
         pairs = [
             (request.prompt_token_ids, found.token_ids) for request, found in zip(requests, completions, strict=True)
         ]
-        batch = sequence_batch(pairs, self._policy.device)
         with mixed_precision(self._policy.device, self._bfloat16):
-            own, _ = response_logprobs(self._policy.model, batch, self._sampling.temperature)
+            own = separate_logprobs(self._policy.model, pairs, self._sampling.temperature)
         told = torch.tensor([value for found in completions for value in found.logprobs or ()], device=own.device)
         return float((own - told).abs().mean())
