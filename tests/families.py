@@ -56,8 +56,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     **{kind: (kind, {}) for kind in ("modernbert-decoder", "rwkv", "mamba", "falcon_mamba", "bart", "smollm3", "xglm")},
     **{kind: (kind, {}) for kind in ("falcon_h1", "roberta", "moshi")},
     **{kind: (kind, {}) for kind in ("qwen3_next", "qwen3_5_text", "minimax", "gpt_bigcode", "persimmon", "nanochat")},
-    "ministral": ("ministral", {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0}}),
-    "hunyuan_v1_dense": ("hunyuan_v1_dense", rope("dynamic", alpha=50.0)),
+    "ministral": ("ministral", {"head_dim": 8}),
+    "hunyuan_v1_dense": ("hunyuan_v1_dense", {**rope("dynamic", alpha=50.0), "head_dim": 8}),
     "mamba2": ("mamba2", {"num_heads": 8, "head_dim": 8}),
     "qwen2 with windows": ("qwen2", {"use_sliding_window": True, "max_window_layers": 1}),
     "deepseek_v4": ("deepseek_v4", {"num_hidden_layers": 4}),
@@ -69,7 +69,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gptj": ("gptj", {"rotary_dim": 4}),
     "codegen": ("codegen", {"rotary_dim": 4}),
     "deepseek_v3": ("deepseek_v3", {"head_dim": None, "first_k_dense_replace": 1, "num_key_value_heads": 4}),
-    "deepseek_v32": ("deepseek_v32", {"head_dim": None, "num_key_value_heads": 4, "index_n_heads": 2}),
+    # the keys it attends to are chosen by their rank among scores that are often equal, as 0: rounding decides, so none is left out here
+    "deepseek_v32": ("deepseek_v32", {"head_dim": None, "num_key_value_heads": 4, "index_topk": 64}),
     "jamba": ("jamba", {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 8, "mamba_dt_rank": 4}),
     "bamba": ("bamba", {"attn_layer_indices": [1]}),
     "granitemoehybrid": ("granitemoehybrid", {"layer_types": ["mamba", "attention"]}),
@@ -102,7 +103,9 @@ def build(name: str, **more: Any) -> Any:
         for key, value in _SIZES.items()
         if getattr(known, key, None) is not None or (hasattr(known, key) and key == "pad_token_id")
     }
-    given = {key: value for key, value in {**sizes, **own, **more}.items() if value is not None or key == "sliding_window"}
+    given = {
+        key: value for key, value in {**sizes, **own, **more}.items() if value is not None or key == "sliding_window"
+    }
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**given)).eval()
 

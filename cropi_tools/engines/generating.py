@@ -11,6 +11,7 @@ each sequence, once a model, and given up where they differ.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -33,6 +34,8 @@ PASS_TOKENS = 1 << 14  # of a pass over whole sequences, where nothing is cached
 # Those of the second kind act only where the library draws tokens, which it never does here.
 SWITCHED_OFF = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_new_tokens": 0, "num_beams": 1}
 NEVER_ON = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "typical_p": 1.0}
+_FINE = 1e-5  # of log-probabilities in float32: no more than rounding
+_FINE_NOISE = 10  # a cache rounds elsewhere than a plain pass; a wrong one is further off, if little, and grows with length (Nemotron-H)
 _NOT_CAUSAL = 0.5  # nats: more than rounding, between a pass over a prefix and one over the whole
 _ways: WeakKeyDictionary[Any, Way] = WeakKeyDictionary()
 
@@ -85,22 +88,24 @@ def _fastest(model: Any, folder: str) -> Way:
                 model, way, [Row(*request) for request in requests], SAMPLING.max_tokens, SAMPLING.temperature, []
             ),
         )
-        if errors[way] != errors[way]:
+        if math.isnan(errors[way]):
             raise scores_not_finite(folder)
         return errors[way]
 
-    allowed = rounding(next(model.parameters()).dtype)
+    kind = next(model.parameters()).dtype
+    fine = kind.itemsize >= 4
     for way in (GENERATE, EQUAL_LENGTHS):
-        if error_of(way) <= allowed:
+        if error_of(way) <= (_FINE if fine else rounding(kind)):
             return way
-    # this way is the definition itself: all that it is off by is rounding, which some models magnify, above all in bfloat16
+    # this way is the definition itself: all that it is off by is rounding, which some models magnify
     noise = error_of(WITHOUT_CACHE)
-    if _NOT_CAUSAL < noise < float("inf"):
+    if _NOT_CAUSAL < noise < math.inf:
         raise InputError(
             f"{folder}: {type(model).__name__} scores a token otherwise once others follow, so it is no causal language model as "
             "configured, and a response has no log-probabilities; take another policy"
         )
-    return next((way for way in (GENERATE, EQUAL_LENGTHS) if errors[way] <= 2 * noise < float("inf")), WITHOUT_CACHE)
+    allowed = (_FINE_NOISE if fine else 2) * noise
+    return next((way for way in (GENERATE, EQUAL_LENGTHS) if errors[way] <= allowed < math.inf), WITHOUT_CACHE)
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -30,25 +31,32 @@ class Decoded(NamedTuple):
 def trial_error(model: Any, sample: Callable[[Sequence[Request]], Decoded]) -> float:
     """The largest difference between the log-probabilities of a few samples and those of a forward pass over each response alone.
 
-    sample: draws SAMPLING.max_tokens tokens a request, with no end token. Infinite where the model raises an error in it, or where the
+    sample: draws SAMPLING.max_tokens tokens a request, with no end token. It is asked several times, since a model may keep a state from one
+    batch to the next. Infinite where the model raises an error in it, or where the
     model computes even so few tokens by their length (`policy/lengths.py`); NaN where the model's scores are not finite.
     """
     vocabulary = model.get_input_embeddings().num_embeddings
     ids = [(7 * place + 3) % vocabulary for place in range(_PROMPTS[-1])]
-    requests = [Request(ids[-length:], 10 * length + k) for length in _PROMPTS for k in range(2)]
+    groups = [
+        [Request(ids[-length:], 10 * number + k) for k, length in enumerate(lengths)]
+        for number, lengths in enumerate((_PROMPTS[:1] * len(_PROMPTS), _PROMPTS[:1] * len(_PROMPTS), _PROMPTS))
+    ]
     if not pass_lengths(model).short(_PROMPTS[-1] + SAMPLING.max_tokens):
         return float("inf")
     try:
-        decoded = sample(requests)
+        decoded = [sample(group) for group in groups]
     except (Unpackable, *MODEL_ERRORS):
         return float("inf")
     error = 0.0
-    for request, response, found in zip(requests, decoded.tokens, decoded.values, strict=True):
+    requests = [request for group in groups for request in group]
+    for request, (response, found) in zip(
+        requests, (row for group in decoded for row in zip(*group, strict=True)), strict=True
+    ):
         row = torch.cat([torch.tensor(request.prompt_token_ids, device=response.device), response])
         logits = model(input_ids=row[None], use_cache=False).logits[0, -len(response) - 1 : -1].float()
         expected = torch.log_softmax(logits, -1).gather(-1, response[:, None])[:, 0]
         difference = float((found - expected).abs().max())
-        error = difference if difference != difference else max(error, difference)
-        if error != error:
-            break
+        if math.isnan(difference):
+            return difference
+        error = max(error, difference)
     return error

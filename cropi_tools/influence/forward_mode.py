@@ -55,7 +55,7 @@ from cropi_tools.policy.packing import (
     packed_batch,
     packs,
 )
-from cropi_tools.policy.trials import trial_prompts, trial_tolerance
+from cropi_tools.policy.trials import rounding, trial_prompts, trial_tolerance
 
 TOKENS_TOGETHER = 1200  # of several prompts in one pass on a CPU: with more, states and derivatives leave its caches
 
@@ -208,7 +208,15 @@ class ForwardMode:
         prompts = trial_prompts(self._policy.vocabulary)
         if not can_pack(model):
             pairs = [(prompt, response) for prompt, responses in prompts for response in responses]
-            self._automatic(sequence_batch(pairs, self._policy.device))
+            rows = sequence_batch(pairs, self._policy.device)
+            found, _ = self._automatic(rows)
+            with torch.no_grad():
+                known, _ = response_logprobs(model, rows, self._settings.policy_temperature)
+            if not (found - known).abs().max() <= rounding(model.dtype):
+                raise InputError(
+                    f"{self._policy.folder}: {type(model).__name__} gives other log-probabilities with attention in elementary operations, "
+                    "which forward-mode derivatives need; use --method reference"
+                )
             return False
         batch = packed_batch(prompts, self._policy.device)
         expected = torch.cat([found.reshape(-1, len(batch.targets)) for found in self._automatic(batch)])

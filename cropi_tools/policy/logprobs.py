@@ -125,9 +125,10 @@ def has_plain_head(model: Any) -> bool:
             torch.arange(8, device=next(model.parameters()).device)[None] % model.get_input_embeddings().num_embeddings
         )
         with torch.no_grad(), unpacked(model):
-            states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+            states = getattr(model.base_model(input_ids=ids, use_cache=False), "last_hidden_state", None)
             head = model.get_output_embeddings()
-            plain = head(states) if states.shape[-1] == head.weight.shape[-1] else None
+            # some models have no body of their own, or a projection between it and the head
+            plain = None if states is None or states.shape[-1] != head.weight.shape[-1] else head(states)
             _plain_heads[model] = plain is not None and torch.equal(plain, model(input_ids=ids, use_cache=False).logits)
     return _plain_heads[model]
 

@@ -16,7 +16,6 @@ import torch
 
 from cropi_tools.data.errors import InputError
 from cropi_tools.data.records import Rollout, Sample
-from cropi_tools.engines.generating import EQUAL_LENGTHS, GENERATE, WITHOUT_CACHE, way_to_sample
 from cropi_tools.engines.protocol import Completion, Request, Sampling, sample_seed
 from cropi_tools.engines.transformers_engine import TransformersEngine
 from cropi_tools.influence.fast_gradients import FastGradients, NoRule
@@ -24,8 +23,6 @@ from cropi_tools.influence.forward_mode import ForwardMode
 from cropi_tools.influence.gradients import ReferenceGradients
 from cropi_tools.influence.prompt_objective import GradientSettings, Task, prepare
 from cropi_tools.objective import Estimator
-from cropi_tools.policy.loading import Policy
-from cropi_tools.policy.lengths import pass_lengths
 
 LENGTHS = (1, 5, families.LIMIT - 1, families.LIMIT, families.LIMIT + 1, 24)  # of prompts
 TOKENS = 14
@@ -125,7 +122,8 @@ def test_gradients(family: str) -> None:
     try:
         forward = ForwardMode(policy, settings, {"v": Direction(direction)})
     except InputError as error:
-        assert "has no forward-mode derivatives" in str(error)
+        if "use --method reference" not in str(error):
+            raise
         return
     for batch in batches(forward, tasks):
         for task, one in zip(batch, forward.compute(batch), strict=True):
