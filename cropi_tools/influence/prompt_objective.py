@@ -132,9 +132,11 @@ def behavior_logprobs(
     None: there are none, and the weighting needs none. InputError: there are none, and it does.
     """
     if behavior is not None:
-        if isinstance(batch, PackedBatch) and packs([behavior.model], [task.lengths[row] for row in rows]):
-            with torch.no_grad(), packed(behavior.model, batch):
-                return response_logprobs(behavior.model, batch, settings.policy_temperature)[0]
+        # a batch of several tasks is none of one
+        own = batch if isinstance(batch, PackedBatch) and len(batch.lengths) == len(rows) else None
+        if own is not None and packs([behavior.model], [task.lengths[row] for row in rows]):
+            with torch.no_grad(), packed(behavior.model, own):
+                return response_logprobs(behavior.model, own, settings.policy_temperature)[0]
         pairs = [(task.prompt, task.responses[row]) for row in rows]
         return separate_logprobs(behavior.model, pairs, settings.policy_temperature)
     stored: list[float] = []
