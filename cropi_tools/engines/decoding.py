@@ -54,7 +54,7 @@ def can_decode(model: Any) -> bool:
     if model not in _allowed:
         try:
             with lowered_limits(model):
-                _allowed[model] = trial_error(model, partial(_trial, model)) <= rounding(parameter.dtype)
+                _allowed[model] = trial_error(model, partial(_trial, model), True) <= rounding(parameter.dtype)
         except MODEL_ERRORS:  # some model cannot do with limits as low as that
             _allowed[model] = False
     return _allowed[model]

@@ -26,6 +26,7 @@ from cropi_tools.engines.next_token import choose, uniforms
 from cropi_tools.engines.protocol import scores_not_finite
 from cropi_tools.engines.trial import SAMPLING, Decoded, trial_error
 from cropi_tools.policy.logprobs import CHUNK_ELEMENTS, has_plain_head
+from cropi_tools.policy.packing import can_pack
 from cropi_tools.policy.trials import MODEL_ERRORS, lowered_limits, rounding
 
 ROWS = 256  # responses decoded together; part of no result beyond float rounding
@@ -87,6 +88,7 @@ def _fastest(model: Any, folder: str) -> Way:
             lambda requests: sample_rows(
                 model, way, [Row(*request) for request in requests], SAMPLING.max_tokens, SAMPLING.temperature, []
             ),
+            can_pack(model),
         )
         if math.isnan(errors[way]):
             raise scores_not_finite(folder)

@@ -10,7 +10,7 @@ these are not in one regime, they are computed when the response is complete, an
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -92,35 +92,36 @@ class TransformersEngine(Engine):
         found = [Completion([], [], "length") for _ in requests]
         going = list(range(len(requests)))
         while going:
-            # of one piece: its regime, and how many tokens its rows may draw in it
-            pieces: dict[tuple[tuple[int, int], int], list[int]] = defaultdict(list)
+            regimes: dict[tuple[int, int], dict[int, int]] = defaultdict(
+                dict
+            )  # of each, its rows with the tokens they may draw in it
             for number in going:
                 drawn = len(found[number].token_ids)
                 length = len(requests[number].prompt_token_ids) + drawn
                 regime, last, left = rule.regime(length), rule.last(length), sampling.max_tokens - drawn
                 # where every length is a regime, no piece would be longer than a token: there nothing is cached
-                room = left if last is None or regime[1] else min(left, last - length + 1)
-                pieces[regime, room].append(number)
+                regimes[regime][number] = left if last is None or regime[1] else min(left, last - length + 1)
             going = []
-            for (regime, room), numbers in sorted(pieces.items()):
-                decoded = self._piece(
-                    [requests[number] for number in numbers],
-                    [found[n] for n in numbers],
-                    regime,
-                    sampling._replace(max_tokens=room),
-                )
-                for number, piece in zip(numbers, self._completions(decoded, sampling), strict=True):
-                    found[number] = _joined(found[number], piece)
-                    if piece.finish_reason == "length" and len(found[number].token_ids) < sampling.max_tokens:
-                        going.append(number)
+            for regime, rooms in sorted(regimes.items()):
+                for room, numbers in _together(rooms):
+                    decoded = self._piece(
+                        [requests[number] for number in numbers],
+                        [found[number] for number in numbers],
+                        regime,
+                        sampling._replace(max_tokens=room),
+                    )
+                    for number, piece in zip(numbers, self._completions(decoded, sampling), strict=True):
+                        found[number] = _joined(found[number], piece)
+                        if piece.finish_reason == "length" and len(found[number].token_ids) < sampling.max_tokens:
+                            going.append(number)
         return self._completed(requests, found, sampling)
 
     def _piece(
         self, requests: Sequence[Request], before: Sequence[Completion], regime: tuple[int, int], sampling: Sampling
     ) -> Decoded:
         """The next tokens of requests, all of one regime, with what they were answered before."""
-        if regime == (0, 0):
-            return self._decode(requests, sampling)  # nothing was drawn before
+        if regime == (0, 0) and not any(known.token_ids for known in before):
+            return self._decode(requests, sampling)
         rows = [
             Row(request.prompt_token_ids + known.token_ids, request.seed, len(known.token_ids))
             for request, known in zip(requests, before, strict=True)
@@ -163,6 +164,15 @@ class TransformersEngine(Engine):
         for length, stopped, tokens, values in of_rows:
             logprobs = values[:length].tolist() if sampling.temperature else None
             yield Completion(tokens[:length].tolist(), logprobs, "stop" if stopped else "length")
+
+
+def _together(rooms: Mapping[int, int]) -> Iterator[tuple[int, list[int]]]:
+    """Rows in batches that draw equally many tokens, from how many each may: all as many as the first can if that is most of it for all."""
+    least, most = min(rooms.values()), max(rooms.values())
+    batches: dict[int, list[int]] = defaultdict(list)
+    for number, room in sorted(rooms.items()):
+        batches[least if 2 * least >= most else room].append(number)
+    yield from sorted(batches.items())
 
 
 def _joined(before: Completion, piece: Completion) -> Completion:

@@ -28,18 +28,22 @@ class Decoded(NamedTuple):
 
 
 @torch.no_grad()
-def trial_error(model: Any, sample: Callable[[Sequence[Request]], Decoded]) -> float:
+def trial_error(model: Any, sample: Callable[[Sequence[Request]], Decoded], attention_alone: bool) -> float:
     """The largest difference between the log-probabilities of a few samples and those of a forward pass over each response alone.
 
-    sample: draws SAMPLING.max_tokens tokens a request, with no end token. It is asked several times, since a model may keep a state from one
-    batch to the next. Infinite where the model raises an error in it, or where the
-    model computes even so few tokens by their length (`policy/lengths.py`); NaN where the model's scores are not finite.
+    sample: draws SAMPLING.max_tokens tokens a request, with no end token. attention_alone: nothing but attention relates the model's tokens;
+    else it is asked several times, since a state may be kept from one batch to the next (RecurrentGemma, prompts of one token).
+
+    Infinite where the model raises an error in it, or where the model computes even so few tokens by their length
+    (`policy/lengths.py`); NaN where the model's scores are not finite.
     """
     vocabulary = model.get_input_embeddings().num_embeddings
     ids = [(7 * place + 3) % vocabulary for place in range(_PROMPTS[-1])]
+    alike = _PROMPTS[:1] * len(_PROMPTS)
+    shapes = (_PROMPTS,) if attention_alone else (alike, alike, _PROMPTS)
     groups = [
         [Request(ids[-length:], 10 * number + k) for k, length in enumerate(lengths)]
-        for number, lengths in enumerate((_PROMPTS[:1] * len(_PROMPTS), _PROMPTS[:1] * len(_PROMPTS), _PROMPTS))
+        for number, lengths in enumerate(shapes)
     ]
     if not pass_lengths(model).short(_PROMPTS[-1] + SAMPLING.max_tokens):
         return float("inf")
