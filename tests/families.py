@@ -69,6 +69,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gptj": ("gptj", {"rotary_dim": 4}),
     "codegen": ("codegen", {"rotary_dim": 4}),
     "deepseek_v3": ("deepseek_v3", {"head_dim": None, "first_k_dense_replace": 1, "num_key_value_heads": 4}),
+    "doge": ("doge", {"keep_window_size": 64}),  # as the next one
     # the keys it attends to are chosen by their rank among scores that are often equal, as 0: rounding decides, so none is left out here
     "deepseek_v32": ("deepseek_v32", {"head_dim": None, "num_key_value_heads": 4, "index_topk": 64}),
     "jamba": ("jamba", {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 8, "mamba_dt_rank": 4}),

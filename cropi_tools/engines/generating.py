@@ -37,7 +37,7 @@ SWITCHED_OFF = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_new_t
 NEVER_ON = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "typical_p": 1.0}
 _FINE = 1e-5  # of log-probabilities in float32: no more than rounding
 _FINE_NOISE = 10  # a cache rounds elsewhere than a plain pass; a wrong one is further off, if little, and grows with length (Nemotron-H)
-_NOT_CAUSAL = 0.5  # nats: more than rounding, between a pass over a prefix and one over the whole
+_NOT_CAUSAL = 0.05  # nats in float32: more than rounding, between a pass over a prefix and one over the whole
 _ways: WeakKeyDictionary[Any, Way] = WeakKeyDictionary()
 
 
@@ -74,7 +74,8 @@ def way_to_sample(model: Any, folder: str) -> Way:
         try:
             with lowered_limits(model):
                 _ways[model] = _fastest(model, folder)
-        except MODEL_ERRORS:  # some model cannot do with limits as low as that
+        except (InputError, *MODEL_ERRORS):
+            # some model cannot do with limits as low as that, or chooses its keys there by scores so alike that rounding decides (Doge)
             _ways[model] = _fastest(model, folder)
     return _ways[model]
 
@@ -101,7 +102,7 @@ def _fastest(model: Any, folder: str) -> Way:
             return way
     # this way is the definition itself: all that it is off by is rounding, which some models magnify
     noise = error_of(WITHOUT_CACHE)
-    if _NOT_CAUSAL < noise < math.inf:
+    if (_NOT_CAUSAL if fine else 10 * _NOT_CAUSAL) < noise < math.inf:
         raise InputError(
             f"{folder}: {type(model).__name__} scores a token otherwise once others follow, so it is no causal language model as "
             "configured, and a response has no log-probabilities; take another policy"

@@ -219,14 +219,22 @@ def test_which_way_each_is_sampled(family: str, way: Way, kind: torch.dtype) -> 
     assert [one == other for one, other in zip(limits, after, strict=True)] == [True] * len(limits)
 
 
-def test_a_model_that_sees_what_follows_is_refused() -> None:
-    model = transformers.BertLMHeadModel(
-        transformers.BertConfig(
-            vocab_size=90, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, initializer_range=0.3
-        )
-    ).eval()
+@pytest.mark.parametrize(
+    "config",
+    [
+        transformers.BertConfig(num_hidden_layers=2, num_attention_heads=4),
+        transformers.XLMConfig(n_layers=2, n_heads=4),
+    ],
+    ids=["bert", "xlm"],
+)
+def test_a_model_that_sees_what_follows_is_refused(config: Any) -> None:
+    for name, value in {"vocab_size": 90, "hidden_size": 32, "initializer_range": 0.3, "pad_token_id": 0}.items():
+        setattr(config, name, value)
+    config.embed_init_std = 0.3
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
     model.generation_config = transformers.GenerationConfig(pad_token_id=0)
-    with pytest.raises(InputError, match=r"memory: BertLMHeadModel .* no causal language model"):
+    with pytest.raises(InputError, match=r"memory: (Bert|XLM).* no causal language model"):
         TransformersEngine(Policy(model, None, [1], "memory")).sample(requests((3,)), Sampling(4, 1.0))
 
 
