@@ -9,33 +9,23 @@ it is tried out, not looked up.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 
-from cropi_tools.data.clock import starting
 from cropi_tools.engines.decoding_attention import PromptPass, ResponsePass, Seating, Store, decoding, logits_of
 from cropi_tools.engines.next_token import choose, uniforms
 from cropi_tools.engines.protocol import Request, Sampling
+from cropi_tools.engines.trial import SAMPLING, Decoded, trial_error
 from cropi_tools.policy.logprobs import token_limited
-from cropi_tools.policy.packing import Unpackable, trial_prompts
+from cropi_tools.policy.trials import MODEL_ERRORS, lowered_limits, rounding
 
 PROMPT_TOKENS = 1 << 14  # of prompts computed together, padding included
 _IDLE = 16  # rows are closed up once one in so many is finished
-_TOLERANCE = 1e-3  # of log-probabilities, in the trial
 _allowed: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
-
-
-class Decoded(NamedTuple):
-    """The tokens drawn for each request, in order, and their values as `choose` gives them: [requests, tokens].
-
-    What comes after an end token means nothing.
-    """
-
-    tokens: torch.Tensor
-    values: torch.Tensor
 
 
 @torch.no_grad()
@@ -53,7 +43,8 @@ def decode(
 
 
 def can_decode(model: Any) -> bool:
-    """Whether the loop is of use and its log-probabilities are those of the model's own forward pass; tried out on a few tokens, once a model.
+    """Whether the loop is of use and its log-probabilities are those of the model's own forward pass, as long as prompts and responses
+    together are short (`policy/lengths.py`); tried out on a few tokens, once a model.
 
     On CPUs in float32 only: nowhere else has the loop been measured against `generate`.
     """
@@ -61,27 +52,17 @@ def can_decode(model: Any) -> bool:
     if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
         return False
     if model not in _allowed:
-        _allowed[model] = _probe(model)
+        try:
+            with lowered_limits(model):
+                _allowed[model] = trial_error(model, partial(_trial, model), True) <= rounding(parameter.dtype)
+        except MODEL_ERRORS:  # some model cannot do with limits as low as that
+            _allowed[model] = False
     return _allowed[model]
 
 
-@starting()
-@torch.no_grad()
-def _probe(model: Any) -> bool:
-    prompts = trial_prompts(model.get_input_embeddings().num_embeddings)
-    requests = [Request(prompt, seed) for seed, (prompt, _) in enumerate([*prompts, *prompts])]
-    try:
-        # fewer rows than requests: refilling is part of the trial
-        tokens, values = decode(model, requests, Sampling(6, 1.0), [], len(requests) - 1)
-    except (Unpackable, ValueError, KeyError, TypeError, RuntimeError):  # the library has no one error for this
-        return False
-    for request, response, found in zip(requests, tokens, values, strict=True):
-        row = torch.cat([torch.tensor(request.prompt_token_ids, device=response.device), response])
-        logits = model(input_ids=row[None], use_cache=False).logits[0, -len(response) - 1 : -1].float()
-        expected = torch.log_softmax(logits, -1).gather(-1, response[:, None])[:, 0]
-        if not (found - expected).abs().max() <= _TOLERANCE:
-            return False
-    return True
+def _trial(model: Any, requests: Sequence[Request]) -> Decoded:
+    # fewer rows than requests: refilling is part of the trial
+    return decode(model, requests, SAMPLING, [], len(requests) - 1)
 
 
 class _Loop:

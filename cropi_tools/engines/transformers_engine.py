@@ -1,50 +1,39 @@
-"""The embedded default: sampling with the library's own `generate`, for any Hugging Face causal language model, or by a loop of ours.
+"""The embedded default: sampling with a loop of ours (`decoding.py`) where it is much faster and allowed, else by the library's `generate`
+(`generating.py`), the same tokens from the same numbers.
 
-The library samples a whole batch from one generator, so that a response would depend on its neighbours. Here every response brings
-its own uniform numbers: a logits processor picks the token by inverting the cumulative distribution at the sample's number for that
-position, notes its log-probability, and leaves `generate` only that token to choose. One number a token, whatever the batch.
-
-Where a loop of ours is much faster and allowed (`decoding.py`), it samples instead, the same tokens from the same numbers.
+A model whose rotary frequencies follow the length of a pass (`policy/lengths.py`) is sampled in pieces. A token is drawn from the distribution
+after a pass over what precedes it, whatever its neighbors: as long as the length stays in one regime from a cache, across a switch from
+a fresh pass over all of it. A response's log-probabilities are those of one pass over prompt and response, as everywhere; where
+these are not in one regime, they are computed when the response is complete, and are then not those its first tokens were drawn with.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from cropi_tools.engines.decoding import Decoded, can_decode, decode
-from cropi_tools.engines.next_token import choose, uniforms
+from cropi_tools import runtime
+from cropi_tools.engines.decoding import can_decode, decode
+from cropi_tools.engines.generating import (
+    NEVER_ON,
+    PASS_TOKENS,
+    ROWS,
+    SWITCHED_OFF,
+    WITHOUT_CACHE,
+    Row,
+    sample_rows,
+    way_to_sample,
+)
 from cropi_tools.engines.protocol import Completion, Engine, Request, Sampling, scores_not_finite
+from cropi_tools.engines.trial import Decoded
+from cropi_tools.policy.lengths import pass_lengths
 from cropi_tools.policy.loading import Policy
+from cropi_tools.policy.logprobs import separate_logprobs
 from cropi_tools.policy.weights import checkpoint_weights
-
-ROWS = 256  # responses decoded together; part of no result beyond float rounding
-# What else could bend a distribution, switched off. `generate` is told one by one: what is left unset it takes from the model's own settings.
-# Those of the second kind act only where the library draws tokens, which it never does here.
-_SWITCHED_OFF = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_new_tokens": 0, "num_beams": 1}
-_NEVER_ON = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "typical_p": 1.0}
-
-
-class _OwnUniforms(LogitsProcessor):
-    """Chooses each row's next token by its own seed and keeps what was chosen, [rows] a step."""
-
-    def __init__(self, seeds: list[int], temperature: float) -> None:
-        self._seeds = np.array(seeds, dtype=np.uint64)
-        self._temperature = temperature
-        self.tokens: list[torch.Tensor] = []
-        self.values: list[torch.Tensor] = []
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        numbers = torch.from_numpy(uniforms(self._seeds, len(self.tokens))).to(scores.device)
-        chosen, values = choose(scores, numbers, self._temperature)
-        self.tokens.append(chosen)
-        self.values.append(values)
-        return torch.full_like(scores, -torch.inf).scatter_(-1, chosen[:, None], 0.0)
 
 
 class TransformersEngine(Engine):
@@ -55,6 +44,7 @@ class TransformersEngine(Engine):
 
     def __init__(self, policy: Policy, loop: bool = True) -> None:
         self._policy, self._loop = policy, loop
+        self._told = False
 
     def stream(self, groups: Iterable[Sequence[Request]], sampling: Sampling) -> Iterator[list[Completion]]:
         """Each group by itself, ROWS responses at a time in the order given."""
@@ -63,53 +53,105 @@ class TransformersEngine(Engine):
 
     def settings(self, sampling: Sampling) -> dict[str, Any]:
         """As the protocol says. What is never used stands there as switched off."""
+        model = self._policy.model
         return {
             "engine": "transformers",
             "version": transformers.__version__,
-            "decoder": "loop" if self._by_loop() else "generate",
+            "decoder": "loop" if self._by_loop() else way_to_sample(model, self._policy.folder).name,
+            **pass_lengths(model).facts(),
             **sampling._asdict(),
-            **_NEVER_ON,
-            **_SWITCHED_OFF,
+            **NEVER_ON,
+            **SWITCHED_OFF,
             "end_token_ids": self._policy.end_token_ids,
-            "dtype": str(self._policy.model.dtype).removeprefix("torch."),
+            "dtype": str(model.dtype).removeprefix("torch."),
         }
 
     def _by_loop(self) -> bool:
         return self._loop and can_decode(self._policy.model)
 
     def _sample(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
-        if self._by_loop():
-            parts = [decode(self._policy.model, requests, sampling, self._policy.end_token_ids, ROWS)]
-        else:
-            starts = range(0, len(requests), ROWS)
-            parts = [self._generate(requests[start : start + ROWS], sampling) for start in starts]
-        return [completion for part in parts for completion in self._completions(part, sampling)]
+        short = pass_lengths(self._policy.model).short
+        if all(short(len(request.prompt_token_ids) + sampling.max_tokens) for request in requests):
+            return list(self._completions(self._decode(requests, sampling), sampling))
+        return self._in_pieces(requests, sampling)
 
-    @torch.no_grad()
-    def _generate(self, requests: Sequence[Request], sampling: Sampling) -> Decoded:
-        model: Any = self._policy.model
-        pad = model.generation_config.pad_token_id
-        longest = max(len(request.prompt_token_ids) for request in requests)
-        input_ids = torch.full((len(requests), longest), pad, dtype=torch.long)
-        mask = torch.zeros_like(input_ids)
-        for row, request in enumerate(requests):
-            input_ids[row, longest - len(request.prompt_token_ids) :] = torch.tensor(request.prompt_token_ids)
-            mask[row, longest - len(request.prompt_token_ids) :] = 1
-        chooser = _OwnUniforms([request.seed for request in requests], sampling.temperature)
-        model.generate(
-            input_ids=input_ids.to(model.device),
-            attention_mask=mask.to(model.device),
-            generation_config=GenerationConfig(
-                do_sample=False,
-                max_new_tokens=sampling.max_tokens,
-                eos_token_id=self._policy.end_token_ids,
-                pad_token_id=pad,
-                use_cache=True,
-                **_SWITCHED_OFF,
-            ),
-            logits_processor=LogitsProcessorList([chooser]),
+    def _decode(self, requests: Sequence[Request], sampling: Sampling) -> Decoded:
+        """Tokens of requests that stay short."""
+        if self._by_loop():
+            return decode(self._policy.model, requests, sampling, self._policy.end_token_ids, ROWS)
+        return self._rows([Row(*request) for request in requests], sampling)
+
+    def _rows(self, rows: Sequence[Row], sampling: Sampling, cached: bool = True) -> Decoded:
+        model = self._policy.model
+        way = way_to_sample(model, self._policy.folder) if cached else WITHOUT_CACHE
+        return sample_rows(model, way, rows, sampling.max_tokens, sampling.temperature, self._policy.end_token_ids)
+
+    def _in_pieces(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        """Completions of requests some of which leave the first regime of lengths."""
+        rule = pass_lengths(self._policy.model)
+        found = [Completion([], [], "length") for _ in requests]
+        going = list(range(len(requests)))
+        while going:
+            regimes: dict[tuple[int, int], dict[int, int]] = defaultdict(
+                dict
+            )  # of each, its rows with the tokens they may draw in it
+            for number in going:
+                drawn = len(found[number].token_ids)
+                length = len(requests[number].prompt_token_ids) + drawn
+                regime, last, left = rule.regime(length), rule.last(length), sampling.max_tokens - drawn
+                # where every length is a regime, no piece would be longer than a token: there nothing is cached
+                regimes[regime][number] = left if last is None or regime[1] else min(left, last - length + 1)
+            going = []
+            for regime, rooms in sorted(regimes.items()):
+                for room, numbers in _together(rooms):
+                    decoded = self._piece(
+                        [requests[number] for number in numbers],
+                        [found[number] for number in numbers],
+                        regime,
+                        sampling._replace(max_tokens=room),
+                    )
+                    for number, piece in zip(numbers, self._completions(decoded, sampling), strict=True):
+                        found[number] = _joined(found[number], piece)
+                        if piece.finish_reason == "length" and len(found[number].token_ids) < sampling.max_tokens:
+                            going.append(number)
+        return self._completed(requests, found, sampling)
+
+    def _piece(
+        self, requests: Sequence[Request], before: Sequence[Completion], regime: tuple[int, int], sampling: Sampling
+    ) -> Decoded:
+        """The next tokens of requests, all of one regime, with what they were answered before."""
+        if regime == (0, 0) and not any(known.token_ids for known in before):
+            return self._decode(requests, sampling)
+        rows = [
+            Row(request.prompt_token_ids + known.token_ids, request.seed, len(known.token_ids))
+            for request, known in zip(requests, before, strict=True)
+        ]
+        return self._rows(rows, sampling, cached=not regime[1])
+
+    def _completed(self, requests: Sequence[Request], found: list[Completion], sampling: Sampling) -> list[Completion]:
+        """The completions with log-probabilities of one pass over prompt and response."""
+        rule = pass_lengths(self._policy.model)
+        pairs = [(request.prompt_token_ids, one.token_ids) for request, one in zip(requests, found, strict=True)]
+        crossed = [
+            number
+            for number, (prompt, response) in enumerate(pairs)
+            if rule.regime(len(prompt)) != rule.regime(len(prompt) + len(response))
+        ]
+        if not crossed or not sampling.temperature:
+            return found
+        crossed.sort(key=lambda number: len(pairs[number][0]) + len(pairs[number][1]))
+        values = separate_logprobs(
+            self._policy.model, [pairs[number] for number in crossed], sampling.temperature, PASS_TOKENS
         )
-        return Decoded(torch.stack(chooser.tokens, 1), torch.stack(chooser.values, 1))
+        for number, own in zip(crossed, values.split([len(pairs[number][1]) for number in crossed]), strict=True):
+            found[number] = found[number]._replace(logprobs=own.tolist())
+        if not self._told:
+            self._told = True
+            runtime.notify(
+                f"responses pass {rule.limit} tokens, prompt included, where the policy's rotary frequencies change: their log-probabilities "
+                "are those of one pass over the whole response, not those that its first tokens were drawn with"
+            )
+        return found
 
     def _completions(self, decoded: Decoded, sampling: Sampling) -> Iterator[Completion]:
         """Rows ended at their first end token; what was decoded after it is padding."""
@@ -122,6 +164,21 @@ class TransformersEngine(Engine):
         for length, stopped, tokens, values in of_rows:
             logprobs = values[:length].tolist() if sampling.temperature else None
             yield Completion(tokens[:length].tolist(), logprobs, "stop" if stopped else "length")
+
+
+def _together(rooms: Mapping[int, int]) -> Iterator[tuple[int, list[int]]]:
+    """Rows in batches that draw equally many tokens, from how many each may: all as many as the first can if that is most of it for all."""
+    least, most = min(rooms.values()), max(rooms.values())
+    batches: dict[int, list[int]] = defaultdict(list)
+    for number, room in sorted(rooms.items()):
+        batches[least if 2 * least >= most else room].append(number)
+    yield from sorted(batches.items())
+
+
+def _joined(before: Completion, piece: Completion) -> Completion:
+    """A response of two pieces, one after the other."""
+    logprobs = None if before.logprobs is None or piece.logprobs is None else before.logprobs + piece.logprobs
+    return Completion(before.token_ids + piece.token_ids, logprobs, piece.finish_reason)
 
 
 class ReplicaEngine(TransformersEngine):

@@ -33,7 +33,8 @@ from cropi_tools.influence.prompt_objective import (
 from cropi_tools.objective import Terms
 from cropi_tools.policy.loading import Policy
 from cropi_tools.policy.logprobs import CHUNK_ELEMENTS, at_least_float32, has_plain_head, response_logprobs
-from cropi_tools.policy.packing import PackedBatch, can_pack, packed, packed_batch, trial_prompts, trial_tolerance
+from cropi_tools.policy.packing import PackedBatch, can_pack, packed, packed_batch, packs
+from cropi_tools.policy.trials import trial_prompts, trial_tolerance
 
 CPU_TOKENS = 2048  # on a CPU, where wider states leave its caches with more tokens than that
 CPU_STATES = 1 << 17  # tokens times width of a pass on a CPU, which allows narrow policies more tokens
@@ -100,13 +101,16 @@ class FastGradients:
         logits = sum(task.tokens for task in tasks) * self._policy.vocabulary
         gradients = len(tasks) * self._largest
         return (
-            tokens <= self._max_tokens and logits <= CHUNK_ELEMENTS and (gradients <= GRADIENT_BYTES or len(tasks) == 1)
+            tokens <= self._max_tokens
+            and logits <= CHUNK_ELEMENTS
+            and (gradients <= GRADIENT_BYTES or len(tasks) == 1)
+            and packs([self._policy.model], (length for task in tasks for length in task.lengths))
         )
 
     def compute(self, tasks: Sequence[Task], consume: Consume) -> list[PromptGradient]:
         """Hand the gradients of prompts' objectives to `consume`, parameter by parameter in no particular order.
 
-        tasks: as many as `room_for` allows; a single one that is too long for a pass takes the reference path. consume(name,
+        tasks: as many as `room_for` allows; a single one that is too long for a packed pass takes the reference path. consume(name,
         gradients): [len(tasks), *shape] in the number format of the parameter; on a CPU the memory is used again afterwards. Parameters
         no prompt reaches are left out. InputError: no behavior log-probabilities, or importance ratios that are not finite.
         """

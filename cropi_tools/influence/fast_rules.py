@@ -91,7 +91,7 @@ def rule_of(module: Any, name: str) -> Rule | None:
     elif _is_embedding(module):
         rules = {"weight": _embedding}
     elif forward is nn.LayerNorm.forward and len(module.normalized_shape) == 1:
-        rules = {"weight": _layer_norm, "bias": _sum}
+        rules = {"weight": _layer_norm, "bias": _layer_norm_bias}
     elif type(module).__name__.endswith("RMSNorm") and _epsilon(module) is not None:
         rules = {"weight": _rms_norm}
     return rules.get(name)
@@ -142,19 +142,26 @@ def _layer_norm(
     module: Any, states: torch.Tensor, gradient: torch.Tensor, rows: Rows, target: torch.Tensor, fresh: bool
 ) -> None:
     normalized = functional.layer_norm(states, module.normalized_shape, eps=module.eps)
-    rows.sums(gradient * normalized, target, fresh)
+    rows.sums(_over_heads(gradient * normalized), target, fresh)
+
+
+def _layer_norm_bias(
+    module: Any, states: torch.Tensor, gradient: torch.Tensor, rows: Rows, target: torch.Tensor, fresh: bool
+) -> None:
+    rows.sums(_over_heads(gradient), target, fresh)
 
 
 def _rms_norm(
     module: Any, states: torch.Tensor, gradient: torch.Tensor, rows: Rows, target: torch.Tensor, fresh: bool
 ) -> None:
-    """Of the whole state, or of each head's [..., heads, size] with one weight [size] for all heads."""
     wide = at_least_float32(states)
     scale = torch.rsqrt(wide.square().mean(-1, keepdim=True).add_(_epsilon(module)))
-    products = gradient * (wide * scale).to(states.dtype)
-    if products.dim() == 4:
-        products = products.sum(2)
-    rows.sums(products, target, fresh)
+    rows.sums(_over_heads(gradient * (wide * scale).to(states.dtype)), target, fresh)
+
+
+def _over_heads(products: torch.Tensor) -> torch.Tensor:
+    """Of the whole state as it is; of each head's [..., heads, size], with one weight [size] for all heads, the sum over heads."""
+    return products.sum(2) if products.dim() == 4 else products
 
 
 def _epsilon(module: Any) -> Any:

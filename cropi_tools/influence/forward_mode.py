@@ -53,9 +53,9 @@ from cropi_tools.policy.packing import (
     can_pack,
     packed,
     packed_batch,
-    trial_prompts,
-    trial_tolerance,
+    packs,
 )
+from cropi_tools.policy.trials import rounding, trial_prompts, trial_tolerance
 
 TOKENS_TOGETHER = 1200  # of several prompts in one pass on a CPU: with more, states and derivatives leave its caches
 
@@ -103,7 +103,8 @@ class ForwardMode:
             return True
         tokens = sum(len(one.prompt) + one.tokens for one in [*tasks, task])
         together = TOKENS_TOGETHER if self._policy.device.type == "cpu" else self._max_tokens
-        return can_pack(self._policy.model) and tokens <= min(self._max_tokens, together)
+        lengths = (length for one in [*tasks, task] for length in one.lengths)
+        return tokens <= min(self._max_tokens, together) and packs([self._policy.model], lengths)
 
     def compute(self, tasks: Sequence[Task]) -> list[Forward]:
         """The derivatives of prompts' log-probabilities and the inner products.
@@ -207,7 +208,15 @@ class ForwardMode:
         prompts = trial_prompts(self._policy.vocabulary)
         if not can_pack(model):
             pairs = [(prompt, response) for prompt, responses in prompts for response in responses]
-            self._automatic(sequence_batch(pairs, self._policy.device))
+            rows = sequence_batch(pairs, self._policy.device)
+            found, _ = self._automatic(rows)
+            with torch.no_grad():
+                known, _ = response_logprobs(model, rows, self._settings.policy_temperature)
+            if not (found - known).abs().max() <= rounding(model.dtype):
+                raise InputError(
+                    f"{self._policy.folder}: {type(model).__name__} gives other log-probabilities with attention in elementary operations, "
+                    "which forward-mode derivatives need; use --method reference"
+                )
             return False
         batch = packed_batch(prompts, self._policy.device)
         expected = torch.cat([found.reshape(-1, len(batch.targets)) for found in self._automatic(batch)])

@@ -25,9 +25,10 @@ from cropi_tools.objective import (
     policy_terms,
     token_coefficients,
 )
+from cropi_tools.policy.lengths import pass_lengths
 from cropi_tools.policy.loading import Policy
-from cropi_tools.policy.logprobs import SequenceBatch, response_logprobs, sequence_batch, token_limited
-from cropi_tools.policy.packing import PackedBatch, can_pack, packed, packed_batch
+from cropi_tools.policy.logprobs import SequenceBatch, lay_out, response_logprobs, separate_logprobs, token_limited
+from cropi_tools.policy.packing import PackedBatch, packed, packs
 
 _CANCELLED = 1e-9  # advantages are of order one, in float64
 
@@ -57,6 +58,11 @@ class Task(NamedTuple):
     @property
     def prompt(self) -> list[int]:
         return self.rollout.prompt_token_ids
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of the prompt and each response."""
+        return [len(self.prompt) + len(response) for response in self.responses]
 
 
 class PromptGradient(NamedTuple):
@@ -107,27 +113,27 @@ def _identity(rollout: Rollout) -> dict[str, Any]:
 def passes(model: Any, task: Task, limit: int) -> list[range]:
     """The responses of a task in ranges whose forward pass stays within `limit` tokens; one response always fits.
 
-    Ranges without a token need no pass and are left out.
+    Those of a range are of one regime (`lengths.py`). Ranges without a token need no pass and are left out.
     """
-    if not can_pack(model):
-        ranges = list(token_limited([(task.prompt, response) for response in task.responses], limit))
-    else:
-        ranges, start, tokens = [], 0, len(task.prompt)
-        for row, response in enumerate(task.responses):
-            if row > start and tokens + len(response) > limit:
+    ranges: list[range] = []
+    for alike in pass_lengths(model).ranges(task.lengths):
+        if not packs([model], [task.lengths[row] for row in alike]):
+            parts = token_limited([(task.prompt, task.responses[row]) for row in alike], limit)
+            ranges += [range(alike.start + part.start, alike.start + part.stop) for part in parts]
+            continue
+        start, tokens = alike.start, len(task.prompt)
+        for row in alike:
+            if row > start and tokens + len(task.responses[row]) > limit:
                 ranges.append(range(start, row))
                 start, tokens = row, len(task.prompt)
-            tokens += len(response)
-        ranges.append(range(start, len(task.responses)))
+            tokens += len(task.responses[row])
+        ranges.append(range(start, alike.stop))
     return [rows for rows in ranges if any(task.responses[row] for row in rows)]
 
 
 def batch_of(policy: Policy, task: Task, rows: range) -> SequenceBatch | PackedBatch:
-    """Some responses of a task as one forward pass: packed where the model allows it, else as padded rows."""
-    responses = [task.responses[row] for row in rows]
-    if can_pack(policy.model):
-        return packed_batch([(task.prompt, responses)], policy.device)
-    return sequence_batch([(task.prompt, response) for response in responses], policy.device)
+    """Some responses of a task as one forward pass."""
+    return lay_out([policy.model], [(task.prompt, [task.responses[row] for row in rows])], policy.device)
 
 
 def batch_tokens(batch: SequenceBatch | PackedBatch) -> int:
@@ -143,13 +149,13 @@ def behavior_logprobs(
     None: there are none, and the weighting needs none. InputError: there are none, and it does.
     """
     if behavior is not None:
-        with torch.no_grad():
-            if isinstance(batch, PackedBatch) and can_pack(behavior.model):
-                with packed(behavior.model, batch):
-                    return response_logprobs(behavior.model, batch, settings.policy_temperature)[0]
-            pairs = [(task.prompt, task.responses[row]) for row in rows]
-            rows_batch = sequence_batch(pairs, behavior.device)
-            return response_logprobs(behavior.model, rows_batch, settings.policy_temperature)[0]
+        # a batch of several tasks is none of one
+        own = batch if isinstance(batch, PackedBatch) and len(batch.lengths) == len(rows) else None
+        if own is not None and packs([behavior.model], [task.lengths[row] for row in rows]):
+            with torch.no_grad(), packed(behavior.model, own):
+                return response_logprobs(behavior.model, own, settings.policy_temperature)[0]
+        pairs = [(task.prompt, task.responses[row]) for row in rows]
+        return separate_logprobs(behavior.model, pairs, settings.policy_temperature)
     stored: list[float] = []
     for row in rows:
         sample = task.rollout.samples[row]
@@ -168,7 +174,7 @@ def behavior_of_each(
     tasks: Sequence[Task], batch: PackedBatch, behavior: Policy | None, settings: GradientSettings
 ) -> list[torch.Tensor | None]:
     """`behavior_logprobs` of each task of a packed batch; one pass for all if a policy has to recompute them."""
-    if behavior is not None and can_pack(behavior.model):
+    if behavior is not None and packs([behavior.model], (length for task in tasks for length in task.lengths)):
         with torch.no_grad(), packed(behavior.model, batch):
             together, _ = response_logprobs(behavior.model, batch, settings.policy_temperature)
         return list(together.split([task.tokens for task in tasks]))

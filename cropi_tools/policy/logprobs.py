@@ -16,7 +16,8 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from cropi_tools.data.clock import starting
-from cropi_tools.policy.packing import PackedBatch, unpacked
+from cropi_tools.policy.lengths import pass_lengths
+from cropi_tools.policy.packing import PackedBatch, packed_batch, packs, unpacked
 
 SHARED = "shared_logprobs"  # a model that processes share has `chunked_logprobs` as a method of this name
 CHUNK_ELEMENTS = 1 << 26  # logits held at once: 256 MiB of float32
@@ -63,6 +64,19 @@ def sequence_batch(sequences: Sequence[tuple[list[int], list[int]]], device: tor
     return SequenceBatch(input_ids.to(device), index[0], index[1], index[2], lengths)
 
 
+def lay_out(
+    models: Sequence[Any], prompts: Sequence[tuple[list[int], Sequence[list[int]]]], device: torch.device | str
+) -> SequenceBatch | PackedBatch:
+    """Prompts with their responses as one pass through each of the models: packed where they all allow it, else as padded rows.
+
+    The sequences must be of one regime of the models' (`lengths.py`).
+    """
+    pairs = [(prompt, response) for prompt, responses in prompts for response in responses]
+    if packs(models, (len(prompt) + len(response) for prompt, response in pairs)):
+        return packed_batch(prompts, device)
+    return sequence_batch(pairs, device)
+
+
 def response_logprobs(
     model: Any,
     batch: SequenceBatch | PackedBatch,
@@ -82,6 +96,7 @@ def chunked_logprobs(
     model: Any, batch: SequenceBatch | PackedBatch, temperature: float, entropy: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`response_logprobs` of a model whose parameters are all here."""
+    pass_lengths(model)  # from now on at the latest no pass depends on those before it
     if not has_plain_head(model):
         # take the logits from the model's own forward pass: chunking is not possible from outside
         return _from_logits(batch.select(batch.forward(model).logits), batch.targets, temperature, entropy)
@@ -111,9 +126,10 @@ def has_plain_head(model: Any) -> bool:
             torch.arange(8, device=next(model.parameters()).device)[None] % model.get_input_embeddings().num_embeddings
         )
         with starting(), torch.no_grad(), unpacked(model):
-            states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+            states = getattr(model.base_model(input_ids=ids, use_cache=False), "last_hidden_state", None)
             head = model.get_output_embeddings()
-            plain = head(states) if states.shape[-1] == head.weight.shape[-1] else None
+            # some models have no body of their own, or a projection between it and the head
+            plain = None if states is None or states.shape[-1] != head.weight.shape[-1] else head(states)
             _plain_heads[model] = plain is not None and torch.equal(plain, model(input_ids=ids, use_cache=False).logits)
     return _plain_heads[model]
 
@@ -134,6 +150,26 @@ def _from_logits(
 def at_least_float32(values: torch.Tensor) -> torch.Tensor:
     """Float64 as it is, all else as float32: what sums and exponentials are computed in."""
     return values if values.dtype == torch.float64 else values.float()
+
+
+def separate_logprobs(
+    model: Any, sequences: Sequence[tuple[list[int], list[int]]], temperature: float, limit: int | None = None
+) -> torch.Tensor:
+    """Log-probabilities [tokens] of responses to prompts, (prompt ids, response ids), of any lengths; without a graph.
+
+    limit: tokens of a pass, padding included; None: as many as there are.
+    """
+    device = next(model.parameters()).device
+    rule = pass_lengths(model)
+    found = []
+    with torch.no_grad():
+        for rows in rule.ranges([len(prompt) + len(response) for prompt, response in sequences]):
+            some = [sequences[row] for row in rows]
+            parts = [range(len(some))] if limit is None else token_limited(some, limit)
+            for part in parts:
+                batch = sequence_batch([some[row] for row in part], device)
+                found.append(response_logprobs(model, batch, temperature)[0])
+    return torch.cat(found)
 
 
 def token_limited(sequences: Sequence[tuple[list[int], list[int]]], limit: int) -> Iterator[range]:

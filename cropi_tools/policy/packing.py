@@ -9,13 +9,14 @@ sees its prompt and itself. That is an attention function of our own, registered
 it, and only there, responses are laid out as padded rows.
 
 Not every model allows it: sliding windows, soft caps, sinks, recurrent layers. Families do these under many names, so `can_pack` tries it out
-on a few tokens, once a model.
+on a few tokens, once a model (`trials.py`). A model whose rotary frequencies follow the longest position of a pass is packed only as long
+as all are short (`lengths.py`): `packs` says whether sequences of these lengths are.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -24,10 +25,11 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from cropi_tools.data.clock import starting
+from cropi_tools.policy.lengths import pass_lengths
+from cropi_tools.policy.trials import MODEL_ERRORS, lowered_limits, rounding, trial_prompts
 
 _NAME = "cropi_packed"
 _HARMLESS = frozenset({"is_causal", "position_ids", "use_cache", "output_attentions", "cache_position"})
-_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}  # of logits, in the probe; other formats: 0.2
 _SHORT = 1 << 14  # queries times keys of a row up to which a CPU attends faster by elementary operations
 _packable: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 _active: PackedBatch | None = None
@@ -162,43 +164,39 @@ def attending_by(model: Any, implementation: str) -> Iterator[None]:
 
 
 def can_pack(model: Any) -> bool:
-    """Whether the model gives the same logits on the packed row as on a row for every response; tried out once a model."""
+    """Whether the model gives the same logits on the packed row as on a row for every response, as long as all are short; tried out once."""
     if model not in _packable:
-        _packable[model] = _probe(model)
+        with torch.no_grad(), lowered_limits(model):
+            _packable[model] = _probe(model)
     return _packable[model]
 
 
-def trial_prompts(vocabulary: int) -> list[tuple[list[int], list[list[int]]]]:
-    """Two prompts with responses of different lengths, one of them empty: the few tokens that something is tried out on."""
-    ids = [(7 * place + 3) % vocabulary for place in range(16)]
-    return [(ids[:3], [ids[3:7], ids[7:9], []]), (ids[9:14], [ids[:2], ids[5:9]])]
-
-
-def trial_tolerance(kind: torch.dtype) -> float:
-    """How far, relatively, a derivative by rules may be from automatic differentiation in a trial; norms pass through float32."""
-    return {torch.float64: 1e-5, torch.float32: 1e-4}.get(kind, 0.1)
+def packs(models: Sequence[Any], lengths: Iterable[int]) -> bool:
+    """Whether each of the models may compute sequences of these lengths, prompt and response, in one packed row."""
+    rule = pass_lengths(*models)
+    return all(map(can_pack, models)) and all(map(rule.short, lengths))
 
 
 @starting()
 def _probe(model: Any) -> bool:
     prompts = trial_prompts(model.get_input_embeddings().num_embeddings)
     device = next(model.parameters()).device
-    batch = packed_batch(prompts, device)
     pairs = [(prompt, response) for prompt, responses in prompts for response in responses if response]
-    with torch.no_grad():
-        try:
-            with packed(model, batch):
-                found = batch.select(batch.forward(model).logits)
-        except (Unpackable, ValueError, KeyError, TypeError, RuntimeError):  # the library has no one error for this
-            return False
+    if not all(pass_lengths(model).short(len(prompt) + len(response)) for prompt, response in pairs):
+        return False
+    batch = packed_batch(prompts, device)
+    try:
+        with packed(model, batch):
+            found = batch.select(batch.forward(model).logits)
         rows = [
             model(input_ids=torch.tensor([prompt + response], device=device), use_cache=False).logits[
                 0, len(prompt) - 1 : -1
             ]
             for prompt, response in pairs
         ]
-    expected = torch.cat(rows)
-    return bool((found - expected).abs().max() <= _TOLERANCE.get(found.dtype, 0.2))
+    except (Unpackable, *MODEL_ERRORS):
+        return False
+    return bool((found - torch.cat(rows)).abs().max() <= rounding(found.dtype))
 
 
 def _attention(

@@ -15,6 +15,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from cropi_tools.data.errors import InputError
+from cropi_tools.policy.lengths import pass_lengths
 from cropi_tools.policy.loading import Policy
 from cropi_tools.policy.logprobs import SHARED, chunked_logprobs, has_plain_head
 from cropi_tools.policy.packing import can_pack
@@ -56,6 +57,7 @@ def share_out(policy: Policy, device: str, bfloat16: bool) -> Policy:
     # tried out now: later that would be a pass that all must make at the same moment
     can_pack(model)
     has_plain_head(model)
+    pass_lengths(model)
     mesh = init_device_mesh(torch.device(device).type, (get_world_size(),))
     formats = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bfloat16 else MixedPrecisionPolicy()
     for layer in decoder_layers(model):

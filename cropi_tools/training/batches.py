@@ -8,15 +8,17 @@ and no forward pass; their tokens stay in the denominator, as in TRL and verl.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
 from cropi_tools.data.jsonl import Record
 from cropi_tools.objective import group_advantages, token_coefficients
-from cropi_tools.policy.logprobs import SequenceBatch, sequence_batch
-from cropi_tools.policy.packing import PackedBatch, can_pack, packed, packed_batch
+from cropi_tools.policy import logprobs
+from cropi_tools.policy.lengths import pass_lengths
+from cropi_tools.policy.logprobs import SequenceBatch
+from cropi_tools.policy.packing import PackedBatch, packed
 from cropi_tools.training.loss import TokenInputs
 from cropi_tools.training.ranks import Ranks
 from cropi_tools.training.settings import LossSettings
@@ -74,35 +76,45 @@ def _masked(sample: Record, settings: LossSettings) -> bool:
     return settings.mask_truncated and sample["finish_reason"] == "length"
 
 
-def micro_batches(groups: Sequence[Group], limit: int) -> list[list[Group]]:
+def micro_batches(groups: Sequence[Group], limit: int, models: Sequence[Any]) -> list[list[Group]]:
     """The groups in parts of at most `limit` tokens, counted as attention lays them out; equal lengths together, and a prompt with too many
-    responses in several parts. One response always fits.
+    responses in several parts. One response always fits. The sequences of a part are of one regime of the models' (`policy/lengths.py`).
     """
+    regime = pass_lengths(*models).regime
     parts: list[list[Group]] = []
     part: list[Group] = []
     prompts = rows = longest = 0
-    for group in sorted(groups, key=lambda group: group.longest):
-        for response in sorted(group.responses, key=lambda response: len(response.tokens)):
-            same = bool(part) and part[-1].prompt is group.prompt
-            wide = max(longest, len(response.tokens))
-            added = 0 if same else len(group.prompt)
-            if part and prompts + added + (rows + 1) * wide > limit:
-                parts.append(part)
-                part, prompts, rows, wide, same = [], 0, 0, len(response.tokens), False
-                added = len(group.prompt)
-            if same:
-                part[-1].responses.append(response)
-            else:
-                part.append(Group(group.prompt, [response]))
-            prompts, rows, longest = prompts + added, rows + 1, wide
+    kind = (0, 0)
+    for group, response in _by_length(groups, regime):
+        same = bool(part) and part[-1].prompt is group.prompt
+        wide = max(longest, len(response.tokens))
+        added = 0 if same else len(group.prompt)
+        own = regime(len(group.prompt) + len(response.tokens))
+        if part and (prompts + added + (rows + 1) * wide > limit or own != kind):
+            parts.append(part)
+            part, prompts, rows, wide, same = [], 0, 0, len(response.tokens), False
+            added = len(group.prompt)
+        if same:
+            part[-1].responses.append(response)
+        else:
+            part.append(Group(group.prompt, [response]))
+        prompts, rows, longest, kind = prompts + added, rows + 1, wide, own
     return [*parts, part] if part else parts
 
 
-def lay_out(model: Any, part: Sequence[Group], device: torch.device) -> PackedBatch | SequenceBatch:
-    """A micro-batch as a packed row where the model allows it, or as rows padded on the right."""
-    if can_pack(model):
-        return packed_batch([(group.prompt, [one.tokens for one in group.responses]) for group in part], device)
-    return sequence_batch([(group.prompt, one.tokens) for group in part for one in group.responses], device)
+def _by_length(groups: Sequence[Group], regime: Callable[[int], tuple[int, int]]) -> Iterator[tuple[Group, Response]]:
+    """Responses with their groups: by regime, a group's together, short ones first."""
+    pairs = [
+        (group, response)
+        for group in sorted(groups, key=lambda group: group.longest)
+        for response in sorted(group.responses, key=lambda response: len(response.tokens))
+    ]
+    return iter(sorted(pairs, key=lambda pair: regime(len(pair[0].prompt) + len(pair[1].tokens))))
+
+
+def lay_out(models: Sequence[Any], part: Sequence[Group], device: torch.device) -> PackedBatch | SequenceBatch:
+    """A micro-batch as one pass through each of the models."""
+    return logprobs.lay_out(models, [(group.prompt, [one.tokens for one in group.responses]) for group in part], device)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from cropi_tools.data.jsonl import Record
 from cropi_tools.engines.protocol import Engine, Request, Sampling, sample_seed
 from cropi_tools.policy.adapters import has_adapters
 from cropi_tools.policy.loading import Policy
-from cropi_tools.policy.logprobs import SHARED, response_logprobs, sequence_batch
+from cropi_tools.policy.logprobs import SHARED, separate_logprobs
 from cropi_tools.policy.merging import check_merge
 from cropi_tools.policy.prompts import encoded_prompt
 from cropi_tools.training.update import mixed_precision
@@ -81,8 +81,7 @@ class EngineSync:
         pairs = [
             (request.prompt_token_ids, found.token_ids) for request, found in zip(requests, completions, strict=True)
         ]
-        batch = sequence_batch(pairs, self._policy.device)
         with mixed_precision(self._policy.device, self._bfloat16):
-            own, _ = response_logprobs(self._policy.model, batch, self._sampling.temperature)
+            own = separate_logprobs(self._policy.model, pairs, self._sampling.temperature)
         told = torch.tensor([value for found in completions for value in found.logprobs or ()], device=own.device)
         return float((own - told).abs().mean())

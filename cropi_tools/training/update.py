@@ -45,6 +45,7 @@ class Updater:
 
     def __init__(self, policy: Policy, reference: Policy | None, settings: TrainSettings, ranks: Ranks) -> None:
         self._policy, self._reference, self._settings, self._ranks = policy, reference, settings, ranks
+        self._models = [policy.model, *([] if reference is None else [reference.model])]  # that take the same passes
         self.parameters = [parameter for _, parameter in policy.trained]
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay
@@ -87,7 +88,7 @@ class Updater:
     def _fitting(self, groups: Sequence[Group], work: Callable[[list[list[Group]]], T]) -> T:
         """Work on the groups in micro-batches, smaller ones when memory runs out."""
         while True:
-            parts = micro_batches(groups, self.tokens_per_pass)
+            parts = micro_batches(groups, self.tokens_per_pass, self._models)
             try:
                 return work(parts)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
@@ -130,7 +131,7 @@ class Updater:
     def _pass(self, part: Sequence[Group]) -> dict[str, float]:
         """A micro-batch forward and backward."""
         policy, settings = self._policy, self._settings.loss
-        batch = lay_out(policy.model, part, policy.device)
+        batch = lay_out(self._models, part, policy.device)
         given = token_inputs(part, batch.lengths, policy.device)
         if self._reference is not None:
             given = given._replace(reference=self._reference_logprobs(batch))
@@ -160,7 +161,7 @@ class Updater:
         policy = self._policy
         empty: list[list[Group]] = [[_nothing()] for _ in range(self._missing_passes(len(parts)))]
         for part in [*parts, *empty]:
-            batch = lay_out(policy.model, part, policy.device)
+            batch = lay_out(self._models, part, policy.device)
             with attending(policy.model, batch), mixed_precision(policy.device, self._settings.autocast):
                 values, _ = response_logprobs(policy.model, batch, self._settings.loss.temperature)
             pieces = iter(values.split(batch.lengths))

@@ -14,7 +14,7 @@ import transformers
 from scipy.stats import chisquare
 
 from cropi_tools.data.errors import InputError
-from cropi_tools.engines import transformers_engine
+from cropi_tools.engines import generating, transformers_engine
 from cropi_tools.engines.protocol import Completion, Request, Sampling, sample_seed
 from cropi_tools.engines.transformers_engine import TransformersEngine
 from cropi_tools.policy.loading import Policy, load_policy
@@ -94,7 +94,8 @@ def test_a_sample_depends_on_its_own_request_only(policy: Policy, monkeypatch: p
     same(engine.sample(wanted[::-1], sampling)[::-1], together)
     padded = engine.sample([Request([2] * 40, 3), *wanted], sampling)
     same(padded[1:], together)
-    monkeypatch.setattr(transformers_engine, "ROWS", 5)
+    for module in (generating, transformers_engine):
+        monkeypatch.setattr(module, "ROWS", 5)
     same(engine.sample(wanted, sampling), together)
 
 

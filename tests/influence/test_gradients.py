@@ -19,7 +19,7 @@ from cropi_tools.data.store import Store
 from cropi_tools.engines.protocol import Request, Sampling
 from cropi_tools.engines.transformers_engine import TransformersEngine
 from cropi_tools.influence import collect_mean as mean_work
-from cropi_tools.influence import gradients, prompt_objective
+from cropi_tools.influence import gradients
 from cropi_tools.influence.against import Against
 from cropi_tools.influence.collect import collect_store
 from cropi_tools.influence.collect_mean import collect_mean
@@ -30,6 +30,7 @@ from cropi_tools.influence.prompt_objective import GradientSettings, PromptGradi
 from cropi_tools.influence.spec import Layout, ProjectionSpec
 from cropi_tools.influence.work import survey
 from cropi_tools.objective import Estimator
+from cropi_tools.policy import packing
 from cropi_tools.policy.loading import Policy
 
 SHAPES = {
@@ -130,7 +131,7 @@ def test_passes_and_recomputed_activations_change_rounding_only(
     layout: str, recompute: bool, normalize: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if layout == "rows":
-        monkeypatch.setattr(prompt_objective, "can_pack", lambda model: False)
+        monkeypatch.setattr(packing, "can_pack", lambda model: False)
     estimator = GradientSettings(Estimator(self_normalize=normalize))
     rollout = naive_policy.rollout(5, ((7, True), (12, False), (1, False), (0, False), (3, True), (9, True)))
     whole = One(naive_policy.policy(), estimator)

@@ -12,8 +12,8 @@ import torch
 
 from cropi_tools.data.records import Sample
 from cropi_tools.engines.protocol import Sampling
+from cropi_tools.policy import packing
 from cropi_tools.policy.loading import Policy
-from cropi_tools.training import batches
 from cropi_tools.training.ranks import Ranks
 from cropi_tools.training.settings import LossSettings, TrainSettings
 from cropi_tools.training.update import Updater, clip_gradient
@@ -179,9 +179,9 @@ def test_packed_and_padded_agree(monkeypatch: pytest.MonkeyPatch) -> None:
         found = backward(policy, reference, batch(), settings)
         return found, {name: parameter.grad.clone() for name, parameter in policy.model.named_parameters()}
 
-    assert batches.can_pack(policy.model)
+    assert packing.can_pack(policy.model)
     figures, expected = run()
-    monkeypatch.setattr(batches, "can_pack", lambda model: False)
+    monkeypatch.setattr(packing, "can_pack", lambda model: False)
     again, gradient = run()
     assert naive_policy.relative_error(gradient, expected) < 5e-6
     assert again == pytest.approx(figures, rel=1e-5)
