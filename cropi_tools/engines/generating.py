@@ -176,7 +176,8 @@ def _generate(model: Any, rows: Sequence[Row], limit: int, temperature: float, e
         generation_config=GenerationConfig(
             do_sample=False,
             max_new_tokens=limit,
-            eos_token_id=list(end_token_ids) or None,
+            # left unset it would be the model's own: a row that draws that one would go on with padding
+            eos_token_id=list(end_token_ids) or [model.get_input_embeddings().num_embeddings],
             pad_token_id=pad,
             use_cache=True,
             **SWITCHED_OFF,

@@ -12,9 +12,11 @@ import pytest
 import torch
 import transformers
 from scipy.stats import chisquare
+from transformers import GenerationConfig
 
 from cropi_tools.data.errors import InputError
 from cropi_tools.engines import generating, transformers_engine
+from cropi_tools.engines.generating import GENERATE, way_to_sample
 from cropi_tools.engines.protocol import Completion, Request, Sampling, sample_seed
 from cropi_tools.engines.transformers_engine import TransformersEngine
 from cropi_tools.policy.loading import Policy, load_policy
@@ -237,3 +239,10 @@ def test_an_empty_group_has_no_completions(policy: Policy, loop: bool) -> None:
     found = list(TransformersEngine(policy, loop).stream(groups, Sampling(4, 1.0)))
     assert [len(group) for group in found] == [3, 0, 2]
     assert found[2] == TransformersEngine(policy, loop).sample(requests(2), Sampling(4, 1.0))
+
+
+def test_a_trial_does_not_stop_at_the_models_own_end_tokens() -> None:
+    """`generate` takes end tokens that it is not told from the model's own settings, and a row that draws one goes on with padding."""
+    model = naive_policy.policy().model
+    model.generation_config = GenerationConfig(eos_token_id=list(range(1, 60)), pad_token_id=0)
+    assert way_to_sample(model, "P0") == GENERATE
