@@ -74,6 +74,14 @@ PartialCredit = Annotated[
         help="Reward partial scores of reasoning-gym as they are. [default: 1 for a full score, else 0]",
     ),
 ]
+AllowVerifier = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-verifier",
+        help="A Python file that records may name as their verifier; repeatable. No other program that data names is run.",
+        metavar="FILE.py",
+    ),
+]
 VerifySeconds = Annotated[
     float, typer.Option("--verify-seconds", help="How long verifying one response may take.", min=0.1)
 ]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from cropi_tools.cli.common import (
+    AllowVerifier,
     AsJson,
     Date,
     Device,
@@ -71,6 +72,7 @@ def rollout(
             "--verify-only also `recorded`: the rewards stay.",
         ),
     ] = "maths",
+    allow_verifier: AllowVerifier = None,
     verify_seconds: VerifySeconds = 10.0,
     partial_credit: PartialCredit = False,
     engine: Annotated[
@@ -136,7 +138,13 @@ def rollout(
     from cropi_tools.data.manifest import Fingerprint
     from cropi_tools.data.output import JsonLinesOutput
     from cropi_tools.data.policies import has_weights, policy_input, tokens_input
-    from cropi_tools.rewards import check_own_verifiers, check_partial_credit, check_verifier, verifier_fingerprint
+    from cropi_tools.rewards import (
+        allow_files,
+        check_own_verifiers,
+        check_partial_credit,
+        check_verifier,
+        verifier_fingerprint,
+    )
 
     runtime.set_quiet(quiet)
     if as_json and is_stream(output) and not dry_run:
@@ -157,6 +165,7 @@ def rollout(
         samples=samples,
         served_model=served_model,
     )
+    allow_files(allow_verifier or [])
     keep_rewards = verify_only and verifier == "recorded"
     if not keep_rewards:
         check_verifier(verifier)
@@ -164,7 +173,7 @@ def rollout(
     graded_by = verifier if keep_rewards else verifier_fingerprint(verifier)
     options: dict[str, Any] = {"verifier": graded_by, "verify_seconds": verify_seconds, "shard": shard, "limit": limit}
     if not keep_rewards:
-        options["own_verifiers"] = check_own_verifiers(sources)
+        options["own_verifiers"] = check_own_verifiers(sources, verifier)
         options["partial_credit"] = partial_credit
     check_partial_credit(partial_credit, {verifier, *options.get("own_verifiers", ())})
     if model is not None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from cropi_tools.cli.common import (
+    AllowVerifier,
     Date,
     Device,
     DryRun,
@@ -54,6 +55,7 @@ def train(
     max_tokens: MaxTokens = 1024,
     temperature: Temperature = 1.0,
     verifier: Verifier = "maths",
+    allow_verifier: AllowVerifier = None,
     verify_seconds: VerifySeconds = 10.0,
     partial_credit: PartialCredit = False,
     dynamic_sampling: Annotated[
@@ -205,7 +207,13 @@ def train(
     from cropi_tools.data.manifest import Fingerprint, file_input
     from cropi_tools.data.output import Output
     from cropi_tools.data.policies import optimizer_input, policy_input, starting_policy
-    from cropi_tools.rewards import check_own_verifiers, check_partial_credit, check_verifier, verifier_fingerprint
+    from cropi_tools.rewards import (
+        allow_files,
+        check_own_verifiers,
+        check_partial_credit,
+        check_verifier,
+        verifier_fingerprint,
+    )
     from cropi_tools.training.presets import LOSSES
 
     runtime.set_quiet(quiet)
@@ -220,6 +228,7 @@ def train(
         )
     bounds = _pair(given["clip"] if "," in given["clip"] else f"{given['clip']},{given['clip']}", "--clip")
     sets = dict(parse_named(text, "--eval") for text in evaluation or [])
+    allow_files(allow_verifier or [])
     check_verifier(verifier)
     if engine == "vllm":
         from cropi_tools.engines.vllm_engine import check_vllm
@@ -233,7 +242,7 @@ def train(
         inputs["reference"] = policy_input(known)
     if carry == "full":
         inputs["optimizer"] = optimizer_input(model)
-    own_verifiers = check_own_verifiers([*prompts, *sets.values()])
+    own_verifiers = check_own_verifiers([*prompts, *sets.values()], verifier)
     check_partial_credit(partial_credit, {verifier, *own_verifiers})
     named = LOSSES[given["loss"]]
     options = {

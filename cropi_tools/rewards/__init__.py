@@ -19,12 +19,13 @@ from cropi_tools.rewards.check import (
 from cropi_tools.rewards.grades import Grade, Outcome
 from cropi_tools.rewards.pool import VerifierPool
 from cropi_tools.rewards.reasoning import final_answer, reasoning_is_open
-from cropi_tools.rewards.verifiers import check_record, grade
+from cropi_tools.rewards.verifiers import allow_files, check_record, grade
 
 __all__ = [
     "Grade",
     "Outcome",
     "VerifierPool",
+    "allow_files",
     "check_own_verifiers",
     "check_partial_credit",
     "check_record",

@@ -11,7 +11,7 @@ from cropi_tools.data.errors import InputError, UsageError
 from cropi_tools.data.jsonl import open_binary, parse_line, shown
 from cropi_tools.rewards.functions import split_name
 from cropi_tools.rewards.pool import VerifierPool
-from cropi_tools.rewards.verifiers import BUILT_IN, PARTIAL
+from cropi_tools.rewards.verifiers import BUILT_IN, PARTIAL, verifier_of
 
 _LIBRARIES = {
     "maths": {"math-verify": "math_verify", "latex2sympy2_extended": "latex2sympy2_extended", "sympy": "sympy"},
@@ -43,22 +43,25 @@ def check_verifier(name: str) -> None:
         pool.load(name)
 
 
-def check_own_verifiers(paths: Sequence[str]) -> dict[str, str]:
+def check_own_verifiers(paths: Sequence[str], verifier: str) -> dict[str, str]:
     """The verifiers that records of these files name for themselves, each checked once, with their fingerprints.
 
-    Raises InputError, naming file and line, where one of them cannot be used.
+    verifier: the command's own. Raises InputError, naming file and line, where one of them cannot be used, or is a program that the command
+    line does not name.
     """
     found: dict[str, str] = {}
     for path in paths:
         with open_binary(path) as stream:
             for number, line in enumerate(stream, 1):
                 # most lines need no second parsing
-                name = parse_line(line, path, number).get("verifier") if b'"verifier"' in line else None
-                if not name or name in found:
+                record = parse_line(line, path, number) if b'"verifier"' in line else {}
+                name = record.get("verifier")
+                if not name or (isinstance(name, str) and name in found):
                     continue
                 try:
                     if not isinstance(name, str):
                         raise InputError(f"'verifier' must be a text, found {name!r}")
+                    verifier_of(record, verifier)
                     check_verifier(name)
                     found[name] = verifier_fingerprint(name)
                 except (InputError, UsageError) as error:

@@ -59,6 +59,8 @@ def load_function(name: str) -> Callable[[Record, str], Grade]:
     def verify(record: Record, response: str) -> Grade:
         try:
             score = call(function, record, response)
+        except MemoryError:  # of the worker's limit: counted, with reward 0
+            return Grade(0.0, "error")
         except (Exception, SystemExit) as error:
             raise InputError(f"verifier {name}, {prompt_name(record)}: {_described(error)}") from error
         return scored(_number(score, name, record))

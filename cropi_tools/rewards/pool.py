@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import selectors
 import signal
 import subprocess
@@ -49,6 +50,9 @@ ANSWER_SECONDS = 10.0
 
 CANCEL_SECONDS = 0.5
 """How soon `cancel` is noticed."""
+
+LONGEST_REPLY = 1 << 20
+"""Bytes; a traceback at most."""
 
 _COMPARED = ("id", "answer", "extra")
 """The keys of a record that built-in verifiers look at."""
@@ -248,12 +252,13 @@ class _Worker:
     """One process: what was sent to it and not yet answered, and when the next reply is due."""
 
     def __init__(self, seconds: float) -> None:
+        self._word = secrets.token_hex(8)
         paths = [_PACKAGE_ROOT, *filter(None, [os.environ.get("PYTHONPATH")])]
         # A fixed hash seed, since sympy's choices may follow the order of sets. `-P` keeps files that happen to lie in
         # the working directory from standing in for modules.
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONHASHSEED": "0"}
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "cropi_tools.rewards.worker", repr(seconds)],
+            [sys.executable, "-P", "-m", "cropi_tools.rewards.worker", repr(seconds), self._word],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
@@ -285,8 +290,14 @@ class _Worker:
         """Read what has come; False if the worker is dead. Raises what the worker reports as the user's mistake."""
         chunk = os.read(self.replies.fileno(), 1 << 16)
         *lines, self._unread = (self._unread + chunk).split(b"\n")
+        if len(self._unread) > LONGEST_REPLY:
+            self._unread = b""  # no reply, so a verifier's writing
+        heard = False
         for line in lines:
-            message = json.loads(line)
+            word, _, said = line.partition(b" ")
+            if word.decode(errors="replace") != self._word:
+                continue  # a verifier wrote to where replies go
+            heard, message = True, json.loads(said)
             if isinstance(message, list):
                 index, reward, outcome = message
                 self.indices.popleft()
@@ -296,7 +307,7 @@ class _Worker:
             elif "defect" in message:
                 raise RuntimeError(f"a verifier process failed:\n{message['defect']}")
             self.ready = True
-        if lines:
+        if heard:
             self._due = time.monotonic() + seconds
         return bool(chunk)
 

@@ -1,7 +1,8 @@
 """The verifiers by their names, from a prompt's record and a response to a grade.
 
 `maths`, `choice`, `exact`, `reasoning-gym`, or `path/file.py:function` for a function of the user's own (functions.py). A
-record's own `verifier` wins over the command's, so that one file may hold prompts of several kinds.
+record's own `verifier` wins over the command's, so that one file may hold prompts of several kinds; a record names a file only if the
+command line names it too.
 
 `grade` runs a verifier in this process, without any protection; `VerifierPool` runs the same code in processes that it
 can kill. Both take a response without the model's reasoning (reasoning.py).
@@ -9,7 +10,8 @@ can kill. Both take a response without the model's reasoning (reasoning.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 
 from cropi_tools.data.errors import InputError
@@ -19,6 +21,8 @@ from cropi_tools.rewards.functions import load_function, split_name
 from cropi_tools.rewards.grades import Grade, Record, prompt_name, scored
 
 BUILT_IN = ("maths", "choice", "exact", "reasoning-gym")
+
+_allowed: set[str] = set()
 
 PARTIAL = frozenset({"reasoning-gym"})
 """The built-in verifiers whose scores may lie between 0 and 1."""
@@ -78,8 +82,30 @@ def check_record(record: Record, verifier: str = "maths") -> None:
 
 
 def verifier_of(record: Record, default: str) -> str:
-    """The name of the verifier that grades this record: its own, else the default."""
-    return record.get("verifier") or default
+    """The name of the verifier that grades this record: its own, else the default.
+
+    InputError: its own is a file that neither the default nor `allow_files` names. Data may come from anybody, and must not run programs.
+    """
+    own = record.get("verifier") or default
+    if own != default and own not in BUILT_IN and not _may_run(own, default):
+        raise InputError(
+            f"{prompt_name(record)} names the program {own} as its verifier; records run no program that the command line does not "
+            f"name: give --allow-verifier {split_name(own, BUILT_IN)[0]} if you trust it"
+        )
+    return str(own)
+
+
+def allow_files(files: Iterable[str]) -> None:
+    """Let records name functions of these Python files as their verifiers, in this process."""
+    _allowed.update(os.path.realpath(file) for file in files)
+    _may_run.cache_clear()
+
+
+@lru_cache(maxsize=1024)
+def _may_run(name: str, default: str) -> bool:
+    """Whether a record may name this file's function: one of the command's own verifier, or an allowed one."""
+    file = os.path.realpath(split_name(name, BUILT_IN)[0])
+    return file in _allowed or (default not in BUILT_IN and file == os.path.realpath(default.rpartition(":")[0]))
 
 
 @lru_cache(maxsize=256)

@@ -7,8 +7,9 @@ or when the parent is gone, and a kernel timer, which needs no interpreter, when
 longer than an answer is allowed.
 
 In:  {"load": [verifier, ...], "items": [[index, verifier, record, response], ...]}
-Out: {"ready": true} once the verifiers are imported; [index, reward, outcome] for each item, in order; in place of
-     either {"mistake": text, "usage": bool} for what the user can mend, {"defect": traceback} for what only we can.
+Out, each behind the word of the pool: {"ready": true} once the verifiers are imported; [index, reward, outcome] for each
+     item, in order; in place of either {"mistake": text, "usage": bool} for what the user can mend, {"defect": traceback}
+     for what only we can.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from queue import SimpleQueue
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from cropi_tools.data.errors import CropiError, UsageError
 from cropi_tools.rewards import verifiers
@@ -35,13 +36,19 @@ GRACE = 3.0
 EXTRA_MEMORY = 2 * 2**30
 """Bytes of address space that a built-in verifier may add while it grades: a power tower asks for all there is."""
 
+OWN_MEMORY = 8 * 2**30
+"""Bytes of data that a function of the user's own may add while it grades. (Not of address space: a GPU's library reserves that at will.)"""
+
 PARENT_CHECK = 2.0
 """Seconds between two looks at whether the parent still lives; the end of input normally tells sooner."""
 
 
 def main() -> None:
-    """Serve until the parent closes our input. `sys.argv[1]` is the time limit of an answer in seconds."""
+    """Serve until the parent closes our input. `sys.argv` has the time limit of an answer in seconds, and the word that begins our replies:
+    a verifier may write to the same descriptor, by mistake or not.
+    """
     seconds, process = float(sys.argv[1]), os.getpid()
+    word = sys.argv.pop(2).encode()
     requests = os.dup(0)
     replies = os.fdopen(os.dup(1), "wb", buffering=0)
     nothing = os.open(os.devnull, os.O_RDONLY)
@@ -51,10 +58,17 @@ def main() -> None:
     slices: SimpleQueue[dict[str, Any]] = SimpleQueue()
     threading.Thread(target=_read_slices, args=(requests, slices), daemon=True).start()
     while True:
-        _serve(slices.get(), seconds, replies, process)
+        _serve(slices.get(), seconds, Replies(replies, word), process)
 
 
-def _serve(work: dict[str, Any], seconds: float, replies: BinaryIO, process: int) -> None:
+class Replies(NamedTuple):
+    """Where replies go, and the word that begins each."""
+
+    stream: BinaryIO
+    word: bytes
+
+
+def _serve(work: dict[str, Any], seconds: float, replies: Replies, process: int) -> None:
     """Load the verifiers of a slice, then grade it; the first mistake ends the slice, since the parent stops there.
 
     process: our id. A copy of us that a verifier forked, and that came back from it, ends here: its reply would be a second one.
@@ -66,10 +80,7 @@ def _serve(work: dict[str, Any], seconds: float, replies: BinaryIO, process: int
         for index, name, record, response in work["items"]:
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
             signal.setitimer(signal.ITIMER_REAL, seconds + GRACE)
-            if name in verifiers.BUILT_IN:
-                with _bounded_memory():
-                    grade = verifiers.load(name)(record, response)
-            else:
+            with _bounded_memory(own=name not in verifiers.BUILT_IN):
                 grade = verifiers.load(name)(record, response)
             if os.getpid() != process:
                 os._exit(0)
@@ -83,8 +94,9 @@ def _serve(work: dict[str, Any], seconds: float, replies: BinaryIO, process: int
         _reply(replies, {"defect": traceback.format_exc()})
 
 
-def _reply(replies: BinaryIO, message: Any) -> None:
-    replies.write(json.dumps(message).encode() + b"\n")
+def _reply(replies: Replies, message: Any) -> None:
+    # on a line of its own, whatever was written before
+    replies.stream.write(b"\n%b %b\n" % (replies.word, json.dumps(message).encode()))
 
 
 def _read_slices(descriptor: int, slices: SimpleQueue[dict[str, Any]]) -> None:
@@ -109,23 +121,27 @@ def _read_slices(descriptor: int, slices: SimpleQueue[dict[str, Any]]) -> None:
 
 
 @contextmanager
-def _bounded_memory() -> Iterator[None]:
-    """Limit the address space to what is in use plus EXTRA_MEMORY (on Linux; elsewhere the time limit must do)."""
+def _bounded_memory(own: bool) -> Iterator[None]:
+    """Limit memory to what is in use and some more (on Linux; elsewhere the time limit must do). own: for a function of the user's own."""
     try:
         with open("/proc/self/statm", "rb") as statm:
-            used = int(statm.read().split()[0]) * resource.getpagesize()
+            pages = statm.read().split()
     except FileNotFoundError:
         yield
         return
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limit = used + EXTRA_MEMORY
+    # the whole of the address space, or data and stack
+    kind, used, extra = (
+        (resource.RLIMIT_DATA, pages[5], OWN_MEMORY) if own else (resource.RLIMIT_AS, pages[0], EXTRA_MEMORY)
+    )
+    soft, hard = resource.getrlimit(kind)
+    limit = int(used) * resource.getpagesize() + extra
     if resource.RLIM_INFINITY != soft < limit:
         limit = soft
-    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    resource.setrlimit(kind, (limit, hard))
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        resource.setrlimit(kind, (soft, hard))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from cropi_tools.data.dates import DEFAULT_DATE
 from cropi_tools.data.exports import to_verl, write_table
 from cropi_tools.data.jsonl import Record
 from cropi_tools.policy.prompts import prompt_token_ids
-from cropi_tools.rewards.verifiers import BUILT_IN
+from cropi_tools.rewards.verifiers import BUILT_IN, verifier_of
 from cropi_tools.rollouts.grading import reasoning_mark
 from cropi_tools.training.verl_config import REWARD_FILE, TRAIN_FILE, evaluation_file
 
@@ -30,7 +30,7 @@ import sys
 sys.path.insert(0, {packages!r})
 from cropi_tools.training.verl_reward import Scorer
 
-compute_score = Scorer({verifier!r}, {seconds!r}, {failed!r}, partial_credit={partial_credit!r})
+compute_score = Scorer({verifier!r}, {seconds!r}, {failed!r}, partial_credit={partial_credit!r}, programs={programs!r})
 '''
 
 
@@ -57,8 +57,15 @@ def prepare(
         seconds=seconds,
         partial_credit=partial_credit,
         failed=str(here / FAILED),
+        programs=_programs([*prompts, *(record for records in evaluations.values() for record in records)], verifier),
     )
     (folder / REWARD_FILE).write_text(text)
+
+
+def _programs(records: Sequence[Record], verifier: str) -> list[str]:
+    """The files that the records name as their verifiers, which the command line has allowed."""
+    names = {verifier_of(record, verifier) for record in records} - {*BUILT_IN, verifier}
+    return sorted({_anywhere(name).rpartition(":")[0] for name in names})
 
 
 def copy_package(target: Path) -> None:

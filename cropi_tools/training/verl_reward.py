@@ -8,23 +8,34 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from queue import LifoQueue
 from typing import Any
 
 from cropi_tools.data.errors import CropiError
 from cropi_tools.data.jsonl import Record
 from cropi_tools.rewards.pool import VerifierPool
+from cropi_tools.rewards.verifiers import allow_files
 from cropi_tools.rollouts.grading import graded
 
 AT_ONCE = 2  # verifiers in each of verl's reward processes, of which it has eight: one hangs, the other works
 
 
 class Scorer:
-    """verl's `compute_score`. verifier, seconds, partial_credit: as of `VerifierPool`. failed: the file to which a failure is written."""
+    """verl's `compute_score`. verifier, seconds, partial_credit: as of `VerifierPool`. failed: the file to which a failure is written.
+    programs: the files that records may name as their verifiers.
+    """
 
-    def __init__(self, verifier: str, seconds: float, failed: str, partial_credit: bool = False) -> None:
+    def __init__(
+        self,
+        verifier: str,
+        seconds: float,
+        failed: str,
+        partial_credit: bool = False,
+        programs: Sequence[str] = (),
+    ) -> None:
         self._failed = failed
+        allow_files(programs)
         # last in, first out: what is warm is used again, and the second starts when there is need of it
         self._pools: LifoQueue[VerifierPool] = LifoQueue()
         for _ in range(AT_ONCE):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cropi_tools.data.errors import InputError
-from cropi_tools.rewards import Grade, VerifierPool, check_verifier, grade
+from cropi_tools.rewards import Grade, VerifierPool, allow_files, check_verifier, grade
 
 
 @pytest.fixture
@@ -113,6 +113,7 @@ def test_both_signatures_in_this_process_and_in_a_worker(
 ) -> None:
     name = written(text)
     assert grade(record, "2", name) == Grade(1.0, "correct")
+    allow_files([name.rpartition(":")[0]])
     rollout = {**record, "verifier": name, "prompt_token_ids": [1], "samples": [{"text": "2"}]}
     with VerifierPool("exact", workers=1) as pool:
         assert pool.grade_many([(rollout, "2")]) == [Grade(1.0, "correct")]

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from cropi_tools.data.errors import InputError, Interrupted, UsageError
-from cropi_tools.rewards import Grade, VerifierPool, grade
+from cropi_tools.rewards import Grade, VerifierPool, allow_files, grade
 from cropi_tools.rewards.pool import default_workers
 
 # One function that does what the response says.
@@ -70,6 +70,7 @@ def score(data_source, solution_str, ground_truth, extra_info):
 def obedient(tmp_path: Path) -> str:
     path = tmp_path / "obedient.py"
     path.write_text(OBEDIENT)
+    allow_files([str(path)])
     return f"{path}:score"
 
 
