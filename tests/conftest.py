@@ -6,14 +6,23 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cropi_tools import runtime
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(autouse=True)
+def not_quiet() -> Iterator[None]:
+    """What a command called in this process left: others count on messages."""
+    yield
+    runtime.set_quiet(False)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ import naive_policy
 import numpy as np
 import pytest
 import torch
-from gradient_stores import open_output
+from gradient_stores import open_output, unseal
 
 from cropi_tools.data.records import Rollout, Sample
 from cropi_tools.data.store import Store
@@ -140,6 +140,7 @@ def without_groups(store: Store) -> None:
     for mean in said["attributes"]["against"].values():
         mean.pop("groups", None)
     metadata.write_text(json.dumps(said))
+    unseal(store.path)
 
 
 def test_without_a_direction_the_interval_holds_zero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
