@@ -43,7 +43,7 @@ def check_store(path: str | Path) -> dict[str, Any]:
     norms = ("sketch_norm", "gradient_norm") if store.has_vectors else ()
     columns = {name: store.column(name) for name in (*norms, *(f"inner/{name}" for name in against))}
     for name, values in columns.items():
-        _check_column_checksums(store, name, checksums)
+        _check_checksums(store, name, checksums)
         if len(values) != store.rows:
             raise InputError(
                 f"{store.path / name}: has {len(values)} rows, expected {store.rows}; make the store again"
@@ -57,6 +57,7 @@ def check_store(path: str | Path) -> dict[str, Any]:
             _check_scalars(store, entry, columns, against)
     if store.has_vectors:
         _check_vectors(store, columns["sketch_norm"])
+        _check_checksums(store, "vector", checksums)
     return {
         "prompts": store.prompts,
         "live": store.rows,
@@ -70,8 +71,8 @@ def check_store(path: str | Path) -> dict[str, Any]:
     }
 
 
-def _check_column_checksums(store: Store, name: str, checksums: Mapping[str, list[str]] | None) -> None:
-    """A column's chunk, which agrees with its own checksum, is the one that was written."""
+def _check_checksums(store: Store, name: str, checksums: Mapping[str, list[str]] | None) -> None:
+    """An array's chunks agree with their own checksums and are the ones that were written."""
     if checksums is not None and checksums_of(store.path / name) != checksums.get(name, []):
         raise InputError(f"{store.path / name}: is not what was written there; the store is damaged, make it again")
 
