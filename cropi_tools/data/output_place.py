@@ -70,8 +70,10 @@ def check_part(part: Path, state_path: Path) -> None:
         raise InputError(f"{part}: is a link; unfinished work goes there, so remove it or choose another output name")
     if not part.exists() or state_path.exists():
         return
-    if part.is_dir() and (not any(part.iterdir()) or _is_manifest(part / FOLDER_MANIFEST)):
-        return  # a kill came before the folder's first word, or after its last
+    if part.is_dir() and _is_manifest(part / FOLDER_MANIFEST):
+        return  # a kill came after its last word
+    if part.is_dir() and {path.name for path in part.iterdir()} <= {state_path.name + ".tmp"}:
+        return  # a kill came before its first word
     raise InputError(
         f"{part}: is not unfinished work of these tools, which goes there; move it away, or choose another output name"
     )

@@ -250,6 +250,15 @@ def test_dropping_unfinished_work_can_be_killed(tmp_path: Path, monkeypatch: pyt
     assert [path.name for path in again.part.iterdir()] == ["progress.json"]
 
 
+@pytest.mark.parametrize("left", [[], ["progress.json.tmp"]])
+def test_a_kill_before_the_first_word(tmp_path: Path, left: list[str]) -> None:
+    (tmp_path / "P1.part").mkdir()
+    for name in left:
+        (tmp_path / "P1.part" / name).write_text("{")
+    made(tmp_path / "P1", folder=True)
+    assert sorted(path.name for path in (tmp_path / "P1").iterdir()) == ["manifest.json", "weights.bin"]
+
+
 def test_a_commit_that_counts_more_than_is_there(tmp_path: Path) -> None:
     """A file cut short is not filled up with zeros."""
     path = tmp_path / "x.jsonl"

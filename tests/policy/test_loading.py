@@ -208,7 +208,7 @@ def test_every_command_refuses_in_one_line_and_asks_nothing(
         "exact",
     )
     lines: list[tuple[object, ...]] = [
-        ("cropi-rollout", "--model", folder, "p.jsonl", "-o", "x.jsonl"),
+        ("cropi-rollout", "--model", folder, "p.jsonl", "--max-tokens", "4", "-o", "x.jsonl"),
         ("cropi-grad", "--model", folder, "r.jsonl", "-o", "x.zarr"),
         ("cropi-train", "--model", folder, "p.jsonl", "--steps", "1", "--max-tokens", "4", "-o", "x"),
     ]
