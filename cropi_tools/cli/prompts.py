@@ -102,8 +102,8 @@ def prompts(
     from cropi_tools.data.errors import InputError, UsageError
     from cropi_tools.data.forms import parse_mapping, prompt_texts
     from cropi_tools.data.gathering import FAMILY, RECIPE, Gathering, kind_of_source
+    from cropi_tools.data.lines_output import JsonLinesOutput
     from cropi_tools.data.manifest import Fingerprint
-    from cropi_tools.data.output import JsonLinesOutput
     from cropi_tools.data.questions import Exclusion
 
     runtime.set_quiet(quiet)

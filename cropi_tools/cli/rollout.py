@@ -135,8 +135,8 @@ def rollout(
     from cropi_tools.data.dates import asks_for_date, parse_date
     from cropi_tools.data.errors import UsageError
     from cropi_tools.data.jsonl import is_stream
+    from cropi_tools.data.lines_output import JsonLinesOutput
     from cropi_tools.data.manifest import Fingerprint
-    from cropi_tools.data.output import JsonLinesOutput
     from cropi_tools.data.policies import has_weights, policy_input, tokens_input
     from cropi_tools.rewards import (
         allow_files,

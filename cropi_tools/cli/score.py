@@ -69,8 +69,8 @@ def score(
     from cropi_tools import runtime
     from cropi_tools.cli.common import parse_named, stoppable
     from cropi_tools.data.errors import UsageError
+    from cropi_tools.data.lines_output import JsonLinesOutput
     from cropi_tools.data.manifest import Fingerprint
-    from cropi_tools.data.output import JsonLinesOutput
     from cropi_tools.data.store import open_stores, store_input
     from cropi_tools.influence.scoring import exact_scores, read_norms, sketch_scores
 

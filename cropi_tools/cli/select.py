@@ -54,8 +54,8 @@ def select(
     from cropi_tools.cli.common import numbered
     from cropi_tools.data.errors import UsageError
     from cropi_tools.data.exports import TableOutput, exported, settings_needed
+    from cropi_tools.data.lines_output import JsonLinesOutput
     from cropi_tools.data.manifest import Fingerprint
-    from cropi_tools.data.output import JsonLinesOutput
     from cropi_tools.data.records import read_prompts, read_scores
     from cropi_tools.influence import selection
 

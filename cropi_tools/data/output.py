@@ -18,7 +18,6 @@ import fcntl
 import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -26,7 +25,7 @@ from typing import IO, Any
 
 from cropi_tools.data.clock import Clock
 from cropi_tools.data.errors import InputError, UsageError
-from cropi_tools.data.jsonl import Record, compress, dump_line, is_stream
+from cropi_tools.data.jsonl import compress
 from cropi_tools.data.manifest import (
     FOLDER_MANIFEST,
     SCHEMA,
@@ -42,7 +41,6 @@ from cropi_tools.data.output_place import check_part, check_place, check_replace
 
 PROGRESS = "progress.json"
 _NO_WRITING = (errno.EACCES, errno.EPERM, errno.EROFS)
-_TABLES = (".parquet", ".csv", ".tsv", ".arrow")  # names that readers take for tables
 
 
 class Output:
@@ -322,20 +320,6 @@ class Output:
         shutil.rmtree(self._old, ignore_errors=True)
 
 
-def open_cut(path: Path, size: int, part: Path) -> IO[str]:
-    """A file of unfinished work, opened to write on from its last commit; what came after that is dropped. InputError: it holds less.
-
-    size: bytes that the commit counts. part: the unfinished work, for the message.
-    """
-    found = path.stat().st_size if path.exists() else 0
-    if found < size:
-        raise InputError(f"{path}: has {found} bytes, {size} were saved; restore it, or remove {part} to start anew")
-    stream = open(path, "a", encoding="utf-8")
-    stream.truncate(size)
-    stream.seek(0, os.SEEK_END)
-    return stream
-
-
 def _described(path: Path) -> dict[str, Any]:
     # safetensors makes its files readable by their owner alone; outputs have the rights the user's umask gives
     umask = os.umask(0)
@@ -344,75 +328,3 @@ def _described(path: Path) -> dict[str, Any]:
         path.chmod(0o666 & ~umask)
     found = path.stat()
     return {"sha256": file_digest(path), "bytes": found.st_size, "mtime_ns": found.st_mtime_ns}
-
-
-class JsonLinesOutput:
-    """A JSONL result that grows line by line: a resumable file, or standard output for `-`.
-
-    `append` then `commit`: lines of an uncommitted chunk are dropped on resume, so a resumed file has the bytes of an unbroken one.
-    """
-
-    def __init__(self, path: str, fingerprint: Fingerprint, inputs: Mapping[str, Input], force: bool = False) -> None:
-        if Path(path).suffix in _TABLES:
-            raise UsageError(f"-o {path}: JSON lines are written there; name it .jsonl, .jsonl.gz or .jsonl.zst")
-        self._file = None if is_stream(path) else Output(path, fingerprint, inputs, force=force)
-        self._stream: IO[str] | None = None
-        self._lines = 0
-
-    def open(self) -> bool:
-        """As `Output.open`; standard output is never up to date."""
-        if self._file is None:
-            self._stream = sys.stdout
-            return True
-        if not self._file.open():
-            return False
-        committed = self._file.state
-        self._lines = committed.get("lines", 0)
-        self._stream = open_cut(self._file.part, committed.get("bytes", 0), self._file.part)
-        return True
-
-    def begin_work(self) -> None:
-        """As `Output.begin_work`."""
-        if self._file is not None:
-            self._file.begin_work()
-
-    @property
-    def state(self) -> dict[str, Any]:
-        """What the last commit said beside the lines: counters of the caller."""
-        return {} if self._file is None else self._file.state.get("counters", {})
-
-    @property
-    def lines(self) -> int:
-        """Lines committed or appended so far."""
-        return self._lines
-
-    def finished_facts(self) -> dict[str, Any]:
-        """The facts in the manifest of an output that is up to date."""
-        assert self._file is not None, "a stream is never up to date"
-        return (read_manifest(self._file.path) or {})["facts"]
-
-    def append(self, records: Iterable[Record]) -> None:
-        """Write records, each one line."""
-        assert self._stream is not None, "open() first"
-        for record in records:
-            self._stream.write(dump_line(record) + "\n")
-            self._lines += 1
-
-    def commit(self, counters: Mapping[str, Any] | None = None) -> None:
-        """Make what was appended durable."""
-        assert self._stream is not None, "open() first"
-        self._stream.flush()
-        if self._file is not None:
-            os.fsync(self._stream.fileno())
-            self._file.commit({"lines": self._lines, "bytes": self._stream.tell(), "counters": dict(counters or {})})
-
-    def finish(self, **described: Any) -> None:
-        """As `Output.finish`; nothing to name for standard output. Lines after the last commit are not committed by it: who
-        never commits starts anew.
-        """
-        assert self._stream is not None, "open() first"
-        self._stream.flush()
-        if self._file is not None:
-            os.fsync(self._stream.fileno())
-            self._stream.close()
-            self._file.finish(rows=self._lines, **described)

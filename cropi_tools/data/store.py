@@ -29,8 +29,9 @@ from zarr.codecs import Crc32cCodec
 
 from cropi_tools.data.errors import InputError
 from cropi_tools.data.jsonl import Record, dump_line, read_jsonl
+from cropi_tools.data.lines_output import open_cut
 from cropi_tools.data.manifest import FOLDER_MANIFEST, Input, file_digest, folder_digest, read_manifest
-from cropi_tools.data.output import Output, open_cut
+from cropi_tools.data.output import Output
 from cropi_tools.data.records import STORE_INDEX
 from cropi_tools.data.store_chunks import CHECKSUMS, Chunks, read_checksums, write_checksums
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from cropi_tools import runtime
 from cropi_tools.data.dates import DEFAULT_DATE
 from cropi_tools.data.errors import InputError
-from cropi_tools.data.output import JsonLinesOutput
+from cropi_tools.data.lines_output import JsonLinesOutput
 from cropi_tools.data.policies import same_tokenizer, tokenizer_digest
 from cropi_tools.data.records import prompt_of, read_prompts, shard_range
 from cropi_tools.engines.choose import Server, open_engine

@@ -16,8 +16,8 @@ from cropi_tools.data.dates import DEFAULT_DATE
 from cropi_tools.data.errors import InputError
 from cropi_tools.data.foreign import foreign_form
 from cropi_tools.data.jsonl import Record, read_jsonl, shown
+from cropi_tools.data.lines_output import JsonLinesOutput
 from cropi_tools.data.manifest import read_manifest
-from cropi_tools.data.output import JsonLinesOutput
 from cropi_tools.data.policies import same_tokenizer, tokenizer_digest
 from cropi_tools.data.records import read_rollouts, shard_range
 from cropi_tools.rewards import VerifierPool, check_record

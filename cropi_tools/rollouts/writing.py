@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from cropi_tools import runtime
 from cropi_tools.data.errors import InputError
-from cropi_tools.data.output import JsonLinesOutput
+from cropi_tools.data.lines_output import JsonLinesOutput
 from cropi_tools.rollouts.grading import Row
 from cropi_tools.rollouts.tally import Tallies, Tally
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from cropi_tools.data.errors import CropiError, InputError
 from cropi_tools.data.jsonl import Record, dump_line
-from cropi_tools.data.output import open_cut
+from cropi_tools.data.lines_output import open_cut
 from cropi_tools.training.trackers import Tracker
 
 LOGS = ("metrics.jsonl", "evaluations.jsonl", "timings.jsonl")

@@ -16,8 +16,9 @@ import pytest
 
 from cropi_tools.data import output as output_module
 from cropi_tools.data.errors import InputError, UsageError
+from cropi_tools.data.lines_output import JsonLinesOutput
 from cropi_tools.data.manifest import Fingerprint, Input, file_input
-from cropi_tools.data.output import JsonLinesOutput, Output
+from cropi_tools.data.output import Output
 
 
 def output(path: Path, folder: bool = False, inputs: dict[str, Input] | None = None, **options: Any) -> Output:

@@ -18,8 +18,8 @@ from test_refreshing import ROLLOUTS, run
 
 from cropi_tools.data import signals
 from cropi_tools.data.errors import InputError
+from cropi_tools.data.lines_output import JsonLinesOutput
 from cropi_tools.data.manifest import Fingerprint
-from cropi_tools.data.output import JsonLinesOutput
 from cropi_tools.engines.protocol import Completion, Engine, Request, Sampling
 from cropi_tools.rewards.verifiers import Grade
 from cropi_tools.rollouts.estimate import probe_places
