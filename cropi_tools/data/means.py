@@ -6,7 +6,9 @@ how much the validation prompts at hand have to say, sketches of the sums over s
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,39 @@ def read_facts(path: str | Path) -> dict[str, Any]:
     if _KEY not in metadata:
         raise InputError(f"{path}: is not a mean gradient; make one with cropi-grad --mean")
     return json.loads(metadata[_KEY])
+
+
+def check_whole(path: str | Path, facts: Mapping[str, Any]) -> None:
+    """InputError unless a mean is what its header says: a positive norm, float32 tensors of its parameters, and their hash. Reads all of it."""
+    norm = facts.get("norm")
+    if not isinstance(norm, int | float) or isinstance(norm, bool) or not 0 < norm < math.inf:
+        raise InputError(f"{path}: its norm is {norm!r}, no positive number; the mean is damaged, make it again")
+    wanted = {name: (tuple(shape), torch.float32) for name, shape in facts["parameters"]}
+    every = [read_tensors(path), read_tensors(path, half=True)]
+    for tensors in every if "halves" in facts else every[:1]:
+        found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+        if found != wanted:
+            name = min(name for name in {**found, **wanted} if found.get(name) != wanted.get(name))
+            raise InputError(
+                f"{path}: tensor {name} is {_described(found.get(name))}, its header says {_described(wanted.get(name))}; "
+                "the mean is damaged, make it again"
+            )
+    if content_hash(*every) != facts.get("content"):
+        raise InputError(f"{path}: its numbers are not those that were written; the mean is damaged, make it again")
+
+
+def content_hash(*every: Mapping[str, torch.Tensor]) -> str:
+    """A hash of a mean's tensors (and of its first half's), kept by the stores that used it."""
+    digest = hashlib.sha256()
+    for tensors in every:
+        for name in sorted(tensors):
+            digest.update(name.encode())
+            digest.update(tensors[name].detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _described(tensor: tuple[tuple[int, ...], torch.dtype] | None) -> str:
+    return "absent" if tensor is None else f"{str(tensor[1]).removeprefix('torch.')} {list(tensor[0])}"
 
 
 def read_tensors(path: str | Path, half: bool = False) -> dict[str, torch.Tensor]:

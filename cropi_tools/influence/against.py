@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cropi_tools.data.errors import InputError
-from cropi_tools.data.means import read_facts, read_groups
+from cropi_tools.data.means import check_whole, read_facts, read_groups
 from cropi_tools.influence.half_sums import groups_spec
 from cropi_tools.influence.measure import Direction
 from cropi_tools.influence.spec import Layout, ProjectionSpec
@@ -101,3 +101,4 @@ def check_mean(path: str, facts: Mapping[str, Any], layout: Layout, policy: str,
         ]
         differs = ", ".join(f"{key} {facts['objective'].get(key)}, now {objective.get(key)}" for key in names)
         raise InputError(f"{path}: is a mean of another objective ({differs})")
+    check_whole(path, facts)

@@ -6,7 +6,6 @@ saving a large one does not take over.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import time
@@ -17,7 +16,7 @@ import torch
 
 from cropi_tools import runtime
 from cropi_tools.data.errors import InputError
-from cropi_tools.data.means import read_facts, read_tensors, write_mean
+from cropi_tools.data.means import content_hash, read_facts, read_tensors, write_mean
 from cropi_tools.data.output import Output
 from cropi_tools.influence.collect import SECONDS_BETWEEN_COMMITS, without_any
 from cropi_tools.influence.estimates import GradientPath
@@ -131,7 +130,7 @@ def collect_mean(
     if parts is not None:
         described["halves"], groups = parts.finish(total)
         first = parts.first
-    described |= {"counters": counters, "content": _content(total, first)}
+    described |= {"counters": counters, "content": content_hash(total, first)}
     _save(output, total, described, first, groups)
     return finish()
 
@@ -155,13 +154,3 @@ def _save(
     with open(temporary, "rb") as written:
         os.fsync(written.fileno())
     os.replace(temporary, output.part)
-
-
-def _content(*every: Tensors) -> str:
-    """A hash of the mean itself, kept by the stores that used it."""
-    digest = hashlib.sha256()
-    for tensors in every:
-        for name in sorted(tensors):
-            digest.update(name.encode())
-            digest.update(tensors[name].detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

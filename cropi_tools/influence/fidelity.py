@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from cropi_tools import runtime
 from cropi_tools.data.errors import InputError, UsageError
-from cropi_tools.data.means import read_facts, read_tensors
+from cropi_tools.data.means import check_whole, read_facts, read_tensors
 from cropi_tools.data.store import Store
 from cropi_tools.influence.agreement import BOOTSTRAP_ROUNDS, bootstrap_interval, precision_at, spearman
 from cropi_tools.influence.project import projection_of
@@ -147,6 +147,7 @@ def check_mean(store: Store, name: str, mean: str) -> None:
         )
     if facts["norm"] == 0:
         raise InputError(f"{mean}: is zero, none of its prompts has a gradient, so there is no direction to follow")
+    check_whole(mean, facts)
 
 
 def exact_cosines(store: Store, names: Sequence[str]) -> dict[str, NDArray[np.float64]]:

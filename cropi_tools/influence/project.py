@@ -9,7 +9,7 @@ import numpy as np
 
 from cropi_tools import runtime
 from cropi_tools.data.errors import InputError, UsageError
-from cropi_tools.data.means import read_facts, read_tensors
+from cropi_tools.data.means import check_whole, read_facts, read_tensors
 from cropi_tools.data.output import Output
 from cropi_tools.data.store import Store, StoreWriter
 from cropi_tools.influence.projection import fold, project_rows, sketch_vector
@@ -71,6 +71,7 @@ def project_store(store: Store, spec: ProjectionSpec, output: Output) -> None:
 def project_mean(path: str, spec: ProjectionSpec, output: Output) -> None:
     """Write a mean gradient as a store of one row, its id the file's name."""
     facts = read_facts(path)
+    check_whole(path, facts)
     layout = Layout.from_json(facts["parameters"])
     row = sketch_vector(spec, layout, read_tensors(path))
     attributes = {key: facts[key] for key in ("policy", "tokenizer", "objective")}

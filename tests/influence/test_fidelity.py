@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from cropi_tools.cli.project import project
 from cropi_tools.data.errors import InputError, UsageError
-from cropi_tools.data.means import write_mean
+from cropi_tools.data.means import content_hash, read_facts, write_mean
 from cropi_tools.data.store import Store
 from cropi_tools.influence.fidelity import Fidelity, agreement, as_json, as_table, measure, plan_fidelity, shrunk
 from cropi_tools.influence.projection import fold, project_rows
@@ -52,12 +52,13 @@ class Pool:
 
     def __init__(self, folder: Path, rows: Sequence[NDArray[np.float32]], mean: NDArray[np.float32]) -> None:
         self.folder, self.rows, self.vector = folder, rows, mean
-        self.mean = self.write(folder / "mean.safetensors", mean, "C")
+        self.mean = self.write(folder / "mean.safetensors", mean)
         self.exact = cosines(np.stack(rows), mean) if rows else np.zeros(0)
 
-    def write(self, path: Path, mean: NDArray[np.float32], content: str) -> str:
-        facts = {"content": content, "norm": float(np.linalg.norm(mean.astype(np.float64))), "layout": LAYOUT.sha256}
-        tensors = {name: torch.from_numpy(mean[place].copy()) for name, place in LAYOUT.places.items()}
+    def write(self, path: Path, mean: NDArray[np.float32]) -> str:
+        tensors = {name: torch.from_numpy(mean[LAYOUT.places[name]].reshape(shape)) for name, shape in LAYOUT.entries}
+        facts = {"content": content_hash(tensors), "norm": float(np.linalg.norm(mean.astype(np.float64)))}
+        facts["layout"] = LAYOUT.sha256
         write_mean(path, tensors, {**facts, "parameters": LAYOUT.to_json()})
         return str(path)
 
@@ -74,7 +75,7 @@ class Pool:
         at = min(3, len(made))
         for column, empty in ((made, None), (norms, 0.0), (inner, {})):
             column.insert(at, empty)  # type: ignore[attr-defined]
-        against = {"target": {"norm": float(np.linalg.norm(wide)), "sha256": "C"}}
+        against = {"target": {"norm": float(np.linalg.norm(wide)), "sha256": read_facts(self.mean)["content"]}}
         settings: dict[str, Any] = {"inner": inner, "against": against, "norms": norms, **changed}
         return make_store(self.folder / name, made, spec, **settings)
 
@@ -260,7 +261,7 @@ def test_json_and_table(pool: Pool, raw: Store, capsys: pytest.CaptureFixture[st
 
 
 def test_another_mean_is_refused(pool: Pool, raw: Store) -> None:
-    other = pool.write(pool.folder / "other.safetensors", pool.vector, "D")
+    other = pool.write(pool.folder / "other.safetensors", pool.vector * 2)
     with pytest.raises(InputError, match=r"other.safetensors: is not the mean gradient .* 'target'"):
         measure(raw, {"target": other}, the_spec("countsketch", 64), [64])
     with pytest.raises(InputError, match=r"no exact inner products with 'any' \(only with target\); .*--against any="):

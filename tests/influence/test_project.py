@@ -15,7 +15,7 @@ from gradient_stores import LAYOUT, make_store, matrix, open_output, spec
 
 from cropi_tools.cli.grad import grad
 from cropi_tools.data.errors import InputError, UsageError
-from cropi_tools.data.means import write_mean
+from cropi_tools.data.means import content_hash, write_mean
 from cropi_tools.data.store import Store, StoreWriter
 from cropi_tools.influence.project import mean_spec, plan, project_mean, project_store
 from cropi_tools.influence.spec import Layout
@@ -150,9 +150,8 @@ def test_a_mean_of_a_layout_by_hand(tmp_path: Path) -> None:
     draw = np.random.default_rng(1)
     tensors = {name: draw.normal(size=shape).astype(np.float32) for name, shape in LAYOUT.entries}
     facts = {"policy": "P", "tokenizer": "T", "objective": {}, "parameters": LAYOUT.to_json(), "norm": 1.0}
-    write_mean(
-        tmp_path / "m.safetensors", {name: torch.from_numpy(value) for name, value in reversed(tensors.items())}, facts
-    )
+    mean = {name: torch.from_numpy(value) for name, value in reversed(tensors.items())}
+    write_mean(tmp_path / "m.safetensors", mean, {**facts, "content": content_hash(mean)})
     project_mean(str(tmp_path / "m.safetensors"), spec(dim=64), open_output(tmp_path / "m.zarr"))
     expected = naive_sketch.countsketch(tensors, 0, 64, 64, 64)
     np.testing.assert_allclose(matrix(Store(tmp_path / "m.zarr"))[0], expected, atol=1e-3 * np.linalg.norm(expected))
