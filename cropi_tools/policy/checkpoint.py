@@ -6,6 +6,7 @@ ignorable, and at last the values.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import re
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging
 
 from cropi_tools.data.errors import InputError
 from cropi_tools.data.policies import WEIGHTS_INDEX, weight_files
@@ -72,7 +74,7 @@ def load_whole(folder: str, **placement: Any) -> Any:
     """
     stored = stored_tensors(folder)
     found: Any
-    with opening(folder, CONFIG):
+    with opening(folder, CONFIG), _without_bar():
         config: Any = AutoConfig.from_pretrained(folder, **OFFLINE)
         _refuse(folder, config, stored)
         try:
@@ -93,6 +95,18 @@ def load_whole(folder: str, **placement: Any) -> Any:
     _check_formats(folder, model, stored)
     _check_tied(folder, model, stored)
     return model
+
+
+@contextlib.contextmanager
+def _without_bar() -> Iterator[None]:
+    """Without the library's progress bar: what reads headers alone has none to show, and the commands have their own."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def check_weights(folder: str) -> None:
