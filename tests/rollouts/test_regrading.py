@@ -50,7 +50,9 @@ def test_a_record_s_own_verifier_comes_first(tmp_path: Path) -> None:
     )
     rows = [{**ROLLOUTS[0], "verifier": f"{tmp_path}/never.py:reward"}, ROLLOUTS[1]]
     source = tiny_policy.write_jsonl(tmp_path / "r.jsonl", rows)
-    assert run("--verify-only", str(source), "-o", str(tmp_path / "new.jsonl"), "--quiet") == 0
+    words = ["--verify-only", str(source), "-o", str(tmp_path / "new.jsonl"), "--quiet"]
+    assert run(*words) == 1  # a program that the command line does not name
+    assert run(*words, "--allow-verifier", f"{tmp_path}/never.py") == 0
     first, second = read(tmp_path / "new.jsonl")
     assert [sample["reward"] for sample in first["samples"]] == [0.25, 0.25]
     assert [sample["reward"] for sample in second["samples"]] == [1.0, 1.0]
