@@ -26,6 +26,7 @@ from cropi_tools.data.jsonl import is_stream, local_path
 
 SCHEMA = 1
 FOLDER_MANIFEST = "manifest.json"
+MANIFEST_ENDING = ".manifest.json"  # of a file's
 _RECORDED_VERSIONS = ("torch", "transformers", "numpy", "zarr", "numba", "safetensors", "math-verify", "reasoning-gym")
 
 
@@ -75,7 +76,7 @@ class Fingerprint:
 
 def manifest_path(output: Path) -> Path:
     """Where the manifest of an output lies: inside a folder, beside a file."""
-    return output / FOLDER_MANIFEST if output.is_dir() else output.with_name(output.name + ".manifest.json")
+    return output / FOLDER_MANIFEST if output.is_dir() else output.with_name(output.name + MANIFEST_ENDING)
 
 
 def read_manifest(output: str | Path) -> dict[str, Any] | None:

@@ -16,9 +16,9 @@ from typing import IO, Any
 
 from cropi_tools.data.errors import InputError
 from cropi_tools.data.jsonl import is_stream
-from cropi_tools.data.manifest import FOLDER_MANIFEST, Input
+from cropi_tools.data.manifest import FOLDER_MANIFEST, MANIFEST_ENDING, Input
 
-_LONGEST_ENDING = ".manifest.json.tmp"  # of the names beside an output
+_LONGEST_ENDING = MANIFEST_ENDING + ".tmp"  # of the names beside an output
 
 
 def check_place(path: Path, folder: bool, inputs: Iterable[Input]) -> None:
@@ -40,10 +40,10 @@ def check_place(path: Path, folder: bool, inputs: Iterable[Input]) -> None:
     if found is not None and found != ("a folder" if folder else "a file"):
         raise InputError(f"{path}: is {found}; choose another output name")
     for item in inputs:
-        if not is_stream(item.path) and path.exists():
+        if not is_stream(item.path):
             _check_input(path, Path(item.path))
     if not folder:
-        _check_manifest(path.with_name(path.name + ".manifest.json"))
+        _check_manifest(path.with_name(path.name + MANIFEST_ENDING))
 
 
 def check_replaceable(folder: Path, manifest: dict[str, Any] | None) -> None:
@@ -126,6 +126,10 @@ def _kind(path: Path) -> str | None:
 
 def _check_input(path: Path, given: Path) -> None:
     if not given.exists():
+        return
+    if path.suffix == ".safetensors" and given.is_dir() and path.parent.samefile(given):
+        raise InputError(f"{path}: would lie among the weights of {given}; choose another folder for it")
+    if not path.exists():
         return
     if path.samefile(given):
         raise InputError(f"{path}: is an input of this command; choose another output name")

@@ -12,7 +12,15 @@ from pathlib import Path
 
 from cropi_tools.data.errors import InputError
 from cropi_tools.data.jsonl import is_stream
-from cropi_tools.data.manifest import FOLDER_MANIFEST, Input, file_digest, folder_digest, read_manifest, write_json
+from cropi_tools.data.manifest import (
+    FOLDER_MANIFEST,
+    MANIFEST_ENDING,
+    Input,
+    file_digest,
+    folder_digest,
+    read_manifest,
+    write_json,
+)
 
 _SUFFIXES = (".json", ".txt", ".model", ".jinja")
 _TOKENIZER_STEMS = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens", "chat_template", "spiece")
@@ -25,6 +33,7 @@ ADAPTER_CONFIG = "adapter_config.json"
 OPTIMIZER_STATE = "state/optimizer.safetensors"
 TRAINING_OPTIONS = "training.json"
 METRIC = "adam 2"  # the rule of influence/precondition.py; another rule, another number
+_BESIDE_OUTPUTS = (MANIFEST_ENDING, ".part.json")
 _NOT_POLICY = (FOLDER_MANIFEST, "progress.json", TRAINING_OPTIONS)
 
 
@@ -120,7 +129,11 @@ def _model_files(folder: str | Path) -> list[Path]:
         )
     if not (root / "config.json").exists():
         raise InputError(f"{folder}: holds no config.json; expected a Hugging Face model folder")
-    return sorted(p for p in root.iterdir() if p.suffix in _SUFFIXES and p.name not in _NOT_POLICY)
+    names = {path.name for path in root.iterdir() if path.suffix in _SUFFIXES} - {*_NOT_POLICY}
+    # outputs of commands that were put here are not the policy's
+    made = {name for name in names if name.endswith(_BESIDE_OUTPUTS)}
+    made |= {name.removesuffix(MANIFEST_ENDING) for name in made}
+    return [root / name for name in sorted(names - made)]
 
 
 def policy_input(folder: str | Path) -> Input:

@@ -20,13 +20,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cropi_tools.data.errors import UsageError
+from cropi_tools.data.errors import InputError, UsageError
 
 REWARD_FILE = "reward.py"
 TRAIN_FILE = "train.parquet"
 CHECKPOINTS = "checkpoints"
 NEVER = 1e9  # a bound of the ratio, or of a gradient's norm, that nothing reaches
 
+_NAME = re.compile(r"\+{0,2}[\w@/-]+(?:\.[\w@/-]+)*")
+_KEY = re.compile(r"\w+")
 _PLAIN = re.compile(r"[A-Za-z/][A-Za-z0-9_./-]*(?<!null)(?<!true)(?<!false)")  # text that Hydra takes for nothing else
 _AGGREGATION = {
     "token": "token-mean",
@@ -217,7 +219,11 @@ def rate_of(options: Mapping[str, Any], step: int) -> float:
 
 
 def override(name: str, value: Any) -> str:
-    """One override in Hydra's grammar."""
+    """One override in Hydra's grammar. InputError: a name or a text that it would read as something else; both may come from records."""
+    if not _NAME.fullmatch(name):
+        raise InputError(
+            f"{name!r} cannot be a setting of verl's: its name may have letters, digits, dots and underscores"
+        )
     return f"{name}={_hydra(value)}"
 
 
@@ -226,9 +232,18 @@ def _hydra(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ",".join(_hydra(one) for one in value) + "]"
     if isinstance(value, Mapping):
+        for name in value:
+            if not _KEY.fullmatch(str(name)):
+                raise InputError(
+                    f"{name!r} cannot be a key of verl's settings: it may have letters, digits and underscores"
+                )
         return "{" + ",".join(f"{name}:{_hydra(one)}" for name, one in value.items()) + "}"
     if isinstance(value, str):
         if _PLAIN.fullmatch(value):
             return value
+        if "${" in value or not value.replace("\t", " ").isprintable():
+            raise InputError(
+                f"{value!r} cannot be handed to verl: its configuration would resolve `${{`, and takes no line breaks; change that text"
+            )
         return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
     return json.dumps(value)

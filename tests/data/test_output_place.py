@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from cropi_tools.data.errors import InputError, UsageError
 from cropi_tools.data.lines_output import JsonLinesOutput
 from cropi_tools.data.manifest import Fingerprint, Input, file_input
 from cropi_tools.data.output import Output
+from cropi_tools.data.policies import policy_input
 
 
 def output(path: Path, folder: bool = False, inputs: dict[str, Input] | None = None, **options: Any) -> Output:
@@ -153,6 +155,25 @@ def test_an_output_never_holds_an_input(tmp_path: Path, force: bool, through_lin
     with pytest.raises(InputError, match="an input of this command"):
         output(tmp_path / "data", True, {"raw": file_input(given)}, force=force).open()
     assert contents(tmp_path) == before
+
+
+def test_an_output_inside_a_policy_does_not_change_it(tmp_path: Path, policy_folder: Path) -> None:
+    """JSON beside the weights would count as the policy's; a file of tensors might be loaded as its weights, and is refused."""
+    folder = tmp_path / "P0"
+    shutil.copytree(policy_folder, folder)
+    inputs = {"policy": policy_input(folder)}
+    for name in ("r.jsonl", "r.txt", "r.json"):
+        one = output(folder / name, inputs=inputs)
+        assert one.open()
+        one.part.write_text("{}")
+        assert policy_input(folder) == inputs["policy"]
+        one.finish(rows=1)
+        assert policy_input(folder) == inputs["policy"]
+    (folder / "vocab.json").write_text("{}")
+    assert policy_input(folder) != inputs["policy"]
+    with pytest.raises(InputError, match="would lie among the weights"):
+        output(folder / "mean.safetensors", inputs=inputs).open()
+    made(tmp_path / "mean.safetensors", inputs=inputs)
 
 
 def test_names_near_the_limit_of_the_file_system(tmp_path: Path) -> None:

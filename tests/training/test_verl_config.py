@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cropi_tools.data.errors import UsageError
+from cropi_tools.data.errors import InputError, UsageError
 from cropi_tools.training.verl_config import evaluation_file, override, overrides, rate_of, refuse_what_verl_has_not
 
 OPTIONS: dict[str, Any] = {
@@ -104,3 +104,36 @@ def test_the_rate_rises_in_the_first_step_unless_a_cosine_follows() -> None:
     assert [rate_of(rising, step) / 1e-6 for step in range(1, 6)] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
     late = {**rising, "schedule": "cosine"}
     assert [rate_of(late, step) / 1e-6 for step in range(1, 6)] == pytest.approx([0.0, 0.25, 0.5, 0.75, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("+k.style", "${oc.env:HOME}"),
+        ("+k.style", "a ${x} b"),
+        ("+k.style", ["plain", "${x}"]),
+        ("+k.style", {"tone": "${oc.env:HOME}"}),
+        ("+k.style", {"a=b": 1}),
+        ("+k.style", {"a b": 1}),
+        ("+k.style", {"${x}": 1}),
+        ("+k.style", {"": 1}),
+        ("+k.a=b", 1),
+        ("+k.a b", 1),
+        ("+k.a\nb", 1),
+        ("+k.", 1),
+        ("+k..a", 1),
+        ("+k.${x}", 1),
+        ("~trainer", 1),
+        ("+k.style", "two\nlines"),
+        ("+k.style", "\x1b[2J"),
+    ],
+)
+def test_what_hydra_would_read_as_something_else_is_refused(name: str, value: Any) -> None:
+    """Arguments of a chat template come from records."""
+    with pytest.raises(InputError) as refused:
+        override(name, value)
+    assert "\n" not in str(refused.value)
+
+
+def test_odd_but_harmless_texts_are_quoted() -> None:
+    assert override("+k.style", "it's $5, {so}: yes") == "+k.style='it\\'s $5, {so}: yes'"
