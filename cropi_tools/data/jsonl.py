@@ -132,16 +132,20 @@ class _ZstdReader(io.RawIOBase):
 def read_jsonl(path: str | Path) -> Iterator[tuple[int, Record]]:
     """Yield (line number from 1, object). Blank lines are passed over; anything else that is not a JSON object is an InputError."""
     with open_binary(path) as stream:
-        for number in itertools.count(1):
-            line = stream.readline(MAX_LINE + 1)
-            if not line:
-                return
-            if len(line) > MAX_LINE:
-                raise InputError(
-                    f"{shown(path)}:{number}: a line of more than {MAX_LINE >> 20} MiB; is this a JSONL file?"
-                )
-            if line.strip():
-                yield number, parse_line(line, path, number)
+        for number, line in bounded_lines(stream, path):
+            yield number, parse_line(line, path, number)
+
+
+def bounded_lines(stream: IO[bytes], path: str | Path) -> Iterator[tuple[int, bytes]]:
+    """Yield (line number from 1, line) of an opened file, but for blank lines. InputError: a line is longer than MAX_LINE."""
+    for number in itertools.count(1):
+        line = stream.readline(MAX_LINE + 1)
+        if not line:
+            return
+        if len(line) > MAX_LINE:
+            raise InputError(f"{shown(path)}:{number}: a line of more than {MAX_LINE >> 20} MiB; is this a JSONL file?")
+        if line.strip():
+            yield number, line
 
 
 def parse_line(line: bytes, path: str | Path, number: int) -> Record:

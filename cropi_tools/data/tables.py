@@ -15,7 +15,15 @@ from typing import IO, Any
 
 from cropi_tools.data.errors import InputError
 from cropi_tools.data.families import plain
-from cropi_tools.data.jsonl import Record, is_stream, open_binary, parse_line, refuse_half_characters, shown
+from cropi_tools.data.jsonl import (
+    Record,
+    bounded_lines,
+    is_stream,
+    open_binary,
+    parse_line,
+    refuse_half_characters,
+    shown,
+)
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 """Names of data files end so, in folders; `.gz` or `.zst` may follow the first four."""
@@ -49,9 +57,8 @@ def file_rows(path: str | Path) -> Iterator[tuple[str, Record]]:
 
 
 def _line_rows(stream: Any, path: str | Path) -> Iterator[tuple[str, Record]]:
-    for number, line in enumerate(stream, 1):
-        if line.strip():
-            yield f"{shown(path)}:{number}", parse_line(line, path, number)
+    for number, line in bounded_lines(stream, path):
+        yield f"{shown(path)}:{number}", parse_line(line, path, number)
 
 
 def _csv_rows(path: str | Path, delimiter: str) -> Iterator[tuple[str, Record]]:

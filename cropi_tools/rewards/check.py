@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from importlib.metadata import version
 
 from cropi_tools.data.errors import InputError, UsageError
-from cropi_tools.data.jsonl import open_binary, parse_line, shown
+from cropi_tools.data.jsonl import bounded_lines, open_binary, parse_line, shown
 from cropi_tools.rewards.functions import split_name
 from cropi_tools.rewards.pool import VerifierPool
 from cropi_tools.rewards.verifiers import BUILT_IN, PARTIAL, verifier_of
@@ -52,7 +52,7 @@ def check_own_verifiers(paths: Sequence[str], verifier: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for path in paths:
         with open_binary(path) as stream:
-            for number, line in enumerate(stream, 1):
+            for number, line in bounded_lines(stream, path):
                 # most lines need no second parsing
                 record = parse_line(line, path, number) if b'"verifier"' in line else {}
                 name = record.get("verifier")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ import zstandard
 from cropi_tools.data import jsonl
 from cropi_tools.data.errors import InputError
 from cropi_tools.data.jsonl import open_binary, read_jsonl
+from cropi_tools.data.tables import file_rows
+from cropi_tools.rewards import check_own_verifiers
 
 SIZE = 1 << 27
 
@@ -40,6 +43,20 @@ def test_a_line_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
     assert next(records) == (1, {"id": "a"})
     with pytest.raises(InputError, match=r"x\.jsonl:2: a line of more than 1 MiB"):
         next(records)
+
+
+def test_every_reader_of_lines_keeps_to_the_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jsonl, "MAX_LINE", 1 << 20)
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b" " * (1 << 21))
+    readers: tuple[Callable[[], object], ...] = (
+        lambda: list(read_jsonl(path)),
+        lambda: list(file_rows(path)),
+        lambda: check_own_verifiers([str(path)], "maths"),
+    )
+    for read in readers:
+        with pytest.raises(InputError, match=r"x\.jsonl:1: a line of more than 1 MiB"):
+            read()
 
 
 def test_the_longest_line_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
