@@ -28,14 +28,14 @@ from fidelity import ROOT, demo, make
 from cropi_tools import runtime
 from cropi_tools.data.policies import OPTIMIZER_STATE, adam_beta2
 from cropi_tools.data.records import read_rollouts
-from cropi_tools.influence.agreement import precision_at, spearman
-from cropi_tools.influence.gradients import ReferenceGradients
-from cropi_tools.influence.precondition import EPSILON, LEAST, Preconditioner
-from cropi_tools.influence.prompt_objective import GradientSettings, Task, prepare
-from cropi_tools.influence.spec import Layout
+from cropi_tools.gradients.preconditioner import EPSILON, LEAST, Preconditioner
+from cropi_tools.gradients.prompt_objective import GradientSettings, Task, prepare
+from cropi_tools.gradients.reference import ReferenceGradients
 from cropi_tools.policy.loading import Policy, load_policy
 from cropi_tools.policy.logprobs import response_logprobs
 from cropi_tools.policy.packing import packed, packed_batch
+from cropi_tools.scores.rank_metrics import precision_at, spearman
+from cropi_tools.sketches.spec import Layout
 
 SETTINGS = GradientSettings()
 TOGETHER = 8  # validation prompts in a pass

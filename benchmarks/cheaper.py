@@ -30,18 +30,18 @@ from cropi_tools.data.manifest import Fingerprint
 from cropi_tools.data.means import read_facts
 from cropi_tools.data.output import Output
 from cropi_tools.data.records import read_rollouts
-from cropi_tools.influence.agreement import precision_at, spearman
-from cropi_tools.influence.collect_mean import collect_mean
-from cropi_tools.influence.estimates import GradientPath
-from cropi_tools.influence.fast_gradients import FastGradients
-from cropi_tools.influence.forward_mode import ForwardMode
-from cropi_tools.influence.gradients import ReferenceGradients
-from cropi_tools.influence.measure import Direction, Measure
-from cropi_tools.influence.prompt_objective import GradientSettings, Task, prepare
-from cropi_tools.influence.spec import Layout
-from cropi_tools.influence.work import batches, survey
+from cropi_tools.gradients.accumulator import Direction, Measure
+from cropi_tools.gradients.batching import batches, survey
+from cropi_tools.gradients.estimates import GradientPath
+from cropi_tools.gradients.jvp import ForwardMode
+from cropi_tools.gradients.per_sample import FastGradients
+from cropi_tools.gradients.prompt_objective import GradientSettings, Task, prepare
+from cropi_tools.gradients.reference import ReferenceGradients
+from cropi_tools.gradients.write_mean import collect_mean
 from cropi_tools.policy.loading import Policy, load_policy
-from cropi_tools.policy.subset import add_adapters, train_only
+from cropi_tools.policy.parameters import add_adapters, train_only
+from cropi_tools.scores.rank_metrics import precision_at, spearman
+from cropi_tools.sketches.spec import Layout
 
 SETTINGS = GradientSettings()
 GOAL_FORWARD, GOAL_FAST, GOAL_EQUAL = 0.6, 3.0, 1e-4

@@ -29,9 +29,9 @@ from goals import Goal, print_json, print_lines, processor
 
 from cropi_tools import runtime
 from cropi_tools.data.store import Store
-from cropi_tools.influence.fidelity import Agreement, measure, plan_fidelity
-from cropi_tools.influence.projection import project_rows
-from cropi_tools.influence.spec import Layout, ProjectionSpec
+from cropi_tools.scores.fidelity import Agreement, measure, plan_fidelity
+from cropi_tools.sketches.projection import project_rows
+from cropi_tools.sketches.spec import Layout, ProjectionSpec
 
 ROOT = Path(__file__).resolve().parent.parent
 GOAL, GOAL_DIM, LEAST_LIVE = 0.95, 32768, 500

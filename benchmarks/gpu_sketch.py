@@ -29,11 +29,11 @@ import numpy as np
 import torch
 from goals import Goal, print_json, print_lines
 
-from cropi_tools.influence import device as device_module
-from cropi_tools.influence import torch_kernels
-from cropi_tools.influence.device import DeviceCountsketch, device_kernels, device_products
-from cropi_tools.influence.projection import Sketcher
-from cropi_tools.influence.spec import Layout, ProjectionSpec
+from cropi_tools.sketches import countsketch_torch
+from cropi_tools.sketches import device as device_module
+from cropi_tools.sketches.device import DeviceCountsketch, device_kernels, device_products
+from cropi_tools.sketches.projection import Sketcher
+from cropi_tools.sketches.spec import Layout, ProjectionSpec
 
 GOAL_COPY, GOAL_INDEX_ADD = 0.7, 5.0
 PART = 1 << 26  # coordinates of the index_add: its tables take twelve bytes for each
@@ -108,7 +108,7 @@ def sketch_rates(layout: Layout, kind: torch.dtype, dim: int) -> dict[str, float
     device = torch.device("cuda", torch.cuda.current_device())
     sketches = {
         name: DeviceCountsketch(kernels, keys, dim, min(2048, dim), device)
-        for name, kernels in (("countsketch", device_kernels(device)), ("torch", torch_kernels))
+        for name, kernels in (("countsketch", device_kernels(device)), ("torch", countsketch_torch))
         if kernels is not None
     }
     sketcher = Sketcher(ProjectionSpec.create("countsketch", layout, dim), layout)

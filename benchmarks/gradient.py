@@ -35,14 +35,14 @@ from goals import Goal, anonymous_memory, print_json, print_lines, processor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from cropi_tools.data.records import Rollout, Sample
-from cropi_tools.influence.estimates import GradientPath
-from cropi_tools.influence.gradients import TOKENS_PER_PASS, ReferenceGradients, attending
-from cropi_tools.influence.measure import Direction, Measure
-from cropi_tools.influence.paths import choose_path
-from cropi_tools.influence.prompt_objective import GradientSettings, Task, batch_of, prepare
-from cropi_tools.influence.spec import Layout, ProjectionSpec
+from cropi_tools.gradients.accumulator import Direction, Measure
+from cropi_tools.gradients.choose_method import choose_path
+from cropi_tools.gradients.estimates import GradientPath
+from cropi_tools.gradients.prompt_objective import GradientSettings, Task, batch_of, prepare
+from cropi_tools.gradients.reference import TOKENS_PER_PASS, ReferenceGradients, attending
 from cropi_tools.policy.loading import Policy
 from cropi_tools.policy.logprobs import response_logprobs, sequence_batch
+from cropi_tools.sketches.spec import Layout, ProjectionSpec
 
 SHAPES: dict[str, dict[str, int]] = {
     "tiny": {

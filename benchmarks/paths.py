@@ -24,14 +24,14 @@ from goals import Goal, print_json, print_lines
 from gradient import SHAPES, name_of, random_policy, write_random_mean
 
 from cropi_tools.data.records import Rollout, Sample
-from cropi_tools.influence.fast_gradients import FastGradients
-from cropi_tools.influence.forward_mode import ForwardMode
-from cropi_tools.influence.gradients import ReferenceGradients
-from cropi_tools.influence.measure import Direction, Measure
-from cropi_tools.influence.prompt_objective import GradientSettings, Task, prepare
-from cropi_tools.influence.spec import Layout, ProjectionSpec
-from cropi_tools.influence.work import batches
+from cropi_tools.gradients.accumulator import Direction, Measure
+from cropi_tools.gradients.batching import batches
+from cropi_tools.gradients.jvp import ForwardMode
+from cropi_tools.gradients.per_sample import FastGradients
+from cropi_tools.gradients.prompt_objective import GradientSettings, Task, prepare
+from cropi_tools.gradients.reference import ReferenceGradients
 from cropi_tools.policy.loading import Policy
+from cropi_tools.sketches.spec import Layout, ProjectionSpec
 
 SAMPLES = 8
 LENGTHS = ((16, 8), (16, 32), (32, 32), (64, 32))

@@ -32,9 +32,9 @@ from goals import Goal, best_seconds, peak_memory, print_json, print_lines
 from cropi_tools.data.manifest import Fingerprint
 from cropi_tools.data.output import Output
 from cropi_tools.data.store import Store, StoreWriter
-from cropi_tools.influence.row_products import processors, row_products
-from cropi_tools.influence.scoring import mean_sketch
-from cropi_tools.influence.spec import Layout, ProjectionSpec
+from cropi_tools.scores.influence import mean_sketch
+from cropi_tools.scores.row_products import processors, row_products
+from cropi_tools.sketches.spec import Layout, ProjectionSpec
 
 GOAL, ROUNDS, SHARDS = 0.4, 9, 2
 

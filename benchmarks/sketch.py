@@ -36,8 +36,8 @@ from goals import Goal, best_seconds, print_json, print_lines, processor
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from cropi_tools.influence.projection import Sketcher
-from cropi_tools.influence.spec import Layout, ProjectionSpec
+from cropi_tools.sketches.projection import Sketcher
+from cropi_tools.sketches.spec import Layout, ProjectionSpec
 
 ROUNDS = 15
 GOAL_FLOAT32, GOAL_BFLOAT16, GOAL_SCATTER, GOAL_PROJECTOR = 0.80, 0.60, 5.0, 100.0

@@ -14,7 +14,7 @@ from cropi_tools.data.output import Output
 from cropi_tools.data.records import STORE_INDEX
 from cropi_tools.data.store import Store, StoreWriter
 from cropi_tools.data.store_chunks import CHECKSUMS
-from cropi_tools.influence.spec import Layout, ProjectionSpec
+from cropi_tools.sketches.spec import Layout, ProjectionSpec
 
 LAYOUT = Layout((("first.weight", (40, 12)), ("second.weight", (7, 33)), ("bias", (5,))))
 

@@ -128,7 +128,7 @@ def test_coverage_with_several_samples_closely() -> None:
 
 @pytest.mark.parametrize("k", [2, 4, 8])
 def test_coverage_of_pass_at_k(k: int) -> None:
-    from cropi_tools.rollouts.tally import pass_at_k
+    from cropi_tools.rollouts.metrics import pass_at_k
 
     samples, trials = 8, 300
     for n, p, alike in itertools.product((15, 30, 100), (0.01, 0.1, 0.5), (0.0, 0.3)):

@@ -10,7 +10,6 @@ from typing import Any
 
 import tiny_policy
 
-from cropi_tools.data import signals
 from cropi_tools.data.manifest import Fingerprint
 from cropi_tools.data.output import Output
 from cropi_tools.engines.protocol import Completion, Request, Sampling
@@ -18,6 +17,7 @@ from cropi_tools.engines.transformers_engine import TransformersEngine
 from cropi_tools.policy.adapters import inject_adapters
 from cropi_tools.policy.loading import load_policy
 from cropi_tools.rewards.pool import VerifierPool
+from cropi_tools.runtime import signals
 from cropi_tools.training.checkpoints import resume_folder
 from cropi_tools.training.loop import Trainer
 from cropi_tools.training.settings import LossSettings, TrainSettings

@@ -18,8 +18,8 @@ import typer
 
 from cropi_tools import __version__
 from cropi_tools.cli import _interrupted
-from cropi_tools.data.clock import command_begins
-from cropi_tools.data.errors import CropiError, Interrupted, UsageError, printable
+from cropi_tools.runtime.clock import command_begins
+from cropi_tools.runtime.errors import CropiError, Interrupted, UsageError, printable
 
 if TYPE_CHECKING:
     from cropi_tools.data.jsonl import Record

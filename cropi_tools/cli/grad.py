@@ -137,10 +137,10 @@ def grad(
     """
     from cropi_tools import runtime
     from cropi_tools.cli.common import numbered, parse_named, parse_pair, parse_shard
-    from cropi_tools.data.errors import UsageError
     from cropi_tools.data.manifest import Fingerprint, file_input
     from cropi_tools.data.output import Output
     from cropi_tools.data.policies import metric_of, optimizer_input, policy_input
+    from cropi_tools.runtime.errors import UsageError
 
     runtime.set_quiet(quiet)
     index, shards = parse_shard(shard)
@@ -208,8 +208,8 @@ def grad(
         runtime.notify(f"{output}: up to date")
         return
 
-    from cropi_tools.influence.compute import Request, compute
-    from cropi_tools.influence.prompt_objective import GradientSettings
+    from cropi_tools.gradients.prompt_objective import GradientSettings
+    from cropi_tools.gradients.run import Request, compute
     from cropi_tools.objective import Estimator
 
     estimator = Estimator(weighting, weight_bounds, ppo_bounds, self_normalize)

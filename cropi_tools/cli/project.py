@@ -61,10 +61,10 @@ def project(
     """
     from cropi_tools import runtime
     from cropi_tools.cli.common import parse_named
-    from cropi_tools.data.errors import UsageError
     from cropi_tools.data.manifest import Fingerprint, file_input
     from cropi_tools.data.output import Output
     from cropi_tools.data.store import Store, store_input
+    from cropi_tools.runtime.errors import UsageError
 
     runtime.set_quiet(quiet)
     is_mean = source.endswith(".safetensors")
@@ -96,7 +96,7 @@ def project(
         runtime.notify(f"{output}: up to date")
         return
 
-    from cropi_tools.influence import project as work
+    from cropi_tools.sketches import project_stores as work
 
     target.begin_work()
 
@@ -124,7 +124,7 @@ def _print_fidelity(
     import json
 
     from cropi_tools.data.store import Store
-    from cropi_tools.influence import fidelity
+    from cropi_tools.scores import fidelity
 
     store = Store(path)
     if store.attributes["projection"]["method"] == "none":

@@ -97,14 +97,14 @@ def prompts(
     """
     from cropi_tools import runtime
     from cropi_tools.cli.common import numbered, parse_named, stoppable
-    from cropi_tools.data.datasets import has_splits, inputs_of, open_dataset
-    from cropi_tools.data.dressing import Dressing, parse_kwargs
-    from cropi_tools.data.errors import InputError, UsageError
-    from cropi_tools.data.forms import parse_mapping, prompt_texts
-    from cropi_tools.data.gathering import FAMILY, RECIPE, Gathering, kind_of_source
-    from cropi_tools.data.lines_output import JsonLinesOutput
+    from cropi_tools.data.jsonl_output import JsonLinesOutput
     from cropi_tools.data.manifest import Fingerprint
-    from cropi_tools.data.questions import Exclusion
+    from cropi_tools.prompts.datasets import has_splits, inputs_of, open_dataset
+    from cropi_tools.prompts.duplicates import Exclusion
+    from cropi_tools.prompts.row_formats import parse_mapping, prompt_texts
+    from cropi_tools.prompts.sources import FAMILY, RECIPE, Gathering, kind_of_source
+    from cropi_tools.prompts.templates import Dressing, parse_kwargs
+    from cropi_tools.runtime.errors import InputError, UsageError
 
     runtime.set_quiet(quiet)
     kinds = [kind_of_source(text) for text in sources]

@@ -56,12 +56,12 @@ def report(
     from pathlib import Path
 
     from cropi_tools import runtime
-    from cropi_tools.data.errors import UsageError
     from cropi_tools.data.manifest import Fingerprint
     from cropi_tools.data.output import Output
-    from cropi_tools.report.report import compare_runs, run_input
+    from cropi_tools.report.run import compare_runs, run_input
     from cropi_tools.report.tables import as_json as figures
     from cropi_tools.report.tables import print_tables
+    from cropi_tools.runtime.errors import UsageError
 
     runtime.set_quiet(quiet)
     if threshold is not None and not 0 < threshold <= 1:

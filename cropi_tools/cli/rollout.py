@@ -133,9 +133,8 @@ def rollout(
     from cropi_tools import runtime
     from cropi_tools.cli.common import numbered, parse_shard, warn_of_other_dates
     from cropi_tools.data.dates import asks_for_date, parse_date
-    from cropi_tools.data.errors import UsageError
     from cropi_tools.data.jsonl import is_stream
-    from cropi_tools.data.lines_output import JsonLinesOutput
+    from cropi_tools.data.jsonl_output import JsonLinesOutput
     from cropi_tools.data.manifest import Fingerprint
     from cropi_tools.data.policies import has_weights, policy_input, tokens_input
     from cropi_tools.rewards import (
@@ -145,6 +144,7 @@ def rollout(
         check_verifier,
         verifier_fingerprint,
     )
+    from cropi_tools.runtime.errors import UsageError
 
     runtime.set_quiet(quiet)
     if as_json and is_stream(output) and not dry_run:
@@ -235,11 +235,11 @@ def rollout(
 
     from cropi_tools.engines.choose import Server
     from cropi_tools.engines.protocol import Sampling
-    from cropi_tools.rollouts import plan
+    from cropi_tools.rollouts import run
 
     assert model is not None
     assert max_tokens is not None
-    wish = plan.Plan(
+    wish = run.Plan(
         sources=sources,
         policy=model,
         policy_digest=inputs["policy"].sha256,
@@ -260,15 +260,15 @@ def rollout(
         date=date,
     )
     if dry_run:
-        found = plan.dry_run(wish)
+        found = run.dry_run(wish)
         print(json.dumps(found._asdict()) if as_json else "\n".join(found.lines()))
         return
-    _show(plan.sample(wish, target), as_json)
+    _show(run.sample(wish, target), as_json)
 
 
 def _check_mode(**given: Any) -> None:
     """UsageError for options that contradict each other or lack another."""
-    from cropi_tools.data.errors import UsageError
+    from cropi_tools.runtime.errors import UsageError
 
     sampling = not given["verify_only"]
     mistakes = [
@@ -294,7 +294,7 @@ def _check_mode(**given: Any) -> None:
 def _show(summary: Mapping[str, Any], as_json: bool) -> None:
     """The summary as JSON on stdout, or as a table on stderr."""
     from cropi_tools import runtime
-    from cropi_tools.rollouts.tally import table
+    from cropi_tools.rollouts.metrics import table
 
     if as_json:
         print(json.dumps(summary))

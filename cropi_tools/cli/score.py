@@ -68,11 +68,11 @@ def score(
     """
     from cropi_tools import runtime
     from cropi_tools.cli.common import parse_named, stoppable
-    from cropi_tools.data.errors import UsageError
-    from cropi_tools.data.lines_output import JsonLinesOutput
+    from cropi_tools.data.jsonl_output import JsonLinesOutput
     from cropi_tools.data.manifest import Fingerprint
     from cropi_tools.data.store import open_stores, store_input
-    from cropi_tools.influence.scoring import exact_scores, read_norms, sketch_scores
+    from cropi_tools.runtime.errors import UsageError
+    from cropi_tools.scores.influence import exact_scores, read_norms, sketch_scores
 
     runtime.set_quiet(quiet)
     pool = [*(stores or []), *(train or [])]
@@ -129,8 +129,8 @@ def _print_reliability(
     import json
 
     from cropi_tools.data.store import open_stores
-    from cropi_tools.influence.reliability import RATIO, as_table, measure
-    from cropi_tools.influence.reliability import as_json as figures
+    from cropi_tools.scores.reliability import RATIO, as_table, measure
+    from cropi_tools.scores.reliability import as_json as figures
 
     found = measure(open_stores(pool), similarity, RATIO if ratio is None else ratio)
     print(json.dumps(figures(found), ensure_ascii=False, allow_nan=False) if as_json else as_table(found))

@@ -52,12 +52,12 @@ def select(
     """
     from cropi_tools import runtime
     from cropi_tools.cli.common import numbered
-    from cropi_tools.data.errors import UsageError
-    from cropi_tools.data.exports import TableOutput, exported, settings_needed
-    from cropi_tools.data.lines_output import JsonLinesOutput
+    from cropi_tools.data.jsonl_output import JsonLinesOutput
     from cropi_tools.data.manifest import Fingerprint
     from cropi_tools.data.records import read_prompts, read_scores
-    from cropi_tools.influence import selection
+    from cropi_tools.prompts.exports import TableOutput, exported, settings_needed
+    from cropi_tools.runtime.errors import UsageError
+    from cropi_tools.selection import rules
 
     runtime.set_quiet(quiet)
     limits = None
@@ -67,7 +67,7 @@ def select(
         except ValueError:
             raise UsageError(f"--band {band}: expected LO,HI such as 0.2,0.8") from None
         limits = (low, high)
-    selection.selection_size(ratio, 1)
+    rules.selection_size(ratio, 1)
     inputs = {**numbered("prompts", prompts), **numbered("scores", scores or [])}
     options = {"by": by, "ratio": ratio, "band": limits, "seed": seed, "format": form}
     if by == "shuffled":
@@ -88,11 +88,11 @@ def select(
     known = None
     if scores:
         fields = (
-            selection.Score(r["id"], r["source"], r["scores"], r["pass_rate"], r["status"]) for r in read_scores(scores)
+            rules.Score(r["id"], r["source"], r["scores"], r["pass_rate"], r["status"]) for r in read_scores(scores)
         )
         known = {score.id: score for score in fields}
-    chosen = selection.select(by, list(pool), known, ratio, seed, limits)
-    wanted = len(pool) if by == "full" else selection.selection_size(ratio, len(pool))
+    chosen = rules.select(by, list(pool), known, ratio, seed, limits)
+    wanted = len(pool) if by == "full" else rules.selection_size(ratio, len(pool))
     rates = {identity: score.pass_rate for identity, score in (known or {}).items()}
     selected = [
         {**pool[item.id], "rank": item.rank, "score": item.score, "pass_rate": rates.get(item.id)} for item in chosen

@@ -203,7 +203,6 @@ def train(
     from cropi_tools import runtime
     from cropi_tools.cli.common import numbered, parse_named, warn_of_other_dates
     from cropi_tools.data.dates import asks_for_date, parse_date
-    from cropi_tools.data.errors import UsageError
     from cropi_tools.data.manifest import Fingerprint, file_input
     from cropi_tools.data.output import Output
     from cropi_tools.data.policies import optimizer_input, policy_input, starting_policy
@@ -214,6 +213,7 @@ def train(
         check_verifier,
         verifier_fingerprint,
     )
+    from cropi_tools.runtime.errors import UsageError
     from cropi_tools.training.presets import LOSSES
 
     runtime.set_quiet(quiet)
@@ -315,7 +315,7 @@ def train(
         _estimate(job)
         return
 
-    from cropi_tools.training.ranks import Ranks, several
+    from cropi_tools.training.distributed import Ranks, several
 
     if several() and engine == "vllm":
         raise UsageError(
@@ -339,9 +339,9 @@ def _by_verl(job: dict[str, Any], python: str, extra: list[str], target: Output,
     import shlex
 
     from cropi_tools import runtime
-    from cropi_tools.data.errors import UsageError
     from cropi_tools.data.records import read_prompts
-    from cropi_tools.training.verl import WORK, VerlJob, command, train
+    from cropi_tools.runtime.errors import UsageError
+    from cropi_tools.verl_backend.run import WORK, VerlJob, command, train
 
     for text in extra:
         if "=" not in text:
@@ -371,8 +371,8 @@ def _by_verl(job: dict[str, Any], python: str, extra: list[str], target: Output,
 
 def _estimate(job: dict[str, Any]) -> None:
     from cropi_tools import runtime
-    from cropi_tools.data.errors import UsageError
     from cropi_tools.data.jsonl import is_stream
+    from cropi_tools.runtime.errors import UsageError
     from cropi_tools.training.estimate import estimate
     from cropi_tools.training.run import Job
 
@@ -396,7 +396,7 @@ def _with_preset(context: typer.Context, preset: str | None) -> dict[str, Any]:
 
 
 def _pair(text: str, option: str) -> tuple[float, float]:
-    from cropi_tools.data.errors import UsageError
+    from cropi_tools.runtime.errors import UsageError
 
     try:
         low, high = (float(part) for part in text.split(","))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from cropi_tools.data.errors import UsageError
+from cropi_tools.runtime.errors import UsageError
 
 DEFAULT_DATE = "2024-07-26"
 """What Llama's own template falls back to where it cannot ask for the date."""

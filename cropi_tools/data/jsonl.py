@@ -20,8 +20,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from cropi_tools.data.errors import InputError
-from cropi_tools.data.signals import at_once
+from cropi_tools.runtime.errors import InputError
+from cropi_tools.runtime.signals import at_once
 
 Record = dict[str, Any]
 

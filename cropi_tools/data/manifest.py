@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from cropi_tools import __version__
-from cropi_tools.data.errors import InputError
 from cropi_tools.data.jsonl import is_stream, local_path
+from cropi_tools.runtime.errors import InputError
 
 SCHEMA = 1
 FOLDER_MANIFEST = "manifest.json"

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from cropi_tools.data.errors import InputError
+from cropi_tools.runtime.errors import InputError
 
 _KEY = "cropi"
 _FIRST_HALF = "first-half/"  # before a parameter's name: its mean over the first half of the prompts

@@ -13,8 +13,8 @@ from functools import cache
 from typing import Any
 
 from cropi_tools import runtime
-from cropi_tools.data.errors import InputError
 from cropi_tools.data.jsonl import Record
+from cropi_tools.runtime.errors import InputError
 
 
 def is_number(value: Any) -> bool:

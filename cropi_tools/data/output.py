@@ -23,8 +23,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from cropi_tools.data.clock import Clock
-from cropi_tools.data.errors import InputError, UsageError
 from cropi_tools.data.jsonl import compress
 from cropi_tools.data.manifest import (
     FOLDER_MANIFEST,
@@ -38,6 +36,8 @@ from cropi_tools.data.manifest import (
     write_json,
 )
 from cropi_tools.data.output_place import check_part, check_place, check_replaceable, open_lock
+from cropi_tools.runtime.clock import Clock
+from cropi_tools.runtime.errors import InputError, UsageError
 
 PROGRESS = "progress.json"
 _NO_WRITING = (errno.EACCES, errno.EPERM, errno.EROFS)

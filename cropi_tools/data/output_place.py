@@ -14,9 +14,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
-from cropi_tools.data.errors import InputError
 from cropi_tools.data.jsonl import is_stream
 from cropi_tools.data.manifest import FOLDER_MANIFEST, MANIFEST_ENDING, Input
+from cropi_tools.runtime.errors import InputError
 
 _LONGEST_ENDING = MANIFEST_ENDING + ".tmp"  # of the names beside an output
 

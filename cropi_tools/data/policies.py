@@ -10,7 +10,6 @@ import json
 import os
 from pathlib import Path
 
-from cropi_tools.data.errors import InputError
 from cropi_tools.data.jsonl import is_stream
 from cropi_tools.data.manifest import (
     FOLDER_MANIFEST,
@@ -21,6 +20,7 @@ from cropi_tools.data.manifest import (
     read_manifest,
     write_json,
 )
+from cropi_tools.runtime.errors import InputError
 
 _SUFFIXES = (".json", ".txt", ".model", ".jinja")
 _TOKENIZER_STEMS = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens", "chat_template", "spiece")
@@ -32,7 +32,7 @@ _OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack", "*.di
 ADAPTER_CONFIG = "adapter_config.json"
 OPTIMIZER_STATE = "state/optimizer.safetensors"
 TRAINING_OPTIONS = "training.json"
-METRIC = "adam 2"  # the rule of influence/precondition.py; another rule, another number
+METRIC = "adam 2"  # the rule of gradients/preconditioner.py; another rule, another number
 _BESIDE_OUTPUTS = (MANIFEST_ENDING, ".part.json")
 _NOT_POLICY = (FOLDER_MANIFEST, "progress.json", TRAINING_OPTIONS)
 

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from cropi_tools.data.errors import InputError
-from cropi_tools.data.foreign import FORMS, foreign_form
+from cropi_tools.data.digest_set import Seen
+from cropi_tools.data.external_rollouts import FORMS, foreign_form
 from cropi_tools.data.jsonl import Record, no_record, read_jsonl, shown
 from cropi_tools.data.message_text import ReadAsMessages
 from cropi_tools.data.nonfinite import Carried, telling
-from cropi_tools.data.seen import Seen
+from cropi_tools.runtime.errors import InputError
 
 STORE_INDEX = "index.jsonl"
 """The lines of a gradient store that say what became of every prompt."""

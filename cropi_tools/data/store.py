@@ -27,13 +27,13 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec
 
-from cropi_tools.data.errors import InputError
 from cropi_tools.data.jsonl import Record, dump_line, read_jsonl
-from cropi_tools.data.lines_output import open_cut
+from cropi_tools.data.jsonl_output import open_cut
 from cropi_tools.data.manifest import FOLDER_MANIFEST, Input, file_digest, folder_digest, read_manifest
 from cropi_tools.data.output import Output
 from cropi_tools.data.records import STORE_INDEX
 from cropi_tools.data.store_chunks import CHECKSUMS, Chunks, read_checksums, write_checksums
+from cropi_tools.runtime.errors import InputError
 
 CHUNK_BYTES = 8 << 20
 CHUNK_ROWS = 64

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cropi_tools.data.errors import InputError
 from cropi_tools.data.jsonl import Record
 from cropi_tools.data.manifest import file_digest
 from cropi_tools.data.records import STORE_INDEX
 from cropi_tools.data.store import Store
 from cropi_tools.data.store_chunks import checksums_of, read_checksums
+from cropi_tools.runtime.errors import InputError
 
 # What a row's length may miss 1 by: half a unit in the last of float16's 11 digits, or of float32's 24, in every coordinate.
 UNIT_ERROR = {2: 1e-3, 4: 1e-5}

@@ -21,7 +21,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from cropi_tools.data.errors import InputError
+from cropi_tools.runtime.errors import InputError
 
 CHECKSUMS = "checksums.json"
 CHECKSUM_BYTES = 4

@@ -44,7 +44,7 @@ def decode(
 
 def can_decode(model: Any) -> bool:
     """Whether the loop is of use and its log-probabilities are those of the model's own forward pass, as long as prompts and responses
-    together are short (`policy/lengths.py`); tried out on a few tokens, once a model.
+    together are short (`policy/rotary_lengths.py`); tried out on a few tokens, once a model.
 
     On CPUs in float32 only: nowhere else has the loop been measured against `generate`.
     """

@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from cropi_tools.data.errors import InputError
 from cropi_tools.engines.next_token import choose, uniforms
 from cropi_tools.engines.protocol import scores_not_finite
 from cropi_tools.engines.trial import SAMPLING, Decoded, trial_error
 from cropi_tools.policy.logprobs import CHUNK_ELEMENTS, has_plain_head
 from cropi_tools.policy.packing import can_pack
 from cropi_tools.policy.trials import MODEL_ERRORS, lowered_limits, rounding
+from cropi_tools.runtime.errors import InputError
 
 ROWS = 256  # responses decoded together; part of no result beyond float rounding
 PASS_TOKENS = 1 << 14  # of a pass over whole sequences, where nothing is cached

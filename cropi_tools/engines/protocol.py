@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from cropi_tools.data.errors import InputError
+from cropi_tools.runtime.errors import InputError
 
 if TYPE_CHECKING:
     from cropi_tools.policy.loading import Policy

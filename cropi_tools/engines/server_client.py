@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from cropi_tools.data.errors import InputError, UsageError
+from cropi_tools.runtime.errors import InputError, UsageError
 
 RETRIES = 8  # pauses of 0.5 s, then twice as long each time, at most 8 s: a server may be away for about 40 s
 _RETRIES_AT_FIRST = 2  # an address that never answered is more likely wrong than busy

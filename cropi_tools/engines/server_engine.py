@@ -16,11 +16,11 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from cropi_tools import runtime
-from cropi_tools.data.errors import InputError, UsageError
 from cropi_tools.engines.protocol import Completion, Engine, Request, Sampling, scores_not_finite
 from cropi_tools.engines.server_client import Client
 from cropi_tools.engines.server_dialects import Answer, dialect_of
 from cropi_tools.engines.server_probes import keeps_to_seeds, tells_sampled_logprobs
+from cropi_tools.runtime.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from cropi_tools.policy.loading import Policy

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from cropi_tools.data.errors import InputError
 from cropi_tools.engines.protocol import Sampling
 from cropi_tools.engines.server_client import Client
 from cropi_tools.engines.server_dialects import Dialect
+from cropi_tools.runtime.errors import InputError
 
 _TOP = 5  # tokens compared; servers allow that many without being told
 _TELLING = 0.3  # nats by which the two readings must differ somewhere

@@ -1,9 +1,9 @@
 """The embedded default: sampling with a loop of ours (`decoding.py`) where it is much faster and allowed, else by the library's `generate`
 (`generating.py`), the same tokens from the same numbers.
 
-A model whose rotary frequencies follow the length of a pass (`policy/lengths.py`) is sampled in pieces. A token is drawn from the distribution
-after a pass over what precedes it, whatever its neighbors: as long as the length stays in one regime from a cache, across a switch from
-a fresh pass over all of it. A response's log-probabilities are those of one pass over prompt and response, as everywhere; where
+A model whose rotary frequencies follow the length of a pass (`policy/rotary_lengths.py`) is sampled in pieces. A token is drawn from
+the distribution after a pass over what precedes it, whatever its neighbors: as long as the length stays in one regime from a cache,
+across a switch from a fresh pass over all of it. A response's log-probabilities are those of one pass over prompt and response, as everywhere; where
 these are not in one regime, they are computed when the response is complete, and are then not those its first tokens were drawn with.
 """
 
@@ -30,9 +30,9 @@ from cropi_tools.engines.generating import (
 )
 from cropi_tools.engines.protocol import Completion, Engine, Request, Sampling, scores_not_finite
 from cropi_tools.engines.trial import Decoded
-from cropi_tools.policy.lengths import pass_lengths
 from cropi_tools.policy.loading import Policy
 from cropi_tools.policy.logprobs import separate_logprobs
+from cropi_tools.policy.rotary_lengths import pass_lengths
 from cropi_tools.policy.weights import checkpoint_weights
 
 

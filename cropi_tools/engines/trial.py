@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from cropi_tools.data.clock import starting
 from cropi_tools.engines.protocol import Request, Sampling
-from cropi_tools.policy.lengths import pass_lengths
 from cropi_tools.policy.packing import Unpackable
+from cropi_tools.policy.rotary_lengths import pass_lengths
 from cropi_tools.policy.trials import LOWERED, MODEL_ERRORS
+from cropi_tools.runtime.clock import starting
 
 SAMPLING = Sampling(LOWERED + 2, 1.0)
 _PROMPTS = (1, 3, 2 * LOWERED + 1)  # tokens: fewer and more than convolutions and lowered limits reach
@@ -37,7 +37,7 @@ def trial_error(model: Any, sample: Callable[[Sequence[Request]], Decoded], atte
     else it is asked several times, since a state may be kept from one batch to the next (RecurrentGemma, prompts of one token).
 
     Infinite where the model raises an error in it, or where the model computes even so few tokens by their length
-    (`policy/lengths.py`); NaN where the model's scores are not finite.
+    (`policy/rotary_lengths.py`); NaN where the model's scores are not finite.
     """
     vocabulary = model.get_input_embeddings().num_embeddings
     ids = [(7 * place + 3) % vocabulary for place in range(_PROMPTS[-1])]

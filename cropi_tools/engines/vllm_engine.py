@@ -21,8 +21,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from cropi_tools import runtime
-from cropi_tools.data.errors import CropiError, InputError, UsageError
 from cropi_tools.engines.protocol import Completion, Engine, Request, Sampling, scores_not_finite
+from cropi_tools.runtime.errors import CropiError, InputError, UsageError
 
 if TYPE_CHECKING:
     from cropi_tools.policy.loading import Policy
@@ -239,7 +239,7 @@ def check_vllm() -> None:
 
 def _load(folder: str, dtype: str, memory: float) -> Any:
     """An `LLM` of the folder's weights, made without a word on stdout or stderr and with our signal handlers left in place."""
-    from cropi_tools.policy.opening import first_line
+    from cropi_tools.policy.loading_errors import first_line
 
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     for name, value in _ENVIRONMENT.items():
@@ -283,7 +283,7 @@ def _number_format(folder: str, on_cpu: bool) -> str:
     """What `auto` means, as in the embedded engine: float32 on a CPU, else what is stored. vLLM's own `auto` makes float16 of float32."""
     from transformers import AutoConfig
 
-    from cropi_tools.policy.opening import CONFIG, opening
+    from cropi_tools.policy.loading_errors import CONFIG, opening
 
     if on_cpu:
         return "float32"

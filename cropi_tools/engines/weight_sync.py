@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from cropi_tools.data.errors import CropiError
 from cropi_tools.policy.weights import stored_weights
+from cropi_tools.runtime.errors import CropiError
 
 
 def replace_weights(llm: Any, model: Any) -> None:

@@ -19,9 +19,9 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging
 
-from cropi_tools.data.errors import InputError
 from cropi_tools.data.policies import WEIGHTS_INDEX, weight_files
-from cropi_tools.policy.opening import CONFIG, opening, quantization_of, read_config
+from cropi_tools.policy.loading_errors import CONFIG, opening, quantization_of, read_config
+from cropi_tools.runtime.errors import InputError
 
 # nothing in a policy's folder is run, nothing is fetched, nothing is asked
 OFFLINE: Mapping[str, Any] = {"local_files_only": True, "trust_remote_code": False}

@@ -10,13 +10,13 @@ import torch
 from transformers import GenerationConfig
 
 from cropi_tools.data.dates import DEFAULT_DATE
-from cropi_tools.data.errors import UsageError
 from cropi_tools.data.policies import policy_files, tokenizer_files
 from cropi_tools.policy.checkpoint import check_causal, check_finite, load_whole
-from cropi_tools.policy.opening import CONFIG, opening
+from cropi_tools.policy.loading_errors import CONFIG, opening
 from cropi_tools.policy.positions import positions
 from cropi_tools.policy.precision import warn_of_lost_updates
 from cropi_tools.policy.tokens import Tokens, load_tokens
+from cropi_tools.runtime.errors import UsageError
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

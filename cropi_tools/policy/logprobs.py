@@ -15,9 +15,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from cropi_tools.data.clock import starting
-from cropi_tools.policy.lengths import pass_lengths
 from cropi_tools.policy.packing import PackedBatch, packed_batch, packs, unpacked
+from cropi_tools.policy.rotary_lengths import pass_lengths
+from cropi_tools.runtime.clock import starting
 
 SHARED = "shared_logprobs"  # a model that processes share has `chunked_logprobs` as a method of this name
 CHUNK_ELEMENTS = 1 << 26  # logits held at once: 256 MiB of float32

@@ -24,9 +24,9 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from cropi_tools.data.clock import starting
-from cropi_tools.policy.lengths import pass_lengths
+from cropi_tools.policy.rotary_lengths import pass_lengths
 from cropi_tools.policy.trials import MODEL_ERRORS, lowered_limits, rounding, trial_prompts
+from cropi_tools.runtime.clock import starting
 
 _NAME = "cropi_packed"
 _HARMLESS = frozenset({"is_causal", "position_ids", "use_cache", "output_attentions", "cache_position"})

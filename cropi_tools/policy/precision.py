@@ -17,9 +17,9 @@ import torch
 from safetensors import safe_open
 
 from cropi_tools import runtime
-from cropi_tools.data.errors import CropiError
 from cropi_tools.data.manifest import read_manifest
 from cropi_tools.policy.checkpoint import Stored, stored_tensors
+from cropi_tools.runtime.errors import CropiError
 
 LIMIT = 0.25  # of the weights
 TENSORS, VALUES = 64, 4096  # how many are looked at, and how much of each

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from cropi_tools.data.errors import InputError
-from cropi_tools.policy.lengths import pass_lengths
 from cropi_tools.policy.loading import Policy
 from cropi_tools.policy.logprobs import SHARED, chunked_logprobs, has_plain_head
 from cropi_tools.policy.packing import can_pack
+from cropi_tools.policy.rotary_lengths import pass_lengths
+from cropi_tools.runtime.errors import InputError
 
 
 def decoder_layers(model: Any) -> list[Any]:

@@ -16,10 +16,10 @@ from transformers import AutoConfig, AutoTokenizer
 
 from cropi_tools import runtime
 from cropi_tools.data.dates import DEFAULT_DATE
-from cropi_tools.data.errors import InputError
 from cropi_tools.data.policies import check_tokenizer, tokenizer_files
-from cropi_tools.policy.opening import CONFIG, GENERATION, TOKENIZER, opening, without_panics
+from cropi_tools.policy.loading_errors import CONFIG, GENERATION, TOKENIZER, opening, without_panics
 from cropi_tools.policy.positions import positions
+from cropi_tools.runtime.errors import InputError
 
 # a conversation to see how a template ends the second turn
 _ASKED, _ANSWERED = "How many are there?", "There are seven."

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from cropi_tools.policy.lengths import LENGTH_DEPENDENT
+from cropi_tools.policy.rotary_lengths import LENGTH_DEPENDENT
 
 LOWERED = 4  # tokens; the trial's sequences are longer, in their prompts and in their responses
 # what models raise when they are run in a way that they do not know: the library has no one error for it

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 
 from cropi_tools.intervals import wilson
-from cropi_tools.report.figures import SetFigure
 from cropi_tools.report.reading import Evaluation, Seed
 from cropi_tools.report.statistics import binomial_error, mean, spread
+from cropi_tools.report.structures import SetFigure
 
 
 def target_accuracy(seed: Seed, step: int, sets: Sequence[str]) -> float | None:

@@ -14,14 +14,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from cropi_tools.data.errors import UsageError
 from cropi_tools.report.accuracy import mean_curve, seed_curve, set_figure
 from cropi_tools.report.costs import UNITS, cumulative, mean_ledger, seed_ledger, uses_scores
-from cropi_tools.report.figures import SUBJECT, ArmFigures, Comparison, CurvePoint, Difference
 from cropi_tools.report.notes import notes_on
 from cropi_tools.report.reading import Arm, Run, Seed
 from cropi_tools.report.speeds import Curves, Speed, late_accuracy, null_of, speed
 from cropi_tools.report.statistics import holm, paired_interval
+from cropi_tools.report.structures import SUBJECT, ArmFigures, Comparison, CurvePoint, Difference
+from cropi_tools.runtime.errors import UsageError
 
 LEADING = ("random", "full")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cropi_tools.report.accuracy import evaluation_error, seed_curve, target_accuracy
-from cropi_tools.report.figures import ArmFigures
+from cropi_tools.report.structures import ArmFigures
 
 
 def notes_on(

@@ -12,10 +12,10 @@ from html import escape
 from string import Template
 
 from cropi_tools.report import plots
-from cropi_tools.report.figures import ArmFigures, Comparison
+from cropi_tools.report.formatting import NOTHING, arm_name, limits, percent, summary
 from cropi_tools.report.reading import Manifest
+from cropi_tools.report.structures import ArmFigures, Comparison
 from cropi_tools.report.tables import sections
-from cropi_tools.report.words import NOTHING, arm_name, limits, percent, summary
 
 _PAGE = Template(
     """<!doctype html>

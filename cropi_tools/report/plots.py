@@ -24,9 +24,9 @@ from matplotlib.ticker import PercentFormatter
 
 from cropi_tools.report.comparison import unit_curve
 from cropi_tools.report.costs import UNITS
-from cropi_tools.report.figures import ArmFigures, Comparison, CurvePoint
+from cropi_tools.report.formatting import arm_name
 from cropi_tools.report.reading import Stage
-from cropi_tools.report.words import arm_name
+from cropi_tools.report.structures import ArmFigures, Comparison, CurvePoint
 
 DOTS_PER_INCH = 160
 _COLOURS = {

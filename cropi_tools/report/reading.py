@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cropi_tools.data.errors import InputError
 from cropi_tools.data.jsonl import Record, parse_line, read_jsonl
 from cropi_tools.data.manifest import FOLDER_MANIFEST, file_digest
+from cropi_tools.runtime.errors import InputError
 
 START = "start"
 

@@ -12,9 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cropi_tools.report.costs import UNITS, Ledger
-from cropi_tools.report.figures import ArmFigures, Comparison, SetFigure
-from cropi_tools.report.speeds import Null, Speed
-from cropi_tools.report.words import (
+from cropi_tools.report.formatting import (
     NOTHING,
     UNSPLIT,
     arm_name,
@@ -35,6 +33,8 @@ from cropi_tools.report.words import (
     summary,
     threshold_words,
 )
+from cropi_tools.report.speeds import Null, Speed
+from cropi_tools.report.structures import ArmFigures, Comparison, SetFigure
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ import importlib.util
 from collections.abc import Collection, Sequence
 from importlib.metadata import version
 
-from cropi_tools.data.errors import InputError, UsageError
 from cropi_tools.data.jsonl import bounded_lines, open_binary, parse_line, shown
 from cropi_tools.rewards.functions import split_name
 from cropi_tools.rewards.pool import VerifierPool
 from cropi_tools.rewards.verifiers import BUILT_IN, PARTIAL, verifier_of
+from cropi_tools.runtime.errors import InputError, UsageError
 
 _LIBRARIES = {
     "maths": {"math-verify": "math_verify", "latex2sympy2_extended": "latex2sympy2_extended", "sympy": "sympy"},

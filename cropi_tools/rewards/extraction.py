@@ -16,9 +16,9 @@ from functools import lru_cache
 from itertools import islice
 from typing import NamedTuple
 
-from cropi_tools.rewards.naming import MAX_NAMED_WORDS, Kind, last_words, named_answer, named_rests
-from cropi_tools.rewards.spelling import normalise, without_macros
-from cropi_tools.rewards.values import LIST_OF_FORMULAS, LIST_OF_NUMBERS, has_prose, is_list, last_value, value_at
+from cropi_tools.rewards.answer_sentences import MAX_NAMED_WORDS, Kind, last_words, named_answer, named_rests
+from cropi_tools.rewards.normalization import normalise, without_macros
+from cropi_tools.rewards.text_values import LIST_OF_FORMULAS, LIST_OF_NUMBERS, has_prose, is_list, last_value, value_at
 
 MAX_ANSWER = 1000
 """Longest answer that is compared, in characters (the longest reference of MATH and OlympiadBench has about 200)."""

@@ -24,9 +24,9 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from cropi_tools.data.errors import InputError, UsageError
 from cropi_tools.data.records import ROLLOUT_FIELDS
 from cropi_tools.rewards.grades import Grade, Record, prompt_name, scored
+from cropi_tools.runtime.errors import InputError, UsageError
 
 NOT_COLUMNS = frozenset({"prompt", "extra", *ROLLOUT_FIELDS})
 """Keys of a record that are no columns of the data set: TRL passes the prompt by another name, the rest is of rollouts."""

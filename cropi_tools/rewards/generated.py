@@ -15,13 +15,15 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
-from cropi_tools.data.errors import InputError
-from cropi_tools.data.families import NO_ANSWER
+from cropi_tools.rewards.answer_sentences import mentions_answer, named_answer, named_rests
 from cropi_tools.rewards.extraction import kind_of, last_box, last_tagged, own_turn, plain_answer, plain_tail
 from cropi_tools.rewards.grades import Grade, Record, prompt_name, scored
-from cropi_tools.rewards.naming import mentions_answer, named_answer, named_rests
+from cropi_tools.rewards.normalization import normalise, without_macros
 from cropi_tools.rewards.quantities import read_quantity
-from cropi_tools.rewards.spelling import normalise, without_macros
+from cropi_tools.runtime.errors import InputError
+
+NO_ANSWER = "no answer at all"
+"""What no scorer may give full credit to."""
 
 SHORT = 60
 """Most characters of a short answer; it also has one line."""

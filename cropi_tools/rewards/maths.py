@@ -17,9 +17,9 @@ import re
 from functools import lru_cache
 from typing import Any, Literal
 
-from cropi_tools.rewards.formulas import equal_formulas
+from cropi_tools.rewards.algebra import equal_formulas
+from cropi_tools.rewards.normalization import ELLIPSIS, normalise, without_calculation, without_macros
 from cropi_tools.rewards.quantities import Quantity, read_quantity, same_quantity, without_unit
-from cropi_tools.rewards.spelling import ELLIPSIS, normalise, without_calculation, without_macros
 
 MAX_DEPTH = 40
 """Deepest nesting of brackets that is given to the parser."""

@@ -28,10 +28,10 @@ from types import TracebackType
 from typing import Any
 
 from cropi_tools import runtime
-from cropi_tools.data.errors import InputError, Interrupted, UsageError
 from cropi_tools.data.records import ROLLOUT_FIELDS
 from cropi_tools.rewards.grades import Grade, Record
 from cropi_tools.rewards.verifiers import BUILT_IN, credited, grade_quickly, verifier_of
+from cropi_tools.runtime.errors import InputError, Interrupted, UsageError
 
 SLICE = 32
 """Most answers sent to a worker at once."""

@@ -12,7 +12,7 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
-from cropi_tools.rewards.spelling import spaced_macros
+from cropi_tools.rewards.normalization import spaced_macros
 
 DECIMALS = 6
 """Decimal places to which two numbers must agree when one is written as a decimal (math-verify's rule as well)."""

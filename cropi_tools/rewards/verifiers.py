@@ -14,11 +14,11 @@ import os
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 
-from cropi_tools.data.errors import InputError
 from cropi_tools.rewards import choice, generated, maths
 from cropi_tools.rewards.extraction import MAX_ANSWER, extract_answer, last_box, last_tagged, own_turn
 from cropi_tools.rewards.functions import load_function, split_name
 from cropi_tools.rewards.grades import Grade, Record, prompt_name, scored
+from cropi_tools.runtime.errors import InputError
 
 BUILT_IN = ("maths", "choice", "exact", "reasoning-gym")
 

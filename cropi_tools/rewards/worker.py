@@ -27,8 +27,8 @@ from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import Any, BinaryIO, NamedTuple
 
-from cropi_tools.data.errors import CropiError, UsageError
 from cropi_tools.rewards import verifiers
+from cropi_tools.runtime.errors import CropiError, UsageError
 
 GRACE = 3.0
 """Seconds after an answer's time limit at which the kernel ends a worker that its parent did not."""

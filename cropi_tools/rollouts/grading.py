@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from cropi_tools.data.errors import InputError
 from cropi_tools.data.jsonl import Record
 from cropi_tools.rewards.pool import VerifierPool
 from cropi_tools.rewards.reasoning import final_answer, reasoning_is_open
 from cropi_tools.rewards.verifiers import BUILT_IN, verifier_of
+from cropi_tools.runtime.errors import InputError
 
 PROMPT_END = 16  # tokens at the end of a prompt that are looked at for reasoning that the template has begun
 CHUNK_RESPONSES = 256  # responses between two commits; fixed, so that a resumed file has the bytes of an unbroken one

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from cropi_tools.data.errors import InputError, UsageError
+from cropi_tools.data.digest_set import Seen
 from cropi_tools.data.jsonl import Record, read_jsonl
 from cropi_tools.data.records import STORE_INDEX, read_rollouts
-from cropi_tools.data.seen import Seen
+from cropi_tools.runtime.errors import InputError, UsageError
 
 LOW_ESS = 0.1  # the effective sample size, a share of the weights, where --where low-ess names no other
 FEWEST_WEIGHTS = 2  # or as many of the weights, if that is more: over eight responses no share is below 1/8

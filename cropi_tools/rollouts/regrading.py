@@ -11,18 +11,18 @@ from itertools import islice
 from typing import Any
 
 from cropi_tools import runtime
-from cropi_tools.data.clock import starting
 from cropi_tools.data.dates import DEFAULT_DATE
-from cropi_tools.data.errors import InputError
-from cropi_tools.data.foreign import foreign_form
+from cropi_tools.data.external_rollouts import foreign_form
 from cropi_tools.data.jsonl import Record, read_jsonl, shown
-from cropi_tools.data.lines_output import JsonLinesOutput
+from cropi_tools.data.jsonl_output import JsonLinesOutput
 from cropi_tools.data.manifest import read_manifest
 from cropi_tools.data.policies import same_tokenizer, tokenizer_digest
 from cropi_tools.data.records import read_rollouts, shard_range
 from cropi_tools.rewards import VerifierPool, check_record
 from cropi_tools.rollouts.grading import CHUNK_RESPONSES, Row, graded, reasoning_mark
 from cropi_tools.rollouts.writing import write
+from cropi_tools.runtime.clock import starting
+from cropi_tools.runtime.errors import InputError
 
 RECORDED = "recorded"
 """In place of a verifier: the rewards that are in the file stay."""
@@ -60,8 +60,8 @@ class Regrading:
         if self.policy is None:
             raise InputError(f"{shown(self.sources[0])}: holds texts; --model FOLDER says whose tokenizer reads them")
         with starting():
-            from cropi_tools.policy.imported import imported_rollouts
             from cropi_tools.policy.tokens import load_tokens
+            from cropi_tools.rollouts.imported import imported_rollouts
 
             tokens = load_tokens(self.policy, self.date)
         if ours:

@@ -9,8 +9,6 @@ from contextlib import nullcontext
 from typing import NamedTuple, TypeVar
 
 from cropi_tools import runtime
-from cropi_tools.data.clock import starting
-from cropi_tools.data.errors import Interrupted
 from cropi_tools.data.jsonl import Record, float32_text
 from cropi_tools.engines.protocol import Completion, Engine, Request, Sampling, sample_seed
 from cropi_tools.policy.prompts import encoded_prompt
@@ -18,6 +16,8 @@ from cropi_tools.policy.tokens import Tokens
 from cropi_tools.rewards.pool import VerifierPool
 from cropi_tools.rewards.reasoning import MARKERS
 from cropi_tools.rollouts.grading import CHUNK_RESPONSES, Row, graded_rows, reasoning_mark
+from cropi_tools.runtime.clock import starting
+from cropi_tools.runtime.errors import Interrupted
 
 SECONDS_BETWEEN_LOOKS = 0.02
 GROUPS_AHEAD = 4  # sampled groups that may wait for their grades: a hung verifier must not stop the engine at once, nor memory grow

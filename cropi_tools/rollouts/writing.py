@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from cropi_tools import runtime
-from cropi_tools.data.errors import InputError
-from cropi_tools.data.lines_output import JsonLinesOutput
+from cropi_tools.data.jsonl_output import JsonLinesOutput
 from cropi_tools.rollouts.grading import Row
-from cropi_tools.rollouts.tally import Tallies, Tally
+from cropi_tools.rollouts.metrics import Tallies, Tally
+from cropi_tools.runtime.errors import InputError
 
 FEW = 8  # responses; fewer say nothing about a verifier
 

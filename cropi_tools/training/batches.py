@@ -16,11 +16,11 @@ import torch
 from cropi_tools.data.jsonl import Record
 from cropi_tools.objective import group_advantages, token_coefficients
 from cropi_tools.policy import logprobs
-from cropi_tools.policy.lengths import pass_lengths
 from cropi_tools.policy.logprobs import SequenceBatch
 from cropi_tools.policy.packing import PackedBatch, packed
+from cropi_tools.policy.rotary_lengths import pass_lengths
+from cropi_tools.training.distributed import Ranks
 from cropi_tools.training.loss import TokenInputs
-from cropi_tools.training.ranks import Ranks
 from cropi_tools.training.settings import LossSettings
 
 
@@ -78,7 +78,7 @@ def _masked(sample: Record, settings: LossSettings) -> bool:
 
 def micro_batches(groups: Sequence[Group], limit: int, models: Sequence[Any]) -> list[list[Group]]:
     """The groups in parts of at most `limit` tokens, counted as attention lays them out; equal lengths together, and a prompt with too many
-    responses in several parts. One response always fits. The sequences of a part are of one regime of the models' (`policy/lengths.py`).
+    responses in several parts. One response always fits. The sequences of a part are of one regime of the models' (`policy/rotary_lengths.py`).
     """
     regime = pass_lengths(*models).regime
     parts: list[list[Group]] = []

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from cropi_tools.data.errors import InputError
 from cropi_tools.data.jsonl import Record, dump_line, read_jsonl
 from cropi_tools.data.manifest import write_json
 from cropi_tools.data.policies import OPTIMIZER_STATE
 from cropi_tools.policy.adapters import save_adapters
 from cropi_tools.policy.loading import Policy, save_policy
 from cropi_tools.policy.weights import alike, whole
+from cropi_tools.runtime.errors import InputError
 
 STATE = "state"
 PENDING = "pending.jsonl"

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 import torch
 
-from cropi_tools.data.errors import CropiError
 from cropi_tools.data.jsonl import Record
 from cropi_tools.engines.protocol import Engine, Request, Sampling, sample_seed
 from cropi_tools.policy.adapters import has_adapters
@@ -20,6 +19,7 @@ from cropi_tools.policy.loading import Policy
 from cropi_tools.policy.logprobs import SHARED, separate_logprobs
 from cropi_tools.policy.merging import check_merge
 from cropi_tools.policy.prompts import encoded_prompt
+from cropi_tools.runtime.errors import CropiError
 from cropi_tools.training.update import mixed_precision
 
 PROMPTS, SAMPLES, TOKENS = 4, 2, 32  # what is compared after an update

@@ -12,7 +12,7 @@ from cropi_tools.data.manifest import Fingerprint
 from cropi_tools.data.output import Output
 from cropi_tools.data.records import read_prompts
 from cropi_tools.rollouts.estimate import in_bytes, in_seconds, memory_used
-from cropi_tools.training.ranks import Ranks
+from cropi_tools.training.distributed import Ranks
 from cropi_tools.training.run import Job, train
 
 PROBE_STEPS = 2  # the first one warms up

@@ -9,9 +9,9 @@ from cropi_tools.data.jsonl import Record
 from cropi_tools.engines.protocol import Engine
 from cropi_tools.policy.tokens import Tokens
 from cropi_tools.rewards.pool import VerifierPool
+from cropi_tools.rollouts.metrics import Tallies, Tally
 from cropi_tools.rollouts.sampling import Task, chunks, sample_groups
-from cropi_tools.rollouts.tally import Tallies, Tally
-from cropi_tools.training.ranks import Ranks
+from cropi_tools.training.distributed import Ranks
 from cropi_tools.training.settings import TrainSettings
 
 

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cropi_tools.data.errors import CropiError, InputError
 from cropi_tools.data.jsonl import Record, dump_line
-from cropi_tools.data.lines_output import open_cut
+from cropi_tools.data.jsonl_output import open_cut
+from cropi_tools.runtime.errors import CropiError, InputError
 from cropi_tools.training.trackers import Tracker
 
 LOGS = ("metrics.jsonl", "evaluations.jsonl", "timings.jsonl")

@@ -16,18 +16,18 @@ import torch
 from safetensors import SafetensorError
 
 from cropi_tools import runtime
-from cropi_tools.data.clock import work_time
-from cropi_tools.data.errors import CropiError
 from cropi_tools.data.jsonl import Record
 from cropi_tools.data.output import Output
 from cropi_tools.engines.protocol import Engine
 from cropi_tools.policy.adapters import adapter_tensors, load_adapters
 from cropi_tools.policy.loading import Policy
+from cropi_tools.policy.loading_errors import first_line
 from cropi_tools.policy.merging import check_merge
-from cropi_tools.policy.opening import first_line
 from cropi_tools.policy.weights import checkpoint_weights
 from cropi_tools.rewards.pool import VerifierPool
-from cropi_tools.rollouts.tally import Tally
+from cropi_tools.rollouts.metrics import Tally
+from cropi_tools.runtime.clock import work_time
+from cropi_tools.runtime.errors import CropiError
 from cropi_tools.training.checkpoints import (
     checkpoint_folder,
     drop_pending,
@@ -40,15 +40,15 @@ from cropi_tools.training.checkpoints import (
     save_checkpoint,
     write_pending,
 )
+from cropi_tools.training.distributed import Ranks
+from cropi_tools.training.divergence import Watch
 from cropi_tools.training.engine_sync import EngineSync
 from cropi_tools.training.evaluation import evaluate
 from cropi_tools.training.logs import Logs, live_note
-from cropi_tools.training.ranks import Ranks
 from cropi_tools.training.sampling import Sampled, StepSampler, Stopped
 from cropi_tools.training.settings import TrainSettings, learning_rate
 from cropi_tools.training.trackers import Tracker
 from cropi_tools.training.update import NotFinite, Updater
-from cropi_tools.training.watch import Watch
 
 FAILURE = "failure.txt"  # in the part: what a failed engine said at length
 

@@ -21,8 +21,8 @@ from cropi_tools.policy.prompts import PromptCheck
 from cropi_tools.policy.sharding import checkpoint_activations, share_out
 from cropi_tools.rewards import VerifierPool, check_record
 from cropi_tools.training.checkpoints import resume_folder
+from cropi_tools.training.distributed import Ranks
 from cropi_tools.training.loop import Trainer
-from cropi_tools.training.ranks import Ranks
 from cropi_tools.training.settings import LossSettings, TrainSettings
 from cropi_tools.training.trackers import open_trackers
 

@@ -11,16 +11,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from cropi_tools import runtime
-from cropi_tools.data.errors import CropiError
 from cropi_tools.data.jsonl import Record
 from cropi_tools.engines.protocol import Engine
 from cropi_tools.policy.tokens import Tokens
 from cropi_tools.rewards.pool import VerifierPool
+from cropi_tools.rollouts.metrics import Tally
 from cropi_tools.rollouts.sampling import Task, chunks, sample_groups
-from cropi_tools.rollouts.tally import Tally
+from cropi_tools.runtime.errors import CropiError
+from cropi_tools.training.distributed import Ranks
 from cropi_tools.training.evaluation import of_all_processes, tally
-from cropi_tools.training.order import PromptOrder
-from cropi_tools.training.ranks import Ranks
+from cropi_tools.training.prompt_stream import PromptOrder
 from cropi_tools.training.settings import TrainSettings
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from cropi_tools import runtime
-from cropi_tools.data.errors import CropiError, UsageError
 from cropi_tools.data.jsonl import Record
+from cropi_tools.runtime.errors import CropiError, UsageError
 
 PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb"}
 PROJECT = "cropi-tools"
@@ -119,7 +119,9 @@ def _run_id(file: Path, new: bool) -> str:
 
 
 def _said(error: Exception) -> str:
-    from cropi_tools.policy.opening import first_line  # not above: the command's beginning does without transformers
+    from cropi_tools.policy.loading_errors import (
+        first_line,  # not above: the command's beginning does without transformers
+    )
 
     return f"{type(error).__name__}: {first_line(error)}"
 

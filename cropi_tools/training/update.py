@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 import torch
 
 from cropi_tools import runtime
-from cropi_tools.data.errors import CropiError
 from cropi_tools.data.jsonl import Record
 from cropi_tools.policy.adapters import adapters_off
 from cropi_tools.policy.loading import Policy
 from cropi_tools.policy.logprobs import PackedBatch, SequenceBatch, response_logprobs
+from cropi_tools.runtime.errors import CropiError
 from cropi_tools.training.batches import (
     Group,
     Response,
@@ -24,8 +24,8 @@ from cropi_tools.training.batches import (
     micro_batches,
     token_inputs,
 )
+from cropi_tools.training.distributed import Ranks
 from cropi_tools.training.loss import FIGURES, token_loss
-from cropi_tools.training.ranks import Ranks
 from cropi_tools.training.settings import TrainSettings
 
 T = TypeVar("T")

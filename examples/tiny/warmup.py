@@ -29,10 +29,10 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config,
 from transformers.utils import logging as transformers_logging
 
 from cropi_tools import runtime
-from cropi_tools.data.errors import CropiError, InputError
 from cropi_tools.data.jsonl import read_jsonl
 from cropi_tools.data.manifest import Fingerprint, file_input
 from cropi_tools.data.output import Output
+from cropi_tools.runtime.errors import CropiError, InputError
 
 PAD, END = "<|endoftext|>", "<|im_end|>"
 CONTEXT = 64  # tokens of prompt and response together

@@ -37,13 +37,13 @@ PRELOADED = (
     "transformers.models.qwen2.modeling_qwen2",
     "transformers.generation.utils",
     "cropi_tools.data.store",
-    "cropi_tools.data.gathering",
-    "cropi_tools.data.exports",
+    "cropi_tools.prompts.sources",
+    "cropi_tools.prompts.exports",
     "cropi_tools.rollouts",
-    "cropi_tools.influence.collect",
-    "cropi_tools.influence.project",
-    "cropi_tools.influence.scoring",
-    "cropi_tools.influence.selection",
+    "cropi_tools.gradients.write_store",
+    "cropi_tools.sketches.project_stores",
+    "cropi_tools.scores.influence",
+    "cropi_tools.selection.rules",
     "cropi_tools.engines.transformers_engine",
     "cropi_tools.training.loop",
 )
@@ -102,8 +102,8 @@ def become(request: dict[str, Any]) -> NoReturn:
 
 
 def compile_kernel() -> None:
-    from cropi_tools.influence.projection import sketch_vector
-    from cropi_tools.influence.spec import Layout, ProjectionSpec
+    from cropi_tools.sketches.projection import sketch_vector
+    from cropi_tools.sketches.spec import Layout, ProjectionSpec
 
     gradient = {"weight": np.ones(64, np.float32)}
     layout = Layout.of(gradient.items())

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import tiny_policy
 
-from cropi_tools.data.errors import InputError
-from cropi_tools.data.foreign import text_rollouts
+from cropi_tools.data.external_rollouts import text_rollouts
 from cropi_tools.data.records import read_prompts, read_rollouts, read_scores
+from cropi_tools.runtime.errors import InputError
 
 PARITY = f"{Path(__file__).parent.parent / 'parity.py'}:reward"
 RECORDS: dict[Any, dict[str, Any]] = {

@@ -11,10 +11,10 @@ import pytest
 import zstandard
 
 from cropi_tools.data import jsonl
-from cropi_tools.data.errors import InputError
 from cropi_tools.data.jsonl import open_binary, read_jsonl
-from cropi_tools.data.tables import file_rows
+from cropi_tools.prompts.tables import file_rows
 from cropi_tools.rewards import check_own_verifiers
+from cropi_tools.runtime.errors import InputError
 
 SIZE = 1 << 27
 

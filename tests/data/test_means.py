@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from cropi_tools.data.errors import InputError
 from cropi_tools.data.means import check_whole, content_hash, read_facts, read_tensors, write_mean
+from cropi_tools.runtime.errors import InputError
 
 Tensors = dict[str, torch.Tensor]
 

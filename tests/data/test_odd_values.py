@@ -13,12 +13,12 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from cropi_tools.data.datasets import open_dataset
-from cropi_tools.data.dressing import Dressing
-from cropi_tools.data.errors import InputError
-from cropi_tools.data.forms import dataset_prompts, prompt_texts
 from cropi_tools.data.message_text import messages_of
 from cropi_tools.data.records import read_prompts, read_rollouts, read_scores
+from cropi_tools.prompts.datasets import open_dataset
+from cropi_tools.prompts.row_formats import dataset_prompts, prompt_texts
+from cropi_tools.prompts.templates import Dressing
+from cropi_tools.runtime.errors import InputError
 
 NAN, INF = math.nan, math.inf
 ROW: dict[str, Any] = {"id": "a", "prompt": "1+1=", "answer": "2", "source": "s"}

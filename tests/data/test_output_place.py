@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 from cropi_tools.data import output as output_module
-from cropi_tools.data.errors import InputError, UsageError
-from cropi_tools.data.lines_output import JsonLinesOutput
+from cropi_tools.data.jsonl_output import JsonLinesOutput
 from cropi_tools.data.manifest import Fingerprint, Input, file_input
 from cropi_tools.data.output import Output
 from cropi_tools.data.policies import policy_input
+from cropi_tools.runtime.errors import InputError, UsageError
 
 
 def output(path: Path, folder: bool = False, inputs: dict[str, Input] | None = None, **options: Any) -> Output:

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cropi_tools.data.errors import InputError
 from cropi_tools.data.records import pass_rate, read_prompts, read_rollouts, read_scores, shard_range
+from cropi_tools.runtime.errors import InputError
 
 PROMPT = {"id": "a", "prompt": "1+1=", "answer": "2", "source": "sums"}
 SAMPLE = {"token_ids": [3, 4, 1], "logprobs": [-0.5, -1, -2.5], "text": "x", "finish_reason": "stop", "reward": 1}

@@ -15,9 +15,9 @@ from forward_stores import Unfinished, forward_store
 from gradient_stores import make_store, matrix, open_output, spec, unseal
 
 from cropi_tools.data import store as room
-from cropi_tools.data.errors import InputError
 from cropi_tools.data.means import read_facts, read_tensors, write_mean
 from cropi_tools.data.store import Store, StoreWriter, store_input
+from cropi_tools.runtime.errors import InputError
 
 
 def rows(count: int, dim: int = 64) -> list[np.ndarray | None]:

@@ -15,11 +15,11 @@ from forward_stores import forward_store
 from gradient_stores import make_store, spec, unseal
 
 from cropi_tools.data import store as room
-from cropi_tools.data.errors import InputError
 from cropi_tools.data.manifest import FOLDER_MANIFEST, file_digest
 from cropi_tools.data.store import Store
 from cropi_tools.data.store_check import check_store
-from cropi_tools.influence.spec import Layout, ProjectionSpec
+from cropi_tools.runtime.errors import InputError
+from cropi_tools.sketches.spec import Layout, ProjectionSpec
 
 MEANS = {"t": {"norm": 2.0, "sha256": "x", "halves": [1.5, 2.5]}}
 

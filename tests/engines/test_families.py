@@ -15,20 +15,20 @@ import pytest
 import torch
 import transformers
 
-from cropi_tools.data.errors import InputError
 from cropi_tools.data.records import Rollout, Sample
 from cropi_tools.engines.decoding import can_decode
 from cropi_tools.engines.generating import EQUAL_LENGTHS, GENERATE, WITHOUT_CACHE, Way, way_to_sample
 from cropi_tools.engines.protocol import Completion, Request, Sampling, sample_seed
 from cropi_tools.engines.transformers_engine import TransformersEngine
-from cropi_tools.influence.fast_gradients import FastGradients, NoRule
-from cropi_tools.influence.forward_mode import ForwardMode
-from cropi_tools.influence.gradients import ReferenceGradients
-from cropi_tools.influence.prompt_objective import GradientSettings, Task, prepare
+from cropi_tools.gradients.jvp import ForwardMode
+from cropi_tools.gradients.per_sample import FastGradients, NoRule
+from cropi_tools.gradients.prompt_objective import GradientSettings, Task, prepare
+from cropi_tools.gradients.reference import ReferenceGradients
 from cropi_tools.objective import Estimator, group_advantages
 from cropi_tools.policy.loading import Policy
 from cropi_tools.policy.packing import can_pack
-from cropi_tools.training.ranks import Ranks
+from cropi_tools.runtime.errors import InputError
+from cropi_tools.training.distributed import Ranks
 from cropi_tools.training.settings import LossSettings, TrainSettings
 from cropi_tools.training.update import Updater
 

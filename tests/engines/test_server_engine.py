@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 from fake_server import END, VOCABULARY, Behaviour, FakeServer, response
 
-from cropi_tools.data import signals
-from cropi_tools.data.errors import CropiError, InputError, Interrupted, UsageError
 from cropi_tools.engines.protocol import Completion, Request, Sampling, sample_seed
 from cropi_tools.engines.server_engine import SEED_BITS, ServerEngine
 from cropi_tools.engines.server_probes import scaled
 from cropi_tools.policy.tokens import Tokens, load_tokens
+from cropi_tools.runtime import signals
+from cropi_tools.runtime.errors import CropiError, InputError, Interrupted, UsageError
 
 Start = Callable[..., FakeServer]
 Open = Callable[..., ServerEngine]

@@ -14,12 +14,12 @@ import transformers
 from scipy.stats import chisquare
 from transformers import GenerationConfig
 
-from cropi_tools.data.errors import InputError
 from cropi_tools.engines import generating, transformers_engine
 from cropi_tools.engines.generating import GENERATE, way_to_sample
 from cropi_tools.engines.protocol import Completion, Request, Sampling, sample_seed
 from cropi_tools.engines.transformers_engine import TransformersEngine
 from cropi_tools.policy.loading import Policy, load_policy
+from cropi_tools.runtime.errors import InputError
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15, 16, 17], [20, 21], [30, 31, 32, 33]]
 

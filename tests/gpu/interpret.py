@@ -19,13 +19,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "influence"))
 
 import naive_sketch
 
-from cropi_tools.influence import projection, triton_kernels
-from cropi_tools.influence.projection import Sketcher, sketch_vector
-from cropi_tools.influence.spec import Layout, ProjectionSpec
+from cropi_tools.sketches import countsketch_triton, projection
+from cropi_tools.sketches.projection import Sketcher, sketch_vector
+from cropi_tools.sketches.spec import Layout, ProjectionSpec
 
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
 SIZES = {"one": 1, "a": 63, "b": 2047, "c": 2048, "d": 6151, "e": 9001}
@@ -34,7 +33,7 @@ COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from cropi_tools.influence import triton_kernels as kernels
+from cropi_tools.sketches import countsketch_triton as kernels
 
 def compiled(kernel, warps, signature, constants):
     signature = {**signature, **dict.fromkeys(constants, "constexpr")}
@@ -65,7 +64,7 @@ def relative_error(found: NDArray[Any], expected: NDArray[Any]) -> float:
 
 @pytest.fixture(autouse=True)
 def triton_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(projection, "device_kernels", lambda _: triton_kernels)
+    monkeypatch.setattr(projection, "device_kernels", lambda _: countsketch_triton)
 
 
 @pytest.mark.parametrize("moved", [0, 3])
@@ -111,7 +110,7 @@ def test_products_equal_float64(kind: torch.dtype, means: int) -> None:
     others = [gradients(torch.float32, seed=7 + mean, moved=mean) for mean in range(means)]
     for name, gradient in gradients(kind, moved=1).items():
         against = [other[name] for other in others]
-        found = triton_kernels.products(gradient, against)
+        found = countsketch_triton.products(gradient, against)
         assert found.dtype == torch.float64
         expected = [float(gradient.double() @ other.double()) for other in [gradient, *against]]
         # an inner product of random vectors is a small difference of large sums: its scale is the product of the norms

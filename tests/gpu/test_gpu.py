@@ -20,16 +20,16 @@ from numpy.typing import NDArray
 from cropi_tools.data.jsonl import read_jsonl
 from cropi_tools.engines.protocol import Request, Sampling
 from cropi_tools.engines.transformers_engine import TransformersEngine
-from cropi_tools.influence import device as device_module
-from cropi_tools.influence import torch_kernels
-from cropi_tools.influence.device import DeviceCountsketch, device_kernels, device_products
-from cropi_tools.influence.gradients import ReferenceGradients
-from cropi_tools.influence.projection import Sketcher
-from cropi_tools.influence.prompt_objective import GradientSettings, prepare
-from cropi_tools.influence.spec import Layout, ProjectionSpec
+from cropi_tools.gradients.prompt_objective import GradientSettings, prepare
+from cropi_tools.gradients.reference import ReferenceGradients
 from cropi_tools.policy.loading import Policy
 from cropi_tools.policy.logprobs import response_logprobs, sequence_batch
-from cropi_tools.training.ranks import Ranks
+from cropi_tools.sketches import countsketch_torch
+from cropi_tools.sketches import device as device_module
+from cropi_tools.sketches.device import DeviceCountsketch, device_kernels, device_products
+from cropi_tools.sketches.projection import Sketcher
+from cropi_tools.sketches.spec import Layout, ProjectionSpec
+from cropi_tools.training.distributed import Ranks
 from cropi_tools.training.settings import LossSettings, TrainSettings
 from cropi_tools.training.update import Updater
 
@@ -70,7 +70,7 @@ def on_gpu(policy: Policy) -> Policy:
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both modules with the loops; Triton's is off elsewhere until these tests have passed on a GPU."""
     monkeypatch.setattr(device_module, "ENABLED", request.param == "triton")
-    assert (device_kernels(torch.device("cuda")) is torch_kernels) == (request.param == "torch")
+    assert (device_kernels(torch.device("cuda")) is countsketch_torch) == (request.param == "torch")
 
 
 @pytest.mark.usefixtures("backend")
@@ -132,9 +132,9 @@ def test_products_equal_float64_and_repeat(kind: torch.dtype, monkeypatch: pytes
 
 
 def test_the_sketch_needs_no_more_memory_than_it_says() -> None:
-    size = 4 * torch_kernels.GROUP
+    size = 4 * countsketch_torch.GROUP
     gradient = torch.randn(size, device="cuda")
-    sketch = DeviceCountsketch(torch_kernels, {"g": np.uint64(1)}, 32768, 2048, gradient.device)
+    sketch = DeviceCountsketch(countsketch_torch, {"g": np.uint64(1)}, 32768, 2048, gradient.device)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     sketch.add("g", gradient)

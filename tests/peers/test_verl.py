@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import tiny_policy
 
-from cropi_tools.policy.imported import imported_rollouts
 from cropi_tools.policy.prompts import prompt_token_ids
 from cropi_tools.policy.tokens import load_tokens
+from cropi_tools.rollouts.imported import imported_rollouts
 
 pytestmark = pytest.mark.peers
 

@@ -26,7 +26,7 @@ from cropi_tools.engines.protocol import Sampling
 from cropi_tools.policy.loading import load_policy
 from cropi_tools.policy.prompts import prompt_token_ids
 from cropi_tools.policy.tokens import load_tokens
-from cropi_tools.training.ranks import Ranks
+from cropi_tools.training.distributed import Ranks
 from cropi_tools.training.settings import LossSettings, TrainSettings
 from cropi_tools.training.update import Updater
 

@@ -13,15 +13,15 @@ import tiny_policy
 import torch
 from trl_loss import HIGH, LENGTHS, LIMIT, LOW, REWARDS, ROWS, batch
 
-from cropi_tools.data.exports import to_verl
 from cropi_tools.engines.protocol import Sampling
 from cropi_tools.objective import group_advantages, token_coefficients
 from cropi_tools.policy.tokens import load_tokens
+from cropi_tools.prompts.exports import to_verl
 from cropi_tools.training.loss import TokenInputs, token_loss
 from cropi_tools.training.presets import LOSSES, PRESETS
 from cropi_tools.training.settings import LossSettings, TrainSettings, learning_rate
-from cropi_tools.training.verl_config import NEVER, override, overrides, rate_of
-from cropi_tools.training.verl_data import prepare
+from cropi_tools.verl_backend.config import NEVER, override, overrides, rate_of
+from cropi_tools.verl_backend.data import prepare
 
 pytestmark = pytest.mark.peers
 

@@ -17,11 +17,11 @@ from broken_policies import Breakage
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForMaskedLM
 
-from cropi_tools.data.errors import InputError
 from cropi_tools.data.policies import policy_files, policy_input
 from cropi_tools.policy.checkpoint import check_weights
 from cropi_tools.policy.loading import load_policy, save_policy
 from cropi_tools.policy.tokens import load_tokens
+from cropi_tools.runtime.errors import InputError
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 # of every kind one: tied and untied, fused and not, a head by another name, stacked experts, recurrent

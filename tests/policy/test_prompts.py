@@ -8,8 +8,8 @@ import pytest
 import tiny_policy
 from tokenizers import processors
 
-from cropi_tools.data.errors import InputError
 from cropi_tools.policy.prompts import prompt_token_ids
+from cropi_tools.runtime.errors import InputError
 
 TEMPLATE = (
     "{% for m in messages %}<|pad|>{{ m.role }} {{ m.content }}<|end|>{% endfor %}"

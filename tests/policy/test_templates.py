@@ -13,9 +13,9 @@ import pytest
 import tiny_policy
 
 from cropi_tools.data.dates import DEFAULT_DATE, asks_for_date, parse_date
-from cropi_tools.data.errors import InputError, UsageError
 from cropi_tools.policy.prompts import depends_on_date, encoded_prompt, prompt_token_ids
 from cropi_tools.policy.tokens import load_tokens
+from cropi_tools.runtime.errors import InputError, UsageError
 
 # as published, cut down to what matters
 LLAMA = (

@@ -10,11 +10,11 @@ import pytest
 import tiny_policy
 import transformers
 
-from cropi_tools.data.errors import InputError
 from cropi_tools.policy.loading import load_policy
 from cropi_tools.policy.positions import positions
 from cropi_tools.policy.prompts import PromptCheck, encoded_prompt
 from cropi_tools.policy.tokens import Tokens, load_tokens
+from cropi_tools.runtime.errors import InputError
 
 ROWS = len(tiny_policy.CHARACTERS) + 2
 END, Z, Y, X = 1, *(tiny_policy.CHARACTERS.index(c) + 2 for c in "ZYX")

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import synthetic_run as synthetic
 
-from cropi_tools.data.errors import UsageError
 from cropi_tools.report.comparison import compare, unit_curve
 from cropi_tools.report.costs import Cost
-from cropi_tools.report.figures import ArmFigures, Comparison
+from cropi_tools.report.formatting import summary
 from cropi_tools.report.plots import rate_bin, stage_shares
 from cropi_tools.report.reading import read_run
-from cropi_tools.report.words import summary
+from cropi_tools.report.structures import ArmFigures, Comparison
+from cropi_tools.runtime.errors import UsageError
 
 
 def figures(comparison: Comparison, label: str) -> ArmFigures:

@@ -11,8 +11,8 @@ import synthetic_run as synthetic
 
 from cropi_tools.report.comparison import compare, unit_curve
 from cropi_tools.report.costs import Cost
-from cropi_tools.report.figures import ArmFigures
 from cropi_tools.report.reading import read_run
+from cropi_tools.report.structures import ArmFigures
 from cropi_tools.report.tables import as_json, print_tables
 
 START = 8.0  # seconds of each command

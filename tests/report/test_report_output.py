@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import synthetic_run as synthetic
 
-from cropi_tools.data.errors import InputError
 from cropi_tools.report.page import page
 from cropi_tools.report.plots import curves
-from cropi_tools.report.report import compare_runs, run_input
+from cropi_tools.report.run import compare_runs, run_input
 from cropi_tools.report.tables import as_json, print_tables
+from cropi_tools.runtime.errors import InputError
 
 
 def written(folder: Path, target: Path) -> tuple[bytes, bytes, str]:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import synthetic_run as synthetic
 
-from cropi_tools.data.errors import InputError
 from cropi_tools.report.reading import read_run
+from cropi_tools.runtime.errors import InputError
 
 
 def test_steps_are_global_and_the_earlier_evaluation_stands(run_folder: Path) -> None:

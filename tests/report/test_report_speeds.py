@@ -16,7 +16,7 @@ import synthetic_run as synthetic
 from numpy.typing import NDArray
 
 from cropi_tools.report.page import page
-from cropi_tools.report.report import compare_runs
+from cropi_tools.report.run import compare_runs
 from cropi_tools.report.speeds import (
     SMOOTH_FROM,
     Curves,

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cropi_tools.data.errors import InputError
 from cropi_tools.rewards import VerifierPool, check_record, grade
 from cropi_tools.rewards.choice import read_choice, read_reference
+from cropi_tools.runtime.errors import InputError
 
 PHRASINGS = [
     (r"\boxed{B}", "B"),

@@ -7,7 +7,7 @@ import pytest
 from math_verify import grader
 
 from cropi_tools.rewards import grade
-from cropi_tools.rewards.formulas import equal_formulas
+from cropi_tools.rewards.algebra import equal_formulas
 
 EQUAL = [
     ("1/2004!", r"\frac{1}{2004!}"),

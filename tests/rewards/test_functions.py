@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from cropi_tools.data.errors import InputError
 from cropi_tools.rewards import Grade, VerifierPool, allow_files, check_verifier, grade
+from cropi_tools.runtime.errors import InputError
 
 
 @pytest.fixture

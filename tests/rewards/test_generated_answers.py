@@ -10,11 +10,11 @@ import pytest
 import reasoning_gym
 from reasoning_gym.factory import DATASETS
 
-from cropi_tools.data.errors import InputError
-from cropi_tools.data.families import plain
+from cropi_tools.prompts.families import plain
 from cropi_tools.rewards import Grade, VerifierPool, grade
 from cropi_tools.rewards.generated import SHORT
 from cropi_tools.rewards.verifiers import credited
+from cropi_tools.runtime.errors import InputError
 
 NOT_FROM_FILES = {"arc_agi", "rearc"}
 """Their scorers compare grids with tuples, which JSON does not keep; cropi-prompts refuses them."""

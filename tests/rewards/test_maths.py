@@ -12,12 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cropi_tools.data.errors import InputError
 from cropi_tools.rewards import grade
 from cropi_tools.rewards.extraction import MAX_ANSWER, extract_answer
+from cropi_tools.rewards.normalization import normalise
 from cropi_tools.rewards.quantities import Quantity, read_quantity
-from cropi_tools.rewards.spelling import normalise
 from cropi_tools.rewards.verifiers import check_record, grade_quickly
+from cropi_tools.runtime.errors import InputError
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from cropi_tools.data.errors import InputError, Interrupted, UsageError
 from cropi_tools.rewards import Grade, VerifierPool, allow_files, grade
 from cropi_tools.rewards.pool import default_workers
+from cropi_tools.runtime.errors import InputError, Interrupted, UsageError
 
 # One function that does what the response says.
 OBEDIENT = """

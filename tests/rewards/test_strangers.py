@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 import tiny_policy
 
-from cropi_tools.data.errors import InputError
 from cropi_tools.rewards import VerifierPool, allow_files, check_own_verifiers, grade, verifiers
+from cropi_tools.runtime.errors import InputError
 
 MARK = "EXECUTED"
 HELPER = f"""

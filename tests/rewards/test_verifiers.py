@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import reasoning_gym
 
-from cropi_tools.data.errors import InputError, UsageError
 from cropi_tools.rewards import Grade, check_record, check_verifier, grade, verifier_fingerprint
+from cropi_tools.runtime.errors import InputError, UsageError
 
 
 def test_exact_strips_only_the_ends() -> None:

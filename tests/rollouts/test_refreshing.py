@@ -11,14 +11,14 @@ import pytest
 import tiny_policy
 
 from cropi_tools.cli.rollout import main
-from cropi_tools.data.errors import InputError, UsageError
 from cropi_tools.data.manifest import read_manifest
 from cropi_tools.data.policies import policy_input
 from cropi_tools.data.records import prompt_of
-from cropi_tools.influence.prompt_objective import GradientSettings
-from cropi_tools.influence.work import survey
+from cropi_tools.gradients.batching import survey
+from cropi_tools.gradients.prompt_objective import GradientSettings
 from cropi_tools.objective import Estimator
 from cropi_tools.rollouts.refreshing import index_files, marked, parse_wish, wanted_ids
+from cropi_tools.runtime.errors import InputError, UsageError
 
 
 def rollout(name: str, rewards: list[float], **more: Any) -> dict[str, Any]:

@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import load_file
 from training_runs import SETTINGS, train
 
-from cropi_tools.data.errors import CropiError, InputError
 from cropi_tools.policy import merging, weights
 from cropi_tools.policy.adapters import adapter_tensors, inject_adapters, save_adapters
 from cropi_tools.policy.loading import Policy, load_policy, save_policy
 from cropi_tools.policy.merging import check_merge
 from cropi_tools.policy.weights import checkpoint_weights, stored_weights
+from cropi_tools.runtime.errors import CropiError, InputError
 
 pytest.importorskip("peft")
 IDS = torch.tensor([[5, 9, 12, 40, 33, 7, 2, 3]])

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 from training_runs import SETTINGS, metrics, same_run, train
 
-from cropi_tools.data.errors import InputError, Interrupted
 from cropi_tools.policy.adapters import adapters_off, has_adapters, inject_adapters
 from cropi_tools.policy.loading import load_policy
 from cropi_tools.policy.weights import checkpoint_weights
+from cropi_tools.runtime.errors import InputError, Interrupted
 from cropi_tools.training.settings import LossSettings
 
 pytest.importorskip("peft")

@@ -11,10 +11,10 @@ import pytest
 import tiny_policy
 from training_runs import PARITY, SETTINGS, metrics, train
 
-from cropi_tools.data.errors import CropiError, Interrupted
 from cropi_tools.policy.loading import load_policy
+from cropi_tools.runtime.errors import CropiError, Interrupted
+from cropi_tools.training.divergence import FLAT
 from cropi_tools.training.settings import LossSettings
-from cropi_tools.training.watch import FLAT
 
 VARIED = PARITY.replace(":reward", ":varied")  # what a constant answer is not
 NEVER = PARITY.replace(":reward", ":never")

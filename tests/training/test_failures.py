@@ -13,8 +13,8 @@ import pytest
 import torch
 from training_runs import PARITY, SETTINGS, metrics, same_run, train
 
-from cropi_tools.data.errors import CropiError, InputError
 from cropi_tools.policy.loading import load_policy
+from cropi_tools.runtime.errors import CropiError, InputError
 from cropi_tools.training import checkpoints, update
 from cropi_tools.training.run import check_lengths
 from cropi_tools.training.update import Updater

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from cropi_tools.data.errors import CropiError, InputError
 from cropi_tools.data.jsonl import Record
+from cropi_tools.runtime.errors import CropiError, InputError
 from cropi_tools.training.logs import LOGS, Logs, live_note
 from cropi_tools.training.trackers import Tracker
 

@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import load_file
 from training_runs import SETTINGS, contents, same_run, train
 
-from cropi_tools.data.errors import CropiError, Interrupted
 from cropi_tools.data.output import Output
 from cropi_tools.policy.loading import load_policy
+from cropi_tools.runtime.errors import CropiError, Interrupted
 from cropi_tools.training import loop
-from cropi_tools.training.order import PromptOrder
+from cropi_tools.training.prompt_stream import PromptOrder
 from cropi_tools.training.settings import LossSettings, learning_rate
 from cropi_tools.training.update import Updater
 

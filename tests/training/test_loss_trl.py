@@ -14,9 +14,9 @@ from trl_loss import HIGH, LENGTHS, LIMIT, LOW, REWARDS, ROWS, Batch, assert_equ
 
 from cropi_tools.engines.protocol import Sampling
 from cropi_tools.objective import group_advantages, token_coefficients
+from cropi_tools.training.distributed import Ranks
 from cropi_tools.training.loss import TokenInputs, token_loss
 from cropi_tools.training.presets import LOSSES
-from cropi_tools.training.ranks import Ranks
 from cropi_tools.training.settings import LossSettings, TrainSettings
 from cropi_tools.training.update import Updater
 

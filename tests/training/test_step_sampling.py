@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from training_runs import SETTINGS, metrics, same_run, train
 
-from cropi_tools.data.errors import CropiError, Interrupted
 from cropi_tools.engines.protocol import Sampling
 from cropi_tools.policy.loading import load_policy
+from cropi_tools.runtime.errors import CropiError, Interrupted
 from cropi_tools.training.checkpoints import PENDING
 from cropi_tools.training.update import Updater
 

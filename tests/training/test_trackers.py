@@ -13,7 +13,7 @@ import pytest
 from training_runs import SETTINGS, metrics, same_run, train
 
 from cropi_tools import runtime
-from cropi_tools.data.errors import CropiError, UsageError
+from cropi_tools.runtime.errors import CropiError, UsageError
 from cropi_tools.training.logs import Logs
 from cropi_tools.training.trackers import Tracker, check_trackers, open_trackers
 

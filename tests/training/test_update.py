@@ -14,7 +14,7 @@ from cropi_tools.data.records import Sample
 from cropi_tools.engines.protocol import Sampling
 from cropi_tools.policy import packing
 from cropi_tools.policy.loading import Policy
-from cropi_tools.training.ranks import Ranks
+from cropi_tools.training.distributed import Ranks
 from cropi_tools.training.settings import LossSettings, TrainSettings
 from cropi_tools.training.update import Updater, clip_gradient
 
@@ -277,8 +277,8 @@ def test_a_batch_without_any_advantage_is_no_step() -> None:
 
 def test_on_policy_gradient_is_that_of_cropi_grad() -> None:
     """One objective for both: with sequence aggregation the step is minus the mean of the prompts' gradients."""
-    from cropi_tools.influence.gradients import ReferenceGradients
-    from cropi_tools.influence.prompt_objective import GradientSettings, Task, prepare
+    from cropi_tools.gradients.prompt_objective import GradientSettings, Task, prepare
+    from cropi_tools.gradients.reference import ReferenceGradients
 
     policy = naive_policy.policy()
     rollouts = [naive_policy.rollout(n, drift=0.0) for n in range(3)]

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import tiny_policy
 
-from cropi_tools.data.errors import CropiError
 from cropi_tools.engines.protocol import Completion, Request, Sampling
 from cropi_tools.engines.transformers_engine import TransformersEngine
 from cropi_tools.policy.loading import load_policy
+from cropi_tools.runtime.errors import CropiError
 from cropi_tools.training.engine_sync import EngineSync
 
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 from asking import differences, disturb, requests
 
-from cropi_tools.data import signals
-from cropi_tools.data.errors import InputError, Interrupted, UsageError
 from cropi_tools.engines.protocol import Request, Sampling
 from cropi_tools.engines.transformers_engine import TransformersEngine
 from cropi_tools.policy.loading import load_policy
+from cropi_tools.runtime import signals
+from cropi_tools.runtime.errors import InputError, Interrupted, UsageError
 
 pytestmark = pytest.mark.vllm
 ENDS = [1, 40]

@@ -9,13 +9,13 @@ import pytest
 import torch
 from asking import differences, disturb, requests
 
-from cropi_tools.data.errors import CropiError
 from cropi_tools.engines import weight_sync
 from cropi_tools.engines.protocol import Sampling
 from cropi_tools.engines.transformers_engine import TransformersEngine
 from cropi_tools.policy.adapters import inject_adapters
 from cropi_tools.policy.loading import load_policy
 from cropi_tools.policy.weights import checkpoint_weights
+from cropi_tools.runtime.errors import CropiError
 from cropi_tools.training.engine_sync import EngineSync
 
 pytestmark = pytest.mark.vllm

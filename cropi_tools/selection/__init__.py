@@ -1,0 +1,1 @@
+"""cropi-select: the rules that turn scores into a selection."""

@@ -1,0 +1,1 @@
+"""cropi-project: what decides a sketch, the kernels that make it (numba, torch, Triton), and sketches of whole stores."""

@@ -1,0 +1,105 @@
+"""The work of cropi-project: a store of raw gradients into any sketch, a countsketch into a smaller one, a mean into a store of one row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from cropi_tools import runtime
+from cropi_tools.data.means import check_whole, read_facts, read_tensors
+from cropi_tools.data.output import Output
+from cropi_tools.data.store import Store, StoreWriter
+from cropi_tools.runtime.errors import InputError, UsageError
+from cropi_tools.sketches.projection import fold, project_rows, sketch_vector
+from cropi_tools.sketches.spec import Layout, ProjectionSpec
+
+
+def projection_of(store: Store) -> ProjectionSpec:
+    """What a store's rows are sketches by. InputError: it has no rows, being made by forward mode."""
+    if not store.has_vectors:
+        raise InputError(
+            f"{store.path}: holds inner products alone (forward mode), no gradients to project; make it without --method jvp"
+        )
+    return ProjectionSpec.from_json(store.attributes["projection"])
+
+
+def plan(store: Store, method: str, dim: int, seed: int, keep: float | None) -> ProjectionSpec:
+    """The spec of the sketch to make from a store. UsageError when it cannot be made from what the store holds."""
+    before = projection_of(store)
+    if before.method == "none":
+        return ProjectionSpec.create(method, Layout.from_json(store.attributes["layout"]), dim, seed, keep)
+    if before.method != "countsketch" or method != "countsketch":
+        raise UsageError(
+            f"{store.path}: its rows are {before.method} of dimension {before.dim}; only raw gradients (cropi-grad --sketch none) can be "
+            "projected anew, and only a countsketch folded"
+        )
+    if seed not in (0, before.seed):
+        raise UsageError(f"{store.path}: was sketched with seed {before.seed}, which a fold keeps; leave --seed out")
+    if before.segment is not None and dim < before.segment:
+        runtime.warn(
+            f"folding below {before.segment} dimensions: where few channels dominate a gradient, inner products lose more than usual"
+        )
+    return before.folded(dim)
+
+
+def project_store(store: Store, spec: ProjectionSpec, output: Output) -> None:
+    """Write the sketch of every row of `store`; index, norms and inner products go along."""
+    writer = StoreWriter(output, store.rows, spec.dim, {**store.attributes, "projection": spec.to_json()})
+    layout = Layout.from_json(store.attributes["layout"])
+    folding = store.attributes["projection"]["method"] != "none"
+    norms = store.column("sketch_norm")
+    rows = _rows(store)
+    with runtime.progress("sketches", store.prompts, writer.records) as shown:
+        for place, entry in enumerate(store.entries()):
+            unit = next(rows) if entry["row"] is not None else None
+            if place < writer.records:
+                continue
+            row = None
+            if unit is not None:
+                whole = unit * norms[entry["row"]]
+                row = fold(whole, spec.dim) if folding else project_rows(spec, layout, whole[None])[0]
+            writer.add({**entry, "sketch_norm": None}, row)
+            shown.advance()
+            if writer.chunk_full or runtime.stop_requested():
+                writer.commit({})
+                runtime.stop_if_requested()
+    writer.finish({}, skipped=store.manifest["skipped"], ledger={"device": "cpu"})
+
+
+def project_mean(path: str, spec: ProjectionSpec, output: Output) -> None:
+    """Write a mean gradient as a store of one row, its id the file's name."""
+    facts = read_facts(path)
+    check_whole(path, facts)
+    layout = Layout.from_json(facts["parameters"])
+    row = sketch_vector(spec, layout, read_tensors(path))
+    attributes = {key: facts[key] for key in ("policy", "tokenizer", "objective")}
+    writer = StoreWriter(
+        output,
+        1,
+        spec.dim,
+        {**attributes, "projection": spec.to_json(), "layout": facts["parameters"], "device": "cpu", "against": {}},
+    )
+    entry = {
+        "id": path,
+        "source": "mean",
+        "status": "ok",
+        "pass_rate": None,
+        "gradient_norm": facts["norm"],
+        "inner": {},
+    }
+    if not writer.records:  # else it was committed before a kill
+        writer.add(entry, row)
+    writer.finish({}, ledger={"device": "cpu"})
+
+
+def mean_spec(path: str, method: str, dim: int, seed: int, keep: float | None) -> ProjectionSpec:
+    """The spec of a sketch of a mean gradient."""
+    facts: Mapping[str, Any] = read_facts(path)
+    return ProjectionSpec.create(method, Layout.from_json(facts["parameters"]), dim, seed, keep)
+
+
+def _rows(store: Store) -> Any:
+    for _, block in store.blocks():
+        yield from np.asarray(block)

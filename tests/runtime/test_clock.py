@@ -1,0 +1,144 @@
+"""Start and work apart: the clock itself, outputs over several tries, and a real process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cropi_tools.data.manifest import Fingerprint, read_manifest
+from cropi_tools.data.output import Output
+from cropi_tools.runtime import clock
+
+
+class Hand:
+    """A clock that a test moves by hand."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def hand(monkeypatch: pytest.MonkeyPatch) -> Hand:
+    found = Hand()
+    monkeypatch.setattr(clock.time, "monotonic", found.monotonic)
+    return found
+
+
+def ledger(output: Output) -> dict[str, float]:
+    return (read_manifest(output.path) or {})["ledger"]
+
+
+def test_what_starts_late_is_start_too(hand: Hand, tmp_path: Path) -> None:
+    output = Output(tmp_path / "made", Fingerprint("cropi-test", {}, {}), {})
+    hand.now += 3  # imports
+    output.open()
+    hand.now += 4  # loading
+    output.begin_work()
+    hand.now += 10
+    before = clock.work_time()
+    with clock.starting():
+        hand.now += 1  # a kernel compiles while work goes on
+        with clock.starting():
+            hand.now += 1
+    hand.now += 20
+    assert clock.work_time() - before == 20
+    output.part.write_text("")
+    output.finish(rows=0)
+    assert ledger(output) == {"seconds": 39, "seconds_start": 9, "seconds_work": 30}
+
+
+def test_start_adds_up_over_tries(hand: Hand, tmp_path: Path) -> None:
+    for last in (False, True):
+        output = Output(tmp_path / "made", Fingerprint("cropi-test", {}, {}), {})
+        output.open()
+        hand.now += 5
+        output.begin_work()
+        hand.now += 7
+        output.part.write_text("")
+        output.commit({"lines": 1})
+        if last:
+            output.finish(rows=1)
+        else:
+            hand.now += 100  # lost with the process
+            output._release_lock()
+    assert ledger(output) == {"seconds": 24, "seconds_start": 10, "seconds_work": 14}
+
+
+def test_unfinished_work_of_before_start_was_told_resumes(hand: Hand, tmp_path: Path) -> None:
+    first = Output(tmp_path / "made", Fingerprint("cropi-test", {}, {}), {})
+    first.open()
+    first.part.write_text("")
+    hand.now += 6
+    first.commit({"lines": 1})
+    first._release_lock()
+    state = tmp_path / "made.part.json"
+    old = {key: value for key, value in json.loads(state.read_text()).items() if key != "seconds_start"}
+    state.write_text(json.dumps(old))
+    second = Output(tmp_path / "made", Fingerprint("cropi-test", {}, {}), {})
+    second.open()
+    second.finish(rows=1)
+    assert ledger(second) == {"seconds": 6, "seconds_start": 0, "seconds_work": 6}
+
+
+def test_only_the_first_output_of_a_command_counts_from_its_process(
+    hand: Hand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clock, "_IMPORTED", hand.now - 8)
+    monkeypatch.setattr(clock, "process_age", lambda: 9.0)
+    clock.command_begins()
+    for name, expected in (("first", 9), ("second", 0)):
+        output = Output(tmp_path / name, Fingerprint("cropi-test", {}, {}), {})
+        output.open()
+        output.part.write_text("")
+        output.finish(rows=0)
+        assert ledger(output)["seconds_start"] == expected
+
+
+@pytest.mark.parametrize("age", [None, 8.0 + 61])  # no /proc; a shell that worked for a while and became this process
+def test_without_a_usable_creation_time_the_import_counts(
+    hand: Hand, monkeypatch: pytest.MonkeyPatch, age: float | None
+) -> None:
+    monkeypatch.setattr(clock, "_IMPORTED", hand.now - 8)
+    monkeypatch.setattr(clock, "process_age", lambda: age)
+    clock.command_begins()
+    assert clock.Clock().seconds() == (8, 8)
+
+
+def test_a_process_counts_from_its_creation() -> None:
+    program = (
+        "import time; time.sleep(.5); from cropi_tools.runtime import clock; clock.command_begins(); "
+        "print(clock.Clock().seconds()[1])"
+    )
+    before = time.monotonic()
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert 0.5 <= float(shown.stdout) <= time.monotonic() - before + 0.02  # creation is told in ticks of 10 ms
+
+
+def test_compiling_a_kernel_is_start() -> None:
+    """A kernel that is compiled at its first call, in the middle of work, and one that is not any more."""
+    program = """
+import time
+import numpy as np
+from numba import njit
+from cropi_tools.runtime import clock
+from cropi_tools.sketches import countsketch_numba
+inner = njit(lambda x: x + 1)
+outer = njit(lambda x: inner(x).sum())
+for _ in range(2):
+    before, worked = time.monotonic(), clock.work_time()
+    outer(np.ones(4))
+    whole, work = time.monotonic() - before, clock.work_time() - worked
+    print(whole - work, work)
+"""
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    (start, work), (again, _) = ([float(word) for word in line.split()] for line in shown.stdout.splitlines())
+    assert start > 0.9 * (start + work)
+    assert again < 1e-4
