@@ -11,10 +11,12 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperCommand
 
 from cropi_tools import __version__
 from cropi_tools.cli import _interrupted
@@ -23,7 +25,6 @@ from cropi_tools.runtime.errors import CropiError, Interrupted, UsageError, prin
 
 if TYPE_CHECKING:
     from cropi_tools.data.jsonl import Record
-    from cropi_tools.data.manifest import Input
 
 
 def _print_version(wanted: bool) -> None:
@@ -90,6 +91,10 @@ Version = Annotated[
 ]
 
 
+# typer's own copy of click raises it, and names it nowhere
+_CommandLineError: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+
 class _Cancelled(Interrupted):
     """Ctrl-C."""
 
@@ -98,6 +103,18 @@ class _Cancelled(Interrupted):
 
 def command(function: Callable[..., Any], *, name: str, example: str) -> Callable[[], NoReturn]:
     """The console entry point of one command: `function` behind the error boundary, `example` at the end of its help."""
+    return console_script(function, name=name, example=example)
+
+
+def console_script(
+    function: Callable[..., Any],
+    *,
+    name: str,
+    example: str,
+    cls: type[TyperCommand] | None = None,
+    renamed: Mapping[str, str] = MappingProxyType({}),
+) -> Callable[[], NoReturn]:
+    """What a console script calls: `function` behind the error boundary. renamed: former options, and what they are called now."""
     app = typer.Typer(
         add_completion=False,
         rich_markup_mode=None,
@@ -119,17 +136,17 @@ def command(function: Callable[..., Any], *, name: str, example: str) -> Callabl
             raise _Cancelled("interrupted; the same command goes on from what was finished") from None
 
     # \b keeps the example's lines as they are
-    app.command(name=name, epilog="\b\nExample:\n" + "\n".join("  " + line for line in example.strip().splitlines()))(
-        cancellable
-    )
+    app.command(
+        name=name, cls=cls, epilog="\b\nExample:\n" + "\n".join("  " + line for line in example.strip().splitlines())
+    )(cancellable)
 
     def main() -> NoReturn:
-        sys.exit(_flushed(_run(app, name), name))
+        sys.exit(_flushed(_run(app, name, renamed), name))
 
     return main
 
 
-def _run(app: typer.Typer, name: str) -> int:
+def _run(app: typer.Typer, name: str, renamed: Mapping[str, str]) -> int:
     from cropi_tools import runtime
 
     command_begins()
@@ -143,7 +160,14 @@ def _run(app: typer.Typer, name: str) -> int:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is imported
     runtime.install_signal_handlers()
     try:
-        app(prog_name=name, standalone_mode=True)
+        return app(prog_name=name, standalone_mode=False) or 0
+    except _CommandLineError as error:
+        now = renamed.get(getattr(error, "option_name", ""))
+        print(
+            f"{name}: {printable(error.format_message())}{f'; it is now {now}' if now else ''}\ntry '{name} --help'",
+            file=sys.stderr,
+        )
+        return error.exit_code
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 1
     except UsageError as error:
@@ -218,13 +242,6 @@ def parse_pair(text: str | None, option: str) -> tuple[float, float] | None:
     if not 0 <= low < math.inf or not 0 <= high < math.inf:
         raise UsageError(f"{option} {text}: expected two numbers that are not negative, LO,HI")
     return low, high
-
-
-def numbered(name: str, paths: Sequence[str]) -> dict[str, Input]:
-    """Input files of one kind, hashed, as `name`, `name 2`, ...: known by their place, so that a moved file is still the same."""
-    from cropi_tools.data.manifest import file_input
-
-    return {name if place == 1 else f"{name} {place}": file_input(path) for place, path in enumerate(paths, 1)}
 
 
 def warn_of_other_dates(paths: Sequence[str], date: str) -> None:

@@ -96,9 +96,9 @@ def prompts(
     seeds do not.
     """
     from cropi_tools import runtime
-    from cropi_tools.cli.common import numbered, parse_named, stoppable
+    from cropi_tools.cli.common import parse_named, stoppable
     from cropi_tools.data.jsonl_output import JsonLinesOutput
-    from cropi_tools.data.manifest import Fingerprint
+    from cropi_tools.data.manifest import Fingerprint, numbered
     from cropi_tools.prompts.datasets import has_splits, inputs_of, open_dataset
     from cropi_tools.prompts.duplicates import Exclusion
     from cropi_tools.prompts.row_formats import parse_mapping, prompt_texts

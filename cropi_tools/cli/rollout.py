@@ -131,11 +131,11 @@ def rollout(
     95 % intervals over prompts, lengths; for every source) goes to stderr, or with --json to stdout.
     """
     from cropi_tools import runtime
-    from cropi_tools.cli.common import numbered, parse_shard, warn_of_other_dates
+    from cropi_tools.cli.common import parse_shard, warn_of_other_dates
     from cropi_tools.data.dates import asks_for_date, parse_date
     from cropi_tools.data.jsonl import is_stream
     from cropi_tools.data.jsonl_output import JsonLinesOutput
-    from cropi_tools.data.manifest import Fingerprint
+    from cropi_tools.data.manifest import Fingerprint, numbered
     from cropi_tools.data.policies import has_weights, policy_input, tokens_input
     from cropi_tools.rewards import (
         allow_files,

@@ -201,9 +201,9 @@ def train(
     timings.jsonl in it. Under torchrun the policy and the work are shared out over all processes.
     """
     from cropi_tools import runtime
-    from cropi_tools.cli.common import numbered, parse_named, warn_of_other_dates
+    from cropi_tools.cli.common import parse_named, warn_of_other_dates
     from cropi_tools.data.dates import asks_for_date, parse_date
-    from cropi_tools.data.manifest import Fingerprint, file_input
+    from cropi_tools.data.manifest import Fingerprint, file_input, numbered
     from cropi_tools.data.output import Output
     from cropi_tools.data.policies import optimizer_input, policy_input, starting_policy
     from cropi_tools.rewards import (

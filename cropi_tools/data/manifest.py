@@ -13,7 +13,7 @@ import platform
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -110,6 +110,11 @@ def file_digest(path: str | Path) -> str:
 def file_input(path: str | Path) -> Input:
     """A file as an input, hashed as it is read."""
     return Input("-" if is_stream(path) else str(path), file_digest(path))
+
+
+def numbered(name: str, paths: Sequence[str]) -> dict[str, Input]:
+    """Input files of one kind, hashed, as `name`, `name 2`, ...: known by their place, so that a moved file is still the same."""
+    return {name if place == 1 else f"{name} {place}": file_input(path) for place, path in enumerate(paths, 1)}
 
 
 def folder_digest(files: Mapping[str, str]) -> str:

@@ -6,6 +6,7 @@ alone (`work.py`), so where a command was interrupted leaves no trace in the res
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -86,11 +87,11 @@ def without_any(counters: Mapping[str, int]) -> dict[str, int]:
     return {status: count for status, count in sorted(counters.items()) if status not in other}
 
 
-def fits(path: Path, rows: int, width: int, limit: int) -> None:
-    """InputError when a raw store would take more than `limit` bytes."""
-    needed = rows * width * 4
-    if needed > limit:
+def check_room(path: Path, rows: int, width: int) -> None:
+    """InputError when the disk has less room than a raw store takes."""
+    needed, free = rows * width * 4, shutil.disk_usage(path.absolute().parent).free
+    if needed > free:
         raise InputError(
-            f"{path}: raw gradients need {needed / 1e9:.1f} GB for {rows} prompts of {width} parameters, --max-store allows {limit / 1e9:.1f}; "
-            "use a sketch, or raise --max-store"
+            f"{path}: raw gradients need {needed / 1e9:.1f} GB for {rows} prompts of {width} parameters, the disk has {free / 1e9:.1f} left; "
+            "use a sketch"
         )

@@ -382,7 +382,7 @@ BROKEN = [
     ),
     Broken("grad: halves of three", row("grad-halves") + " -n 3", nothing, ("--halves", "-n 4"), 2),
     Broken("grad: adapters have no state", row("grad-adapters") + " --preconditioner P1", nothing, ("--lora",), 2),
-    Broken("grad: nothing to checkpoint", row("grad-forward") + " --gradient-checkpointing", nothing, ("jvp",), 2),
+    Broken("grad: nothing to checkpoint", row("grad-forward") + " --checkpoint-activations", nothing, ("jvp",), 2),
     Broken("grad: no mean", row("grad-store"), gone("mean.safetensors"), ("mean.safetensors", "no such file")),
     Broken("grad: a mean cut short", row("grad-store"), cut("mean.safetensors"), ("mean.safetensors", "safetensors")),
     Broken(
@@ -391,7 +391,6 @@ BROKEN = [
         nothing,
         ("not a mean gradient",),
     ),
-    Broken("grad: no room", row("grad-raw") + " --max-store 0.000001", nothing, ("--max-store",)),
     Broken("grad: a dimension of 63", row("grad-store") + " --dim 63", nothing, ("63", "multiple of 64"), 2),
     Broken(
         "project: a mean cut short", row("project-mean"), cut("mean.safetensors"), ("mean.safetensors", "safetensors")

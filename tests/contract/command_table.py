@@ -244,7 +244,7 @@ CASES = [
     ),
     Case(
         name="grad-adapters",
-        words="cropi-grad --model P0 rollouts.jsonl --lora 2 --gradient-checkpointing --sketch sjlt --dim 128",
+        words="cropi-grad --model P0 rollouts.jsonl --lora 2 --checkpoint-activations --sketch sjlt --dim 128",
         output="adapters.zarr",
         other="--sketch sparse-gaussian",
         differs="sketch sjlt, now sparse-gaussian",

@@ -1,0 +1,73 @@
+"""What cropi-select was asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from cropi_tools.options import CommandOptions, Option, Output, Seed, between, ordered_pair
+from cropi_tools.runtime.errors import UsageError
+
+
+def ratio(text: str) -> str:
+    """A share above 0 and at most 1, as it was written: its decimal digits decide how many prompts it is."""
+    from cropi_tools.selection.rules import selection_size
+
+    selection_size(text, 1)
+    return text
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectOptions(CommandOptions):
+    """The options of cropi-select."""
+
+    scores: Annotated[tuple[str, ...], Option("SCORES", "Scores of cropi-score (shards together).")] = ()
+    prompts: Annotated[
+        tuple[str, ...],
+        Option("--prompts", "The pool the scores belong to; may be repeated.", metavar="FILE"),
+    ]
+    output: Output = "-"
+    format: Annotated[
+        Literal["jsonl", "verl", "trl"],
+        Option("--format", "Rows of ours, verl's or TRL's; the last two as parquet where -o ends in .parquet."),
+    ] = "jsonl"
+    by: Annotated[
+        Literal["influence", "shuffled", "random", "learnability", "pass-rate", "full"],
+        Option(
+            "--by",
+            "The rule; shuffled, the control, is influence with the pool permuted (one --seed for all stages).",
+            "Selection",
+        ),
+    ] = "influence"
+    ratio: Annotated[
+        str, Option("--ratio", "Share of the pool to select, rounded down.", "Selection", "SHARE", read=ratio)
+    ] = "0.1"
+    band: Annotated[
+        tuple[float, float] | None,
+        Option(
+            "--band",
+            "Pass rates that --by pass-rate accepts.",
+            "Selection",
+            "LO,HI",
+            between(0, 1),
+            ordered_pair,
+            shown="0.2,0.8",
+        ),
+    ] = None
+    seed: Seed = 0
+
+    def check(self) -> None:
+        if self.as_table and self.format == "jsonl":
+            raise UsageError(f"-o {self.output}: parquet is written with --format verl or trl")
+
+    @property
+    def as_table(self) -> bool:
+        """Whether the output is a parquet file."""
+        return self.output.endswith(".parquet")
+
+    def decisive(self) -> dict[str, Any]:
+        """What decides the selection, besides the inputs."""
+        found = {"by": self.by, "ratio": self.ratio, "band": self.band, "seed": self.seed, "format": self.format}
+        if self.by == "shuffled":
+            found["permuted"] = "pool"  # before, only the prompts with a score were
+        return found

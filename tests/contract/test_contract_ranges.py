@@ -1,0 +1,130 @@
+"""Every numeric option of every command with values outside its range, and what is no number: one sentence, exit code 2, nothing written."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import pytest
+from command_table import COMMANDS
+
+from cropi_tools.options import LARGEST, CommandOptions, Option, Range, default_of, described, types_of
+
+
+class Said:
+    """What a command said in this process, and its exit code."""
+
+    def __init__(self, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._name, self._patch, self._capsys = name, monkeypatch, capsys
+        monkeypatch.setattr("cropi_tools.runtime.install_signal_handlers", lambda: None)
+
+    def __call__(self, arguments: list[str], code: int) -> list[str]:
+        """The lines on both streams."""
+        self._patch.setattr(sys, "argv", [f"cropi-{self._name}", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            importlib.import_module(f"cropi_tools.cli.{self._name}").main()
+        said = self._capsys.readouterr()
+        assert ended.value.code == code, (arguments, said.err)
+        return [*said.out.splitlines(), *said.err.splitlines()]
+
+
+@pytest.fixture
+def said(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Said]:
+    monkeypatch.chdir(tmp_path)
+    yield Said(name, monkeypatch, capsys)
+    assert os.listdir(tmp_path) == []
+
+
+def record_of(name: str) -> type[CommandOptions]:
+    found: type[CommandOptions] = importlib.import_module(f"cropi_tools.cli.{name}").main.record
+    return found
+
+
+def numeric(kind: Any) -> type | None:
+    """int or float where a field holds one, several, or none of it."""
+    if get_origin(kind) is None:
+        return kind if kind in (int, float) else None
+    found = {numeric(one) for one in get_args(kind) if one is not Ellipsis} - {None}
+    return found.pop() if len(found) == 1 else None
+
+
+def outside(option: Option, kind: type) -> list[str]:
+    """Texts of values that the option must refuse."""
+    numbers: Range = option.range  # type: ignore[assignment]
+    step = 1 if kind is int else 1e-6
+    low, high = numbers.low, numbers.high
+    texts = ["nan", "inf", "-inf", "", "x", "1e400", "9" * 400]
+    texts.append(
+        f"{low if numbers.open_low else low - step:.10g}" if kind is float else str(int(low) - (not numbers.open_low))
+    )
+    if math.isfinite(high):
+        texts.append(f"{high if numbers.open_high else high + step:.10g}" if kind is float else str(int(high) + 1))
+    if kind is int:
+        texts += ["1.5", str(LARGEST + 1)]
+    if option.read is not None:
+        texts += [f"{text},{text}" for text in texts] + ["1,2,3", "1,", ",1"]
+    return texts
+
+
+def words(name: str) -> list[str]:
+    """What the command cannot do without."""
+    record = record_of(name)
+    found: list[str] = []
+    for field in fields(record):
+        option = described(record)[field.name]
+        if default_of(field) is MISSING:
+            value = "1" if numeric(types_of(record)[field.name]) else "absent"
+            found += [value] if option.is_argument else [option.flag, value]
+    return found
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_numbers_outside_their_range(name: str, said: Said) -> None:
+    record = record_of(name)
+    for field, kind in types_of(record).items():
+        option, number = described(record)[field], numeric(kind)
+        if number is None or (option.read is not None and option.range is None):
+            continue
+        assert option.range is not None, f"{option.flag} takes any number"
+        for text in outside(option, number):
+            lines = said([*words(name), f"{option.flag}={text}"], 2)
+            assert len(lines) == 2, lines
+            assert option.flag in lines[0] or field in lines[0], f"{option.flag}={text}: {lines}"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_choices_and_forms(name: str, said: Said) -> None:
+    """What is none of an option's choices, and text that its own reader refuses."""
+    record = record_of(name)
+    for field in described(record):
+        option = described(record)[field]
+        if option.shown == "1/1" or "|" in str(option.metavar or ""):
+            for text in ("0/1", "2/1", "1/0", "a/b", "1", "1/1/1", "-1/2", "9" * 500 + "/1"):
+                lines = said([*words(name), f"{option.flag}={text}"], 2)
+                assert option.flag in lines[0]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_former_names_are_told(name: str, said: Said) -> None:
+    record = record_of(name)
+    for before, now in record.renamed.items():
+        lines = said([*words(name), before, "1"], 2)
+        assert before in lines[0]
+        assert f"it is now {now}" in lines[0]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_has_every_option_once_under_its_heading(name: str, said: Said) -> None:
+    record = record_of(name)
+    lines = said(["--help"], 0)
+    for option in described(record).values():
+        if not option.is_argument:
+            assert len([line for line in lines if line.lstrip().startswith(option.names.split()[0])]) == 1
