@@ -19,6 +19,10 @@ GROUPS = (
     "Rollouts",
     "Sampling",
     "Verification",
+    "Prompts",
+    "Templates",
+    "Scores",
+    "Reliability",
     "Selection",
     "Objective",
     "Optimizer",
@@ -216,6 +220,7 @@ DryRun = Annotated[
     bool,
     Option("--dry-run", "Measure a few records and estimate time, disk and memory; write nothing.", "This run"),
 ]
+AsJson = Annotated[bool, Option("--json", "Print the summary as JSON on stdout.", "Input and output")]
 Seed = Annotated[int, Option("--seed", "Seed of everything random in this command.", "This run", "N", ANY_SEED)]
 Limit = Annotated[int | None, Option("--limit", "Use only the first N records.", metavar="N", range=at_least(1))]
 Shard = Annotated[

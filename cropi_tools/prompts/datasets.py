@@ -15,10 +15,10 @@ from typing import Any
 from cropi_tools.data.jsonl import Record, is_stream
 from cropi_tools.data.manifest import Input, file_digest, folder_digest
 from cropi_tools.prompts.families import near, plain
+from cropi_tools.prompts.options import HUB
 from cropi_tools.prompts.tables import file_rows, kind_of
 from cropi_tools.runtime.errors import InputError, UsageError
 
-HUB = "hf:"
 _SPLITS = ("train", "validation", "test", "valid", "val", "dev", "eval")
 
 
@@ -56,11 +56,6 @@ def open_dataset(name: str, split: str | None = None) -> Dataset:
     files = _saved_files(path, split) or _folder_files(path, split)
     digests = {str(file.relative_to(path)): file_digest(file) for file in files}
     return Dataset(path.resolve().name, Input(name, folder_digest(digests)), tuple(map(str, files)))
-
-
-def has_splits(name: str) -> bool:
-    """Whether a source is of a kind that can have several splits: a folder, or a data set by name."""
-    return name.startswith(HUB) or Path(name).is_dir()
 
 
 def inputs_of(name: str, datasets: Sequence[Dataset]) -> dict[str, Input]:

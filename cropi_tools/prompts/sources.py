@@ -1,4 +1,4 @@
-"""All the sources of one `cropi-prompts` together: each read, dressed, and let through once."""
+"""All the sources of one `cropi-prompts` together: each read, put into its template, and let through once."""
 
 from __future__ import annotations
 
@@ -11,22 +11,16 @@ from cropi_tools.data.digest_set import Seen
 from cropi_tools.data.jsonl import Record
 from cropi_tools.prompts.datasets import Dataset
 from cropi_tools.prompts.duplicates import Exclusion
+from cropi_tools.prompts.options import RECIPE, kind_of_source
 from cropi_tools.prompts.recipes import reasoning_gym_prompts, recipe_prompts
 from cropi_tools.prompts.row_formats import dataset_prompts
 from cropi_tools.prompts.templates import Dressing
 from cropi_tools.runtime.errors import InputError
 
-FAMILY, RECIPE = "reasoning-gym:", "recipe:"
-
-
-def kind_of_source(source: str) -> str:
-    """`reasoning-gym:`, `recipe:`, or `data` for anything else."""
-    return next((kind for kind in (FAMILY, RECIPE) if source.startswith(kind)), "data")
-
 
 @dataclass
 class Gathering:
-    """How sources are read. `settings`, `seed` and `only` are for generated prompts, `columns` (see `forms.parse_mapping`) for data;
+    """How sources are read. `settings`, `seed` and `only` are for generated prompts, `columns` (see `row_formats.parse_mapping`) for data;
     `size` is the most of each source, and of each line of a recipe; `datasets` holds what was opened, by source."""
 
     dressing: Dressing

@@ -1,12 +1,16 @@
-"""From run folders to a comparison, and what of them it depends on."""
+"""cropi-report from run folders to a comparison, and to a page or a picture of it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
-from cropi_tools.data.manifest import Input, file_digest, folder_digest
+from cropi_tools import runtime
+from cropi_tools.data.manifest import Fingerprint, Input, file_digest, folder_digest
+from cropi_tools.data.output import Output
 from cropi_tools.report.comparison import compare
+from cropi_tools.report.options import ReportOptions
 from cropi_tools.report.reading import read_run
 from cropi_tools.report.structures import Comparison
 from cropi_tools.runtime.errors import InputError
@@ -17,11 +21,11 @@ _READ = ("manifest.json", "metrics.jsonl", "evaluations.jsonl", "timings.jsonl",
 def compare_runs(
     folders: Sequence[Path],
     baseline: str = "random",
-    reference: str = "full",
+    speedup_over: str = "full",
     targets: Sequence[str] = (),
     threshold: float | None = None,
 ) -> Comparison:
-    """Compare the arms of all runs: differences to the arm `baseline`, speeds to the arm `reference`, means over the sets `targets`
+    """Compare the arms of all runs: differences to the arm `baseline`, speed-ups over the arm `speedup_over`, means over the sets `targets`
     (by default every set all arms have); `threshold` as `compare` takes it.
 
     InputError: a folder that is no run, a broken file, two runs of one name.
@@ -31,10 +35,37 @@ def compare_runs(
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise InputError(f"{twice}: two run folders of this name; rename one, since arms are shown as RUN/ARM")
-    return compare(runs, baseline=baseline, reference=reference, targets=targets, threshold=threshold)
+    return compare(runs, baseline=baseline, reference=speedup_over, targets=targets, threshold=threshold)
 
 
 def run_input(folder: Path) -> Input:
     """A run as an input: the logs and manifests in it, not its weights and stores."""
     files = sorted(path for path in folder.rglob("*.json*") if path.is_file() and path.name.endswith(_READ))
     return Input(str(folder), folder_digest({str(path.relative_to(folder)): file_digest(path) for path in files}))
+
+
+def write(
+    path: str,
+    kind: Literal["page", "picture"],
+    comparison: Comparison,
+    options: ReportOptions,
+    runs: Mapping[str, Input],
+) -> None:
+    """Write the page or the picture, unless it is there and up to date."""
+    made = Output(path, Fingerprint.of("cropi-report", options.decisive(kind), runs), runs, force=options.force)
+    if not made.open():
+        runtime.notify(f"{path}: up to date")
+        return
+    if kind == "page":
+        from cropi_tools.report.page import page
+
+        made.begin_work()
+        content = page(comparison).encode()
+    else:
+        from cropi_tools.report.plots import curves
+
+        made.begin_work()
+        content = curves(comparison)
+    made.part.write_bytes(content)
+    made.finish(rows=len(comparison.arms))
+    runtime.notify(f"{path}: written")

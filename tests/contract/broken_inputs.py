@@ -363,7 +363,11 @@ BROKEN = [
         2,
     ),
     Broken(
-        "grad: a clip of one number", row("grad-store") + " --ppo-clip 0.2", nothing, ("--ppo-clip 0.2", "LO,HI"), 2
+        "grad: a clip of one number",
+        row("grad-store") + " --ppo-clip 0.2",
+        nothing,
+        ("--ppo-clip 0.2", "two numbers"),
+        2,
     ),
     Broken("grad: bounds turned round", row("grad-store") + " --weight-clip 2,1", nothing, ("--weight-clip 2,1",), 2),
     Broken(
@@ -391,7 +395,7 @@ BROKEN = [
         nothing,
         ("not a mean gradient",),
     ),
-    Broken("grad: a dimension of 63", row("grad-store") + " --dim 63", nothing, ("63", "multiple of 64"), 2),
+    Broken("grad: a dimension of 63", row("grad-store") + " --dim 63", nothing, ("--dim 63", "64 or more"), 2),
     Broken(
         "project: a mean cut short", row("project-mean"), cut("mean.safetensors"), ("mean.safetensors", "safetensors")
     ),

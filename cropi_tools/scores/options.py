@@ -1,0 +1,101 @@
+"""What cropi-score was asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+from cropi_tools.options import CommandOptions, Option, Output, named
+from cropi_tools.runtime.errors import UsageError
+from cropi_tools.selection.options import ratio
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions(CommandOptions):
+    """The options of cropi-score."""
+
+    renamed: ClassVar[Mapping[str, str]] = {"--train": "the argument STORE"}
+
+    stores: Annotated[tuple[str, ...], Option("STORE", "Stores of the pool's gradients (shards together).")]
+    valid: Annotated[
+        tuple[tuple[str, str], ...],
+        Option(
+            "--valid",
+            "A validation set's store; the same name again adds a shard.",
+            metavar="NAME=STORE",
+            read=named,
+        ),
+    ] = ()
+    norms: Annotated[
+        tuple[str, ...],
+        Option(
+            "--norms",
+            "Divide by the gradient norms in this store of the same prompts (an earlier stage's, say), for stores of "
+            "forward mode; may be repeated.",
+            metavar="STORE",
+        ),
+    ] = ()
+    output: Output = "-"
+    similarity: Annotated[
+        Literal["cosine", "dot"] | None,
+        Option("--similarity", "Cosine, or inner product, which keeps the norms.", "Scores", shown="cosine"),
+    ] = None
+    each: Annotated[
+        bool, Option("--each", "Make every prompt of the validation stores a set of its own, NAME/ID.", "Scores")
+    ] = False
+    reliability: Annotated[
+        bool,
+        Option("--reliability", "Print how well one half of the rollouts predicts the other's ranking.", "Reliability"),
+    ] = False
+    ratio: Annotated[
+        str | None,
+        Option(
+            "--ratio",
+            "With --reliability: the share of all prompts that will be selected; its precision is printed.",
+            "Reliability",
+            "SHARE",
+            read=ratio,
+            shown="0.1",
+        ),
+    ] = None
+    as_json: Annotated[bool, Option("--json", "With --reliability: print it as JSON.", "Reliability")] = False
+
+    def check(self) -> None:
+        of_halves, of_scores = self.reliability, not self.reliability
+        mistakes = [
+            (
+                of_halves and (self.valid or self.norms or self.output != "-" or self.force),
+                "--reliability compares the halves in the stores and prints on stdout; leave --valid, --norms, -o and --force out",
+            ),
+            (of_scores and self.ratio is not None, "--ratio is of --reliability; cropi-select has one of its own"),
+            (of_scores and self.as_json, "--json is of --reliability; scores are JSON lines already"),
+            (
+                of_scores and self.each and not self.valid,
+                "--each takes the prompts of validation stores; name them with --valid",
+            ),
+            (
+                of_scores and self.norms and (self.valid or self.similarity == "dot"),
+                "--norms is for cosines of exact inner products; leave it out with --valid and --similarity dot",
+            ),
+        ]
+        for wrong, remedy in mistakes:
+            if wrong:
+                raise UsageError(remedy)
+
+    @property
+    def measure(self) -> Literal["cosine", "dot"]:
+        """The similarity of scores."""
+        return self.similarity or "cosine"
+
+    @property
+    def targets(self) -> dict[str, list[str]]:
+        """The stores of each validation set."""
+        found: dict[str, list[str]] = {}
+        for name, path in self.valid:
+            found.setdefault(name, []).append(path)
+        return found
+
+    def decisive(self) -> dict[str, Any]:
+        """What decides the scores, besides the inputs."""
+        return {"sets": sorted(self.targets), "each": self.each, "similarity": self.measure}
