@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -224,16 +223,6 @@ class Store:
         """The index, streamed: one entry a prompt, in input order; `row` of those with a gradient counts up from 0."""
         for _, entry in read_jsonl(self.path / STORE_INDEX):
             yield entry
-
-    @cached_property
-    def index(self) -> list[Record]:
-        """The whole index in memory; for stores known to be small, else `entries`."""
-        return list(self.entries())
-
-    @cached_property
-    def live(self) -> list[Record]:
-        """The entries of the prompts with a gradient, by row, in memory."""
-        return [entry for entry in self.index if entry["row"] is not None]
 
     @property
     def has_vectors(self) -> bool:

@@ -239,7 +239,7 @@ def check_vllm() -> None:
 
 def _load(folder: str, dtype: str, memory: float) -> Any:
     """An `LLM` of the folder's weights, made without a word on stdout or stderr and with our signal handlers left in place."""
-    from cropi_tools.policy.loading_errors import first_line
+    from cropi_tools.runtime.errors import first_line
 
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     for name, value in _ENVIRONMENT.items():

@@ -55,7 +55,7 @@ from cropi_tools.policy.packing import (
     packs,
 )
 from cropi_tools.policy.trials import rounding, trial_prompts, trial_tolerance
-from cropi_tools.runtime.errors import InputError
+from cropi_tools.runtime.errors import InputError, first_line
 
 TOKENS_TOGETHER = 1200  # of several prompts in one pass on a CPU: with more, states and derivatives leave its caches
 
@@ -184,7 +184,7 @@ class ForwardMode:
                 try:
                     found = functional_call(model, duals, (batch, self._settings.policy_temperature))
                 except NotImplementedError as error:
-                    reason = str(error).strip().splitlines()[0]
+                    reason = first_line(error)
                     raise InputError(
                         f"{self._policy.folder}: has no forward-mode derivatives ({reason}); use --method reference"
                     ) from None

@@ -30,6 +30,7 @@ from cropi_tools.gradients.prompt_objective import (
 )
 from cropi_tools.gradients.reference import TOKENS_PER_PASS, Consume, ReferenceGradients
 from cropi_tools.objective import Terms
+from cropi_tools.policy.layers import recomputes_activations
 from cropi_tools.policy.loading import Policy
 from cropi_tools.policy.logprobs import CHUNK_ELEMENTS, at_least_float32, has_plain_head, response_logprobs
 from cropi_tools.policy.packing import PackedBatch, can_pack, packed, packed_batch, packs
@@ -79,7 +80,7 @@ class FastGradients:
             raise NoRule(f"{kind} gives other results when several prompts lie in one row")
         if not has_plain_head(model):
             raise NoRule(f"{kind} does more than its output embedding to its last states")
-        if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+        if recomputes_activations(model):
             raise NoRule(f"{kind} recomputes activations, and would call every rule twice")
         self._policy, self._settings, self._behavior = policy, settings, behavior
         self._limit = max_tokens

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
 
@@ -24,10 +23,10 @@ from cropi_tools.gradients.prompt_objective import (
     passes,
     token_gradients,
 )
+from cropi_tools.policy.layers import checkpoint_activations
 from cropi_tools.policy.loading import Policy
 from cropi_tools.policy.logprobs import at_least_float32, response_logprobs
-from cropi_tools.policy.packing import PackedBatch, packed
-from cropi_tools.runtime.errors import UsageError
+from cropi_tools.policy.packing import attending
 
 TOKENS_PER_PASS = 16384
 Consume = Callable[[str, torch.Tensor], None]
@@ -51,7 +50,7 @@ class ReferenceGradients:
         self._policy, self._settings, self._behavior, self._max_tokens = policy, settings, behavior, max_tokens
         self.parameters = policy.trained
         if recompute:
-            recompute_activations(policy.model)
+            checkpoint_activations(policy.model)
 
     def room_for(self, tasks: Sequence[Task], task: Task) -> bool:
         """Whether `task` can be computed together with `tasks`: never, it is one prompt a backward pass."""
@@ -132,26 +131,3 @@ class ReferenceGradients:
                 registered.remove()
             for _, parameter in self.parameters:
                 parameter.grad = None
-
-
-def attending(model: Any, batch: Any) -> contextlib.AbstractContextManager[None]:
-    """The context in which the model's forward and backward pass on a batch run."""
-    return packed(model, batch) if isinstance(batch, PackedBatch) else contextlib.nullcontext()
-
-
-def recompute_activations(model: Any) -> None:
-    """Switch gradient checkpointing on, layer by layer.
-
-    transformers honors it only for layers that are in training mode; that mode is set on the layers themselves, not on what is in them,
-    so that dropout stays off. UsageError: the model has no layers that can do it.
-    """
-    try:
-        if hasattr(model, "activation_checkpointing_enable"):  # its name from transformers 5.2 on
-            model.activation_checkpointing_enable({"use_reentrant": False})
-        else:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-    except ValueError as error:
-        raise UsageError(f"--gradient-checkpointing: {error}") from None
-    for module in model.modules():
-        if getattr(module, "gradient_checkpointing", False):
-            module.training = True

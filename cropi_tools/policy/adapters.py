@@ -17,11 +17,11 @@ from safetensors.torch import load_file, save_file
 
 from cropi_tools import runtime
 from cropi_tools.policy.loading import Policy
-from cropi_tools.policy.loading_errors import first_line, opening
+from cropi_tools.policy.loading_errors import opening
 from cropi_tools.policy.merging import check_structure, probe
 from cropi_tools.policy.weights import ADAPTER_NAME, BASE, FACTORS, adapted_layers, fill, merge_targets, whole
 from cropi_tools.policy.weights import adapters_off as adapters_off
-from cropi_tools.runtime.errors import CropiError, InputError
+from cropi_tools.runtime.errors import CropiError, InputError, first_line
 
 ADAPTER = "adapter"  # the folder inside a policy that peft opens
 _WEIGHTS = "adapter_model.safetensors"

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cropi_tools.runtime.errors import CropiError, InputError
+from cropi_tools.runtime.errors import CropiError, InputError, first_line
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -37,15 +37,6 @@ def opening(folder: str, *files: str) -> Iterator[None]:
         if not isinstance(error, Exception) and type(error).__module__ != _PANIC:
             raise
         raise InputError(_message(folder, files, error)) from None
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of a library's message, for ours."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if not lines:
-        return type(error).__name__
-    # a heading says nothing without what it heads
-    return f"{lines[0]} {lines[1]}" if lines[0].endswith(":") and len(lines) > 1 else lines[0]
 
 
 def read_config(folder: str) -> dict[str, Any]:

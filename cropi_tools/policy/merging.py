@@ -13,10 +13,9 @@ from typing import Any
 
 import torch
 
-from cropi_tools.policy.loading_errors import first_line
 from cropi_tools.policy.logprobs import response_logprobs, sequence_batch
 from cropi_tools.policy.weights import ADAPTER_NAME, FACTORS, adapted_layers, adapters_off, merge_targets, merged
-from cropi_tools.runtime.errors import CropiError, InputError
+from cropi_tools.runtime.errors import CropiError, InputError, first_line
 
 TOKENS = 32  # of the probe
 SIZE = 0.3  # of the random adapters: their part of a layer's weight, in norm

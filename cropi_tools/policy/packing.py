@@ -143,6 +143,11 @@ def packed(model: Any, batch: PackedBatch, plain: bool = False) -> Iterator[None
         _active, _plain = before
 
 
+def attending(model: Any, batch: Any) -> contextlib.AbstractContextManager[None]:
+    """Around the forward and the backward pass of a batch, packed or padded."""
+    return packed(model, batch) if isinstance(batch, PackedBatch) else contextlib.nullcontext()
+
+
 @contextlib.contextmanager
 def unpacked(model: Any) -> Iterator[None]:
     """Inside `packed`: let the model attend as it usually does."""

@@ -17,9 +17,8 @@ from transformers.utils import chat_template_utils
 
 from cropi_tools.data.dates import CLOCK, DEFAULT_DATE
 from cropi_tools.data.jsonl import Record
-from cropi_tools.policy.loading_errors import first_line
 from cropi_tools.policy.tokens import Tokens
-from cropi_tools.runtime.errors import InputError
+from cropi_tools.runtime.errors import InputError, first_line
 
 _EXACT = 256  # prompts whose tokens are counted, before the lengths of the others are estimated
 _SLACK = 256  # tokens that a template may add beyond what it added to those

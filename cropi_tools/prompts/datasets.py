@@ -17,7 +17,7 @@ from cropi_tools.data.manifest import Input, file_digest, folder_digest
 from cropi_tools.prompts.families import near, plain
 from cropi_tools.prompts.options import HUB
 from cropi_tools.prompts.tables import file_rows, kind_of
-from cropi_tools.runtime.errors import InputError, UsageError
+from cropi_tools.runtime.errors import InputError, UsageError, first_line
 
 _SPLITS = ("train", "validation", "test", "valid", "val", "dev", "eval")
 
@@ -170,7 +170,7 @@ def _hub_dataset(name: str, split: str) -> Dataset:
     try:
         found = datasets.load_dataset(dataset, configuration or None, split=split)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise InputError(
             f"{name}: the data set does not open ({reason}); without a network download it elsewhere and name its folder"
         ) from None

@@ -83,10 +83,6 @@ class Exclusion:
         self.kept += 1
         return True
 
-    def filter(self, records: Iterable[Record]) -> Iterator[Record]:
-        """The records that are admitted, in order."""
-        return (record for record in records if self.admits(record))
-
     def skipped(self) -> dict[str, int]:
         """What was left out, by reason, for the manifest."""
         return {

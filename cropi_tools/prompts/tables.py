@@ -23,7 +23,7 @@ from cropi_tools.data.jsonl import (
     shown,
 )
 from cropi_tools.prompts.families import plain
-from cropi_tools.runtime.errors import InputError
+from cropi_tools.runtime.errors import InputError, first_line
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 """Names of data files end so, in folders; `.gz` or `.zst` may follow the first four."""
@@ -142,7 +142,7 @@ def _column_rows(path: Path, kind: str) -> Iterator[tuple[str, Record]]:
             for row in batch.to_pylist():
                 yield f"{path}: row {next(numbers)}", plain(row)
     except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{path}: not a readable {kind} file ({str(error).splitlines()[0]})") from None
+        raise InputError(f"{path}: not a readable {kind} file ({first_line(error)})") from None
 
 
 def _parquet_batches(path: Path) -> Iterator[Any]:

@@ -109,11 +109,6 @@ class VerifierPool:
         self.close()
 
     @property
-    def worker_pids(self) -> list[int]:
-        """The process ids of the workers that live now."""
-        return [worker.process.pid for worker in self._live]
-
-    @property
     def starts(self) -> bool:
         """Whether workers are wanted and none has loaded a verifier yet."""
         return bool(self._live) and not self._proven

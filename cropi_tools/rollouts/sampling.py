@@ -51,19 +51,6 @@ def chunks(records: Iterable[T], samples: int) -> Iterator[list[T]]:
         yield group
 
 
-def sample_and_verify(
-    engine: Engine, tokens: Tokens, pool: VerifierPool, tasks: Sequence[Task], sampling: Sampling
-) -> list[Record]:
-    """The rollout records of one group, in order.
-
-    Each is its prompt's record with `prompt_token_ids` and `samples`: token_ids, logprobs (None when greedy), text (without end and special
-    tokens), finish_reason, reward, outcome.
-    """
-    group = _encoded(tokens, tasks)
-    rows = _rows(tokens, group, engine.sample(_requests(group), sampling))
-    return [row.record for row in graded_rows(pool, rows)]
-
-
 def sample_groups(
     engine: Engine,
     tokens: Tokens,
@@ -71,7 +58,10 @@ def sample_groups(
     groups: Iterable[Sequence[Task]],
     sampling: Sampling,
 ) -> Generator[list[Row], None, None]:
-    """The rollout records of each group, in order, as `sample_and_verify`; verifiers work while the engine goes on.
+    """The rollout records of each group, in order; verifiers work while the engine goes on.
+
+    Each is its prompt's record with `prompt_token_ids` and `samples`: token_ids, logprobs (None when greedy), text (without end and special
+    tokens), finish_reason, reward, outcome.
 
     When a signal asks to stop, the group in hand and what is already sampled are still given; then the iterator ends early. When the engine
     fails, what is already sampled is given before its error is raised.

@@ -9,21 +9,14 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import rankdata
 
 BOOTSTRAP_ROUNDS = 1000
 
 
-def ranks(values: ArrayLike) -> NDArray[np.float64]:
-    """Ranks [n] from 1, equal values sharing the mean of theirs."""
-    _, place, count = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
-    last = np.cumsum(count)
-    shared: NDArray[np.float64] = (last - (count - 1) / 2)[place]
-    return shared
-
-
 def spearman(first: ArrayLike, second: ArrayLike) -> float:
     """Spearman's rank correlation of two scores [n]; NaN where one of them is the same for all prompts, or n < 2."""
-    return pearson(ranks(first), ranks(second))
+    return pearson(rankdata(first), rankdata(second))
 
 
 def pearson(first: ArrayLike, second: ArrayLike) -> float:

@@ -7,7 +7,6 @@ and no forward pass; their tokens stay in the denominator, as in TRL and verl.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ from cropi_tools.data.jsonl import Record
 from cropi_tools.objective import group_advantages, token_coefficients
 from cropi_tools.policy import logprobs
 from cropi_tools.policy.logprobs import SequenceBatch
-from cropi_tools.policy.packing import PackedBatch, packed
+from cropi_tools.policy.packing import PackedBatch
 from cropi_tools.policy.rotary_lengths import pass_lengths
 from cropi_tools.training.distributed import Ranks
 from cropi_tools.training.loss import TokenInputs
@@ -48,7 +47,7 @@ class Group(NamedTuple):
 def advantage_groups(rollouts: Sequence[Record], settings: LossSettings, ranks: Ranks) -> list[Group]:
     """This process's groups of a mini-batch.
 
-    rollouts: its records of `sample_and_verify`. Coefficients are over the rollouts of all processes. A truncated response that is masked
+    rollouts: its records of `sample_groups`. Coefficients are over the rollouts of all processes. A truncated response that is masked
     stays among its group's rewards and among the responses that are averaged, its tokens do not count (as in TRL).
     """
     samples = [sample for record in rollouts for sample in record["samples"]]
@@ -115,16 +114,6 @@ def _by_length(groups: Sequence[Group], regime: Callable[[int], tuple[int, int]]
 def lay_out(models: Sequence[Any], part: Sequence[Group], device: torch.device) -> PackedBatch | SequenceBatch:
     """A micro-batch as one pass through each of the models."""
     return logprobs.lay_out(models, [(group.prompt, [one.tokens for one in group.responses]) for group in part], device)
-
-
-@contextlib.contextmanager
-def attending(model: Any, batch: PackedBatch | SequenceBatch) -> Iterator[None]:
-    """Around the forward and the backward pass of a batch."""
-    if isinstance(batch, PackedBatch):
-        with packed(model, batch):
-            yield
-    else:
-        yield
 
 
 def token_inputs(part: Sequence[Group], lengths: Sequence[int], device: torch.device) -> TokenInputs:

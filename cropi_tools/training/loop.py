@@ -21,13 +21,12 @@ from cropi_tools.data.output import Output
 from cropi_tools.engines.protocol import Engine
 from cropi_tools.policy.adapters import adapter_tensors, load_adapters
 from cropi_tools.policy.loading import Policy
-from cropi_tools.policy.loading_errors import first_line
 from cropi_tools.policy.merging import check_merge
 from cropi_tools.policy.weights import checkpoint_weights
 from cropi_tools.rewards.pool import VerifierPool
 from cropi_tools.rollouts.metrics import Tally
 from cropi_tools.runtime.clock import work_time
-from cropi_tools.runtime.errors import CropiError
+from cropi_tools.runtime.errors import CropiError, first_line
 from cropi_tools.training.checkpoints import (
     checkpoint_folder,
     drop_pending,

@@ -16,9 +16,10 @@ from cropi_tools.data.records import read_prompts
 from cropi_tools.engines.protocol import Engine, Sampling
 from cropi_tools.engines.transformers_engine import ReplicaEngine, TransformersEngine
 from cropi_tools.policy.adapters import inject_adapters
+from cropi_tools.policy.layers import checkpoint_activations
 from cropi_tools.policy.loading import Policy, choose_device, load_policy
 from cropi_tools.policy.prompts import PromptCheck
-from cropi_tools.policy.sharding import checkpoint_activations, share_out
+from cropi_tools.policy.sharding import share_out
 from cropi_tools.rewards import VerifierPool, check_record
 from cropi_tools.training.checkpoints import resume_folder
 from cropi_tools.training.distributed import Ranks

@@ -14,12 +14,12 @@ from cropi_tools.data.jsonl import Record
 from cropi_tools.policy.adapters import adapters_off
 from cropi_tools.policy.loading import Policy
 from cropi_tools.policy.logprobs import PackedBatch, SequenceBatch, response_logprobs
+from cropi_tools.policy.packing import attending
 from cropi_tools.runtime.errors import CropiError
 from cropi_tools.training.batches import (
     Group,
     Response,
     advantage_groups,
-    attending,
     lay_out,
     micro_batches,
     token_inputs,

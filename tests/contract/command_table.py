@@ -172,7 +172,7 @@ CASES = [
     ),
     Case(
         name="score-sketches",
-        words="cropi-score --train sketch.zarr --valid target=mean.sketch.zarr",
+        words="cropi-score sketch.zarr --valid target=mean.sketch.zarr",
         output="sketch.scores.jsonl",
         other="--valid also=mean.sketch.zarr",
         differs="now ['also', 'target']",

@@ -38,7 +38,7 @@ def test_rows_read_back_whatever_their_norm(tmp_path: Path, method: str, toleran
     norms = np.linalg.norm(live, axis=1)
     np.testing.assert_allclose(store.column("sketch_norm"), norms, rtol=1e-6)
     np.testing.assert_allclose(matrix(store) / norms[:, None], live / norms[:, None], atol=tolerance)
-    assert [entry["row"] for entry in store.index[:6]] == [0, 1, None, 2, 3, 4]
+    assert [entry["row"] for entry in list(store.entries())[:6]] == [0, 1, None, 2, 3, 4]
     assert store.dim == projection.dim
     assert zarr.open_group(str(store.path), mode="r")["vector"].dtype == (
         np.float16 if method == "countsketch" else np.float32
@@ -142,7 +142,7 @@ def test_columns_and_index_of_forward_mode(tmp_path: Path) -> None:
     store = forward_store(tmp_path / "s.zarr", 5)
     assert (store.prompts, store.rows, store.has_vectors) == (5, 4, False)
     assert store.column("inner/t").tolist() == [0.0, 1.0, 3.0, 4.0]
-    assert [entry["row"] for entry in store.live] == [0, 1, 2, 3]
+    assert [entry["row"] for entry in store.entries() if entry["row"] is not None] == [0, 1, 2, 3]
     assert not (store.path / "vector").exists()
     for read in (lambda: store.column("gradient_norm"), lambda: store.column("sketch_norm")):
         with pytest.raises(InputError, match=r"forward mode and holds no norms: .*--similarity dot, .*--norms"):

@@ -38,7 +38,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         if entry["row"] is not None:
             entry["halves"] = [half, None if entry["id"] == "p5" else half]
 
-    for entry in made.index:
+    for entry in list(made.entries()):
         edit(path, entry["id"], with_halves)
     return path
 

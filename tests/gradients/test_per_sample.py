@@ -16,8 +16,9 @@ from cropi_tools.data.records import Rollout
 from cropi_tools.gradients import per_sample
 from cropi_tools.gradients.per_sample import FastGradients, NoRule
 from cropi_tools.gradients.prompt_objective import GradientSettings, PromptGradient, Task, prepare
-from cropi_tools.gradients.reference import ReferenceGradients, recompute_activations
+from cropi_tools.gradients.reference import ReferenceGradients
 from cropi_tools.objective import Estimator
+from cropi_tools.policy.layers import checkpoint_activations
 from cropi_tools.policy.loading import Policy
 from cropi_tools.policy.parameters import add_adapters, train_only
 from cropi_tools.runtime.errors import InputError
@@ -342,7 +343,7 @@ def test_refuses_what_it_cannot_compute() -> None:
     with pytest.raises(NoRule, match="GraniteForCausalLM does more than its output embedding"):
         FastGradients(policy_of("Granite", logits_scaling=8.0), SETTINGS)
     policy = naive_policy.policy()
-    recompute_activations(policy.model)
+    checkpoint_activations(policy.model)
     with pytest.raises(NoRule, match="recomputes activations"):
         FastGradients(policy, SETTINGS)
 

@@ -7,6 +7,7 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pool_processes import pids
 
 from cropi_tools.rewards import VerifierPool, check_record, grade
 from cropi_tools.rewards.choice import read_choice, read_reference
@@ -107,7 +108,7 @@ def test_no_worker_is_needed() -> None:
             one.outcome
             for one in pool.grade_many([({"id": "p", "answer": "(A)"}, "A"), ({"id": "q", "answer": "A"}, "b")])
         ] == ["correct", "wrong"]
-        assert not pool.worker_pids
+        assert not pids(pool)
 
 
 BITS = [

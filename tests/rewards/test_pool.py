@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pool_processes import pids
 
 from cropi_tools.rewards import Grade, VerifierPool, allow_files, grade
 from cropi_tools.rewards.pool import default_workers
@@ -122,10 +123,10 @@ def test_workers_killed_from_outside_are_replaced(obedient: str, loading: bool) 
             pool.close()
         grades = thread.submit(pool.grade_many, items(*["slow", "12"] * 12))
         deadline = time.monotonic() + 20
-        while len(pool.worker_pids) < 2 and time.monotonic() < deadline:
+        while len(pids(pool)) < 2 and time.monotonic() < deadline:
             time.sleep(0.001)
         time.sleep(0 if loading else 0.6)
-        for pid in pool.worker_pids:
+        for pid in pids(pool):
             os.kill(pid, signal.SIGKILL)
         assert [one.outcome for one in grades.result(60)] == ["wrong", "correct"] * 12
 
@@ -145,20 +146,20 @@ def test_cancelled_from_another_thread(obedient: str) -> None:
         with pytest.raises(Interrupted):
             grading.result(10)
         assert time.monotonic() - started < 5
-        assert not pool.worker_pids
+        assert not pids(pool)
 
 
 def test_few_answers_start_few_workers(obedient: str) -> None:
     assert default_workers() >= 2
     with VerifierPool(obedient, workers=6) as pool:
         pool.grade_many(items("12"))
-        assert len(pool.worker_pids) == 1
+        assert len(pids(pool)) == 1
         pool.grade_many(items(*["12"] * 7))
-        assert len(pool.worker_pids) == 2
+        assert len(pids(pool)) == 2
         pool.grade_many(items(*["12"] * 12))
-        assert len(pool.worker_pids) == 3
+        assert len(pids(pool)) == 3
         pool.grade_many(items(*["12"] * 400))
-        assert len(pool.worker_pids) == 6
+        assert len(pids(pool)) == 6
 
 
 def test_a_hang_inside_a_long_slice(obedient: str) -> None:
@@ -172,7 +173,7 @@ def test_a_hang_inside_a_long_slice(obedient: str) -> None:
 def test_a_worker_that_dies_between_batches_is_replaced(obedient: str) -> None:
     with VerifierPool(obedient, workers=1) as pool:
         assert pool.grade_many(items("12"))[0].outcome == "correct"
-        os.kill(pool.worker_pids[0], signal.SIGKILL)
+        os.kill(pids(pool)[0], signal.SIGKILL)
         time.sleep(0.1)
         assert pool.grade_many(items("12"))[0].outcome == "correct"
 
@@ -187,7 +188,7 @@ def test_a_mistake_of_the_user_stops_the_batch_and_leaves_the_pool_usable(obedie
     with VerifierPool(obedient, workers=2) as pool:
         with pytest.raises(InputError, match=r"obedient\.py:score, prompt 'p2': ZeroDivisionError: on purpose"):
             pool.grade_many(items("12", "12", "raise", "12"))
-        assert not pool.worker_pids
+        assert not pids(pool)
         assert pool.grade_many(items("12")) == [Grade(1.0, "correct")]
 
 
@@ -205,7 +206,7 @@ def test_exact_and_plain_numbers_start_no_worker() -> None:
         assert [one.outcome for one in pool.grade_many(items("12", " 12 ", "13"))] == ["correct", "correct", "wrong"]
         assert pool.grade_many([({"id": "p", "answer": "1200", "verifier": "maths"}, r"\boxed{1,200}")])[0].reward == 1
         assert pool.grade_many([]) == []
-        assert not pool.worker_pids
+        assert not pids(pool)
 
 
 def test_records_with_verifiers_of_their_own_mix(obedient: str) -> None:
@@ -237,7 +238,7 @@ pool.grade_many([({"id": "p", "answer": "12"}, "12")] * 64)
 response = sys.argv[2]
 threading.Thread(target=pool.grade_many, args=([({"id": "p", "answer": "12"}, response)] * 2,), daemon=True).start()
 time.sleep(0.3)
-print(*pool.worker_pids, flush=True)
+print(*(worker.process.pid for worker in pool._live), flush=True)
 time.sleep(60)
 """
 
@@ -271,7 +272,7 @@ import sys
 from cropi_tools.rewards import VerifierPool
 pool = VerifierPool(sys.argv[1], workers=1, seconds=60)
 pool.grade_many([({"id": "p", "answer": "12"}, "12")])
-print(*pool.worker_pids, flush=True)
+print(*(worker.process.pid for worker in pool._live), flush=True)
 pool.grade_many([({"id": "p", "answer": "12"}, "hang")])
 """
 
@@ -294,9 +295,9 @@ def test_ctrl_c_in_the_parent_ends_the_workers(obedient: str) -> None:
 def test_ctrl_c_reaches_the_parent_only(obedient: str) -> None:
     with VerifierPool(obedient, workers=1) as pool:
         pool.grade_many(items("12"))
-        (pid,) = pool.worker_pids
+        (pid,) = pids(pool)
         os.kill(pid, signal.SIGINT)
         assert os.getpgid(pid) != os.getpgid(0)
         assert pool.grade_many(items("12"))[0].outcome == "correct"
-        assert pool.worker_pids == [pid]
+        assert pids(pool) == [pid]
     assert not is_running(pid)

@@ -53,10 +53,10 @@ def test_raw_rows_give_the_sketch_of_the_gradients(stores: dict[str, Any], metho
     for column in ("sketch_norm", "gradient_norm", "inner/target"):
         np.testing.assert_allclose(found.column(column), direct.column(column), rtol=1e-5)
     kept = ("id", "source", "status", "row", "pass_rate")
-    assert [[entry[key] for key in kept] for entry in found.index] == [
-        [entry[key] for key in kept] for entry in direct.index
+    assert [[entry[key] for key in kept] for entry in list(found.entries())] == [
+        [entry[key] for key in kept] for entry in list(direct.entries())
     ]
-    assert [entry["row"] for entry in found.index] == [0, 1, None, 2, 3]
+    assert [entry["row"] for entry in list(found.entries())] == [0, 1, None, 2, 3]
 
 
 def test_fold_equals_the_definition_of_the_smaller_sketch(stores: dict[str, Any], tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_a_killed_mean_is_not_added_twice(
             project_mean(stores["mean"], projection, output)
     output._release_lock()
     project_mean(stores["mean"], projection, open_output(tmp_path / "m.zarr"))
-    assert len(Store(tmp_path / "m.zarr").index) == 1
+    assert len(list(Store(tmp_path / "m.zarr").entries())) == 1
 
 
 def test_a_killed_projection_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
