@@ -19,6 +19,7 @@ from cropi_tools.data.dates import CLOCK, DEFAULT_DATE
 from cropi_tools.data.errors import InputError
 from cropi_tools.data.jsonl import Record
 from cropi_tools.policy.opening import first_line
+from cropi_tools.policy.templates import TooMuch
 from cropi_tools.policy.tokens import Tokens
 
 _EXACT = 256  # prompts whose tokens are counted, before the lengths of the others are estimated
@@ -143,6 +144,7 @@ def _rendered(tokenizer: Any, record: Record, clock: Callable[[str], str], folde
     messages = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
     goes_on = messages[-1]["role"] == "assistant"
     template = str(tokenizer.chat_template)
+    whose = folder or tokenizer.name_or_path or "the policy"
     # a template is a program, which may fail in any way
     try:
         with contextlib.ExitStack() as held:
@@ -158,8 +160,11 @@ def _rendered(tokenizer: Any, record: Record, clock: Callable[[str], str], folde
                 return_dict=False,
                 **kwargs,
             )
+    except TooMuch as error:
+        raise InputError(
+            f"prompt '{record['id']}': the chat template of {whose} {error}; change the template, or leave the prompt out"
+        ) from None
     except Exception as error:
-        whose = folder or tokenizer.name_or_path or "the policy"
         kind = "" if type(error).__name__ in ("TemplateError", "ValueError") else f"{type(error).__name__}: "
         raise InputError(
             f"prompt '{record['id']}': the policy's chat template refuses its messages ({kind}{first_line(error)}); change the prompt, or the "

@@ -20,6 +20,7 @@ from cropi_tools.data.errors import InputError
 from cropi_tools.data.policies import check_tokenizer, tokenizer_files
 from cropi_tools.policy.opening import CONFIG, GENERATION, TOKENIZER, opening, without_panics
 from cropi_tools.policy.positions import positions
+from cropi_tools.policy.templates import TooMuch
 
 # a conversation to see how a template ends the second turn
 _ASKED, _ANSWERED = "How many are there?", "There are seven."
@@ -112,13 +113,18 @@ def named_ends(value: Any, where: str, vocabulary: int | None) -> list[int]:
 
 
 def turn_end(tokenizer: Any) -> int | None:
-    """The token that the chat template writes after what the assistant says; None where it writes none, or there is no template."""
+    """The token that the chat template writes after what the assistant says; None where it writes none, or there is no template.
+
+    InputError: the template goes beyond a bound of time, memory or length.
+    """
     if not getattr(tokenizer, "chat_template", None):
         return None
     messages = [{"role": "user", "content": _ASKED}, {"role": "assistant", "content": _ANSWERED}]
     # a template may refuse this conversation, for a reason of its own: it is no prompt of the user's
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False)
+    except TooMuch as error:
+        raise InputError(f"the chat template of {tokenizer.name_or_path} {error}; change the template") from None
     except Exception:
         return None
     _, answered, rest = text.rpartition(_ANSWERED)
