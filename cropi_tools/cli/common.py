@@ -19,7 +19,8 @@ import typer
 from cropi_tools import __version__
 from cropi_tools.cli import _interrupted
 from cropi_tools.data.clock import command_begins
-from cropi_tools.data.errors import CropiError, Interrupted, UsageError, printable
+from cropi_tools.data.console import prepare_streams, say, show
+from cropi_tools.data.errors import CropiError, Interrupted, UsageError
 
 if TYPE_CHECKING:
     from cropi_tools.data.jsonl import Record
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(f"cropi-tools {__version__}")
+        show(f"cropi-tools {__version__}")
         raise typer.Exit()
 
 
@@ -134,6 +135,7 @@ def _run(app: typer.Typer, name: str) -> int:
 
     command_begins()
     _hold_descriptors()
+    prepare_streams()
     # Threads that spin while they wait make torch many times slower as soon as another process wants the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # libraries announce themselves on stderr; the commands speak for themselves
@@ -147,17 +149,18 @@ def _run(app: typer.Typer, name: str) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 1
     except UsageError as error:
-        print(f"{name}: {printable(str(error))}\ntry '{name} --help'", file=sys.stderr)
+        say(f"{name}: {error}")
+        say(f"try '{name} --help'")
         return error.exit_code
     except CropiError as error:
-        print(f"{name}: {printable(str(error))}", file=sys.stderr)
+        say(f"{name}: {error}")
         return error.exit_code
     except BrokenPipeError:
         return 1  # the reader went away (`| head`)
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise
-        print(f"{name}: {printable(str(error.filename or 'system'))}: {error.strerror}", file=sys.stderr)
+        say(f"{name}: {error.filename or 'system'}: {error.strerror}")
         return 1
     return 0
 
@@ -170,7 +173,7 @@ def _flushed(code: int, name: str) -> int:
         # point stdout nowhere, so that Python's exit does not complain again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if code == 0 and not isinstance(error, BrokenPipeError):
-            print(f"{name}: standard output: {error.strerror}", file=sys.stderr)
+            say(f"{name}: standard output: {error.strerror}")
         return code or 1
     return code
 
@@ -188,7 +191,7 @@ def _hold_descriptors() -> None:
             if held != number:
                 os.dup2(held, number)
                 os.close(held)
-            setattr(sys, name, open(number, "r" if name == "stdin" else "w", closefd=False))
+            setattr(sys, name, open(number, "r" if name == "stdin" else "w", encoding="utf-8", closefd=False))
 
 
 def parse_shard(text: str) -> tuple[int, int]:

@@ -27,6 +27,7 @@ from cropi_tools.cli.common import (
     Version,
     command,
 )
+from cropi_tools.data.console import show, show_json
 from cropi_tools.data.dates import DEFAULT_DATE
 
 if TYPE_CHECKING:
@@ -261,7 +262,10 @@ def rollout(
     )
     if dry_run:
         found = plan.dry_run(wish)
-        print(json.dumps(found._asdict()) if as_json else "\n".join(found.lines()))
+        if as_json:
+            show_json(json.dumps(found._asdict()))
+        else:
+            show("\n".join(found.lines()))
         return
     _show(plan.sample(wish, target), as_json)
 
@@ -297,7 +301,7 @@ def _show(summary: Mapping[str, Any], as_json: bool) -> None:
     from cropi_tools.rollouts.tally import table
 
     if as_json:
-        print(json.dumps(summary))
+        show_json(json.dumps(summary))
         return
     for line in table(summary):
         runtime.notify(line)

@@ -24,6 +24,7 @@ from cropi_tools.cli.common import (
     Version,
     command,
 )
+from cropi_tools.data.console import show
 from cropi_tools.data.dates import DEFAULT_DATE
 
 if TYPE_CHECKING:
@@ -362,7 +363,7 @@ def _by_verl(job: dict[str, Any], python: str, extra: list[str], target: Output,
         extra=extra,
     )
     if dry_run:
-        print(shlex.join(command(wish, target.part / WORK)))
+        show(shlex.join(command(wish, target.part / WORK)))
     elif target.open():
         train(wish, target)
     else:
@@ -380,7 +381,7 @@ def _estimate(job: dict[str, Any]) -> None:
         raise UsageError("--dry-run reads the prompts and leaves nothing for the run; give a file in place of `-`")
     runtime.set_quiet(True)
     for line in estimate(Job(**job)).lines():
-        print(line)
+        show(line)
 
 
 def _with_preset(context: typer.Context, preset: str | None) -> dict[str, Any]:

@@ -147,7 +147,7 @@ def _chosen_split(folder: Path, names: list[str], split: str | None) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         raise InputError(f"{path}: broken JSON; save the data set again") from None
     if not isinstance(value, dict):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from cropi_tools.data.console import data_stream
 from cropi_tools.data.errors import InputError, UsageError
 from cropi_tools.data.jsonl import Record, dump_line, is_stream
 from cropi_tools.data.manifest import Fingerprint, Input, read_manifest
@@ -46,7 +46,7 @@ class JsonLinesOutput:
     def open(self) -> bool:
         """As `Output.open`; standard output is never up to date."""
         if self._file is None:
-            self._stream = sys.stdout
+            self._stream = data_stream()
             return True
         if not self._file.open():
             return False

@@ -83,7 +83,7 @@ def read_manifest(output: str | Path) -> dict[str, Any] | None:
     """The manifest of a file or folder, or None when it has none."""
     path = manifest_path(Path(output))
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except ValueError:
@@ -93,7 +93,7 @@ def read_manifest(output: str | Path) -> dict[str, Any] | None:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically: a reader sees the old file or the whole new one."""
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w") as stream:
+    with open(temporary, "w", encoding="utf-8") as stream:
         json.dump(value, stream, indent=1, sort_keys=False, allow_nan=False)
         stream.write("\n")
         stream.flush()
@@ -145,7 +145,8 @@ def _source_revision() -> str | None:
         said = subprocess.run(
             ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--exclude=*"],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=10,
         )
     except (OSError, subprocess.TimeoutExpired):

@@ -137,7 +137,7 @@ class Output:
 
     def _read_state(self) -> dict[str, Any] | None:
         try:
-            return json.loads(self._state_path.read_text())
+            return json.loads(self._state_path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
         except ValueError:

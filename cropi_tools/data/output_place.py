@@ -89,7 +89,7 @@ def open_lock(path: Path) -> IO[str]:
     if path.is_fifo():  # opening it would never end, or change it
         raise foreign
     try:
-        lock = open(path, "r+", opener=opener)
+        lock = open(path, "r+", encoding="utf-8", opener=opener)
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
             raise

@@ -204,7 +204,7 @@ def _digests(folder: Path, files: list[Path]) -> dict[str, str]:
     recorded = (read_manifest(folder) or {}).get("outputs", {})
     cache_path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cropi-tools" / "digests.json"
     try:
-        cached = json.loads(cache_path.read_text())
+        cached = json.loads(cache_path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         cached = {}
     found, fresh = {}, {}

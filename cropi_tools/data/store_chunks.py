@@ -99,7 +99,7 @@ def write_checksums(store: Path) -> None:
     """Write the hashes of a store's chunks into a file of their own. InputError: a chunk does not agree with its checksum any more."""
     arrays = [described.parent for described in sorted(store.rglob("zarr.json")) if (described.parent / "c").is_dir()]
     found = {str(array.relative_to(store)): checksums_of(array) for array in arrays}
-    (store / CHECKSUMS).write_text(json.dumps(found, indent=1) + "\n")
+    (store / CHECKSUMS).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def checksums_of(array: Path) -> list[str]:
@@ -121,7 +121,7 @@ def _hash_of(path: Path) -> str:
 def read_checksums(store: Path) -> dict[str, list[str]] | None:
     """For each array of a store with chunks their hashes; None where the store keeps none."""
     try:
-        return json.loads((store / CHECKSUMS).read_text())
+        return json.loads((store / CHECKSUMS).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except ValueError:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cropi_tools import runtime
-from cropi_tools.data.errors import InputError, UsageError
+from cropi_tools.data.errors import InputError, UsageError, printable
 from cropi_tools.data.means import check_whole, read_facts, read_tensors
 from cropi_tools.data.store import Store
 from cropi_tools.influence.agreement import BOOTSTRAP_ROUNDS, bootstrap_interval, precision_at, spearman
@@ -264,10 +264,10 @@ def _or_none(value: float) -> float | None:
 
 def as_table(fidelity: Fidelity) -> str:
     """The figures as lines of text, in words where there are none."""
-    told = f"{fidelity.store}: {fidelity.prompts} prompts with a gradient"
+    told = printable(f"{fidelity.store}: {fidelity.prompts} prompts with a gradient")
     if not fidelity.agreements:
         return f"{told}, too few to say how well a sketch ranks them: {LEAST_PROMPTS} or more are needed"
-    told += f", exact cosines with '{fidelity.name}' of spread {fidelity.spread:.4g}"
+    told += f", exact cosines with '{printable(fidelity.name)}' of spread {fidelity.spread:.4g}"
     if fidelity.spread == 0:
         return f"{told}: all prompts have the same influence, so there is nothing to rank"
     kept = f", keeping {fidelity.keep:g}" if fidelity.keep is not None else ""

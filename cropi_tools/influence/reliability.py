@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cropi_tools.data.errors import InputError
+from cropi_tools.data.errors import InputError, printable
 from cropi_tools.data.store import Store
 from cropi_tools.influence.agreement import BOOTSTRAP_ROUNDS, precision_at, spearman
 from cropi_tools.influence.scoring import Similarity, shared_means
@@ -363,7 +363,7 @@ def as_table(found: Reliability) -> str:
         ]
         if found.similarity == "cosine":
             lines.append(UPPER_BOUND)
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def _shown(value: Estimate) -> str:

@@ -86,7 +86,9 @@ def _checked(function: Callable[..., Any]) -> Callable[..., Any]:
 
     def checked(value: Any, *arguments: Any, **options: Any) -> Any:
         places = [one for one in (*arguments, *options.values()) if isinstance(one, int)]
-        if (isinstance(value, str) and len(value) > _MOST_BITS // 4) or any(abs(one) > _MOST_BITS // 4 for one in places):
+        if (isinstance(value, str) and len(value) > _MOST_BITS // 4) or any(
+            abs(one) > _MOST_BITS // 4 for one in places
+        ):
             raise TooMuch(f"computes with whole numbers of more than {_MOST_BITS} bits")
         return function(value, *arguments, **options)
 

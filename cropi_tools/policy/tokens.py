@@ -94,7 +94,7 @@ def _settings(folder: str, name: str) -> dict[str, Any]:
     """A settings file whose special tokens are token ids."""
     path = Path(folder) / name
     with opening(folder, name):
-        found: dict[str, Any] = json.loads(path.read_text())
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         found.items()  # an object
     named_ends(found.get("eos_token_id"), f"{path}: eos_token_id", None)
     _check_pad(found.get("pad_token_id"), f"{path}: pad_token_id", None)
@@ -154,7 +154,7 @@ def _own_token(tokenizer: Any, name: str, vocabulary: int | None, folder: str) -
     if token_id is None or vocabulary is None or token_id < vocabulary:
         return token_id
     for path in (Path(folder) / "tokenizer_config.json", Path(folder) / "special_tokens_map.json"):
-        if path.exists() and json.loads(path.read_text()).get(name) is not None:
+        if path.exists() and json.loads(path.read_text(encoding="utf-8")).get(name) is not None:
             _check_below(token_id, f"{path}: {name} {getattr(tokenizer, name)}", vocabulary)
     return None
 

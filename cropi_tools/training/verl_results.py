@@ -43,7 +43,7 @@ _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 def last_step(folder: Path) -> int | None:
     """The step of verl's last checkpoint in its work folder; None when there is none."""
     try:
-        return int((folder / CHECKPOINTS / "latest_checkpointed_iteration.txt").read_text())
+        return int((folder / CHECKPOINTS / "latest_checkpointed_iteration.txt").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 
@@ -62,7 +62,7 @@ def bring_back(step: int, folder: Path, model: str, target: Path) -> None:
     kept = [*tokenizer_files(model), *([settings] if settings.exists() else [])]
     for path in [*weights, *saved.glob("*.safetensors.index.json"), *kept]:
         shutil.copyfile(path, target / path.name)
-    configuration = json.loads((Path(model) / "config.json").read_text())
+    configuration = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
     configuration.pop("torch_dtype", None)
     with safe_open(weights[0], framework="numpy") as tensors:
         stored = tensors.get_slice(next(iter(tensors.keys()))).get_dtype()
@@ -105,7 +105,7 @@ def write_figures(
                 size = {"prompts": len(records), "samples": options["eval_samples"]}
                 accuracies.append({"step": step, "set": name, "accuracy": accuracy, **size})
     for name, lines in (("metrics", metrics), ("evaluations", accuracies), ("timings", timings)):
-        (target / f"{name}.jsonl").write_text("".join(dump_line(line) + "\n" for line in lines))
+        (target / f"{name}.jsonl").write_text("".join(dump_line(line) + "\n" for line in lines), encoding="utf-8")
     return {name: sum(line[name] for line in metrics) for name in ("tokens_generated", "tokens_trained")}
 
 
@@ -122,7 +122,7 @@ def _logged(folder: Path) -> dict[int, dict[str, Any]]:
 def _whole_lines(folder: Path) -> Iterator[dict[str, Any]]:
     """The lines of the log; one that a kill cut short is left out."""
     for path in (folder / EARLIER, folder / METRICS):
-        for text in path.read_text().splitlines() if path.exists() else ():
+        for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
             try:
                 yield json.loads(text)
             except ValueError:

@@ -163,5 +163,5 @@ def test_a_policy_whose_template_does_not_end_opens_with_one_line(tmp_path: Path
     path = tmp_path / "P0" / "tokenizer_config.json"
     template = BOMBS["nested ranges"][0]
     path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": template}))
-    with pytest.raises(InputError, match="^the chat template of .*P0 did not end within"):
+    with pytest.raises(InputError, match=r"^the chat template of .*P0 did not end within"):
         load_tokens(str(tmp_path / "P0"))

@@ -1,0 +1,131 @@
+"""Names that others give (ids, sources, sets, arms, files) reach the terminal as harmless characters, whatever the command and its environment."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import tiny_policy
+from shell import Done, Shell, real
+
+HOSTILE = "\x1b[31mred\x1b]0;title\x07\r\n[bold]x[/]\u202e\u2028\x9b1m"
+ACCENTS = "Größe–∑😀"
+SAMPLED = "--max-tokens 6 --verifier parity.py:reward"
+
+
+def prepared(folder: Path, policy: Path, name: str) -> None:
+    """Policy, prompts and verifier; ids and sources hold `name`."""
+    shutil.copytree(policy, folder / "P0")
+    shutil.copy(Path(tiny_policy.__file__).with_name("parity.py"), folder)
+    for file, start in (("raw.jsonl", 0), ("valid.jsonl", 100)):
+        records = [
+            {
+                **one,
+                "id": f"{name}{one['id']}",
+                "source": name + one["source"],
+                "prompt": f"{start + i}+{one['prompt']}",
+            }
+            for i, one in enumerate(tiny_policy.prompts(12, start=start))
+        ]
+        (folder / file).write_text("".join(json.dumps(one) + "\n" for one in records), encoding="utf-8")
+
+
+def lines_of(name: str) -> list[tuple[list[str], int]]:
+    """A line of every command, and of what they print, with its exit code."""
+    file, name = name, name.replace("/", "|")
+    return [
+        ("cropi-prompts raw.jsonl -o prompts.jsonl".split(), 0),
+        (f"cropi-rollout --model P0 prompts.jsonl -n 16 {SAMPLED} -o rollouts.jsonl".split(), 0),
+        (f"cropi-rollout --model P0 valid.jsonl -n 16 {SAMPLED} -o valid.rollouts.jsonl".split(), 0),
+        (f"cropi-rollout --model P0 valid.jsonl -n 2 {SAMPLED} --json -o again.jsonl".split(), 0),
+        ("cropi-grad --model P0 valid.rollouts.jsonl --mean --halves -o mean.safetensors".split(), 0),
+        (
+            [
+                *"cropi-grad --model P0 rollouts.jsonl --halves --dim 64 -o grads.zarr --against".split(),
+                f"{name}=mean.safetensors",
+            ],
+            0,
+        ),
+        (
+            [
+                *"cropi-grad --model P0 rollouts.jsonl --sketch none -o raw.zarr --against".split(),
+                f"{name}=mean.safetensors",
+            ],
+            0,
+        ),
+        ("cropi-project --check grads.zarr".split(), 0),
+        (["cropi-project", "raw.zarr", "--fidelity", f"{name}=mean.safetensors"], 0),
+        (["cropi-project", "raw.zarr", "--fidelity", f"{name}=mean.safetensors", "--json"], 0),
+        ("cropi-score grads.zarr -o scores.jsonl".split(), 0),
+        ("cropi-score grads.zarr --reliability".split(), 0),
+        ("cropi-score grads.zarr --reliability --json".split(), 0),
+        ("cropi-select scores.jsonl --prompts prompts.jsonl --ratio 0.5 -o selected.jsonl".split(), 0),
+        (
+            [
+                *f"cropi-train --model P0 prompts.jsonl --steps 2 --batch 4 -n 4 --eval-every 1 {SAMPLED}".split(),
+                *["-o", f"run/{name}/1/1/policy", "--eval", f"{name}=valid.jsonl"],
+            ],
+            0,
+        ),
+        ("cropi-report run -o page.html --png picture.png".split(), 0),
+        ("cropi-report run --json".split(), 0),
+        # what goes wrong names it too
+        (["cropi-select", "--by", "random", "--prompts", file], 1),
+        (["cropi-rollout", "--model", file, "prompts.jsonl"], 1),
+        ("cropi-select --by random --prompts raw.jsonl --prompts raw.jsonl -o x.jsonl".split(), 1),
+        (["cropi-select", "--by", name, "--prompts", "raw.jsonl"], 2),
+        (["cropi-score", "grads.zarr", "--valid", f"{name}=nothing.zarr", "-o", "y.jsonl"], 1),
+    ]
+
+
+def harmless(done: Done, words: list[str]) -> None:
+    for stream in (done.stdout, done.stderr):
+        bad = {one for one in stream.replace("\n", "") if not one.isprintable()}
+        assert not bad, (words, bad, stream)
+    assert "Traceback" not in done.stderr, done.stderr
+
+
+@pytest.mark.slow
+def test_no_command_prints_what_moves_a_cursor(policy_folder: Path, tmp_path: Path, shell: Shell) -> None:
+    prepared(tmp_path, policy_folder, HOSTILE)
+    (tmp_path / "run" / HOSTILE.replace("/", "|") / "1" / "1").mkdir(parents=True)
+    told = ""
+    for words, code in lines_of(HOSTILE):
+        done = shell(words, tmp_path, code=code)
+        harmless(done, words)
+        if "--json" in words:
+            json.loads(done.stdout.splitlines()[-1])
+        told += done.stdout + done.stderr
+    assert told.count("[bold]x[") > 10  # they are printed, and no markup
+    assert (tmp_path / "page.html").exists()
+    assert (tmp_path / "picture.png").exists()
+
+
+ENVIRONMENTS = (
+    {"PYTHONIOENCODING": "latin-1"},
+    {"PYTHONIOENCODING": "ascii"},
+    {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", ENVIRONMENTS, ids=lambda settings: "-".join(settings.values()))
+def test_every_command_works_without_utf8(settings: dict[str, str], policy_folder: Path, tmp_path: Path) -> None:
+    """Names that the streams cannot express; data on standard output is UTF-8 all the same."""
+    prepared(tmp_path, policy_folder, ACCENTS)
+    (tmp_path / "run" / ACCENTS / "1" / "1").mkdir(parents=True)
+    environment = {**os.environ, **settings}
+    for words, code in lines_of(ACCENTS):
+        done = real(words, tmp_path, env=environment, encoding="utf-8", errors="replace")
+        assert done.returncode == code, (words, done.stderr)
+        assert "Traceback" not in done.stderr
+        assert "Error" not in done.stderr.replace("InputError", "")
+        if "--json" in words:
+            json.loads(done.stdout.splitlines()[-1])
+    piped = real(["cropi-prompts", "raw.jsonl"], tmp_path, env=environment, encoding="utf-8")
+    assert piped.stdout == (tmp_path / "prompts.jsonl").read_text(encoding="utf-8")
+    record = json.loads(piped.stdout.splitlines()[0])
+    assert record["id"].startswith(ACCENTS)
