@@ -1,4 +1,4 @@
-"""Names that others give (ids, sources, sets, arms, files) reach the terminal as harmless characters, whatever the command and its environment."""
+"""Names that others give (ids, sources, sets, arms, files) reach the terminal as harmless characters, whatever the command."""
 
 from __future__ import annotations
 
@@ -33,52 +33,41 @@ def prepared(folder: Path, policy: Path, name: str) -> None:
         (folder / file).write_text("".join(json.dumps(one) + "\n" for one in records), encoding="utf-8")
 
 
+LINES = f"""
+cropi-prompts raw.jsonl -o prompts.jsonl
+cropi-rollout --model P0 prompts.jsonl -n 16 {SAMPLED} -o rollouts.jsonl
+cropi-rollout --model P0 valid.jsonl -n 16 {SAMPLED} -o valid.rollouts.jsonl
+cropi-rollout --model P0 valid.jsonl -n 2 {SAMPLED} --json -o again.jsonl
+cropi-grad --model P0 valid.rollouts.jsonl --mean --halves -o mean.safetensors
+cropi-grad --model P0 rollouts.jsonl --halves --dim 64 -o grads.zarr --against NAME=mean.safetensors
+cropi-grad --model P0 rollouts.jsonl --sketch none -o raw.zarr --against NAME=mean.safetensors
+cropi-project --check grads.zarr
+cropi-project raw.zarr --fidelity NAME=mean.safetensors
+cropi-project raw.zarr --fidelity NAME=mean.safetensors --json
+cropi-score grads.zarr -o scores.jsonl
+cropi-score grads.zarr --reliability
+cropi-score grads.zarr --reliability --json
+cropi-select scores.jsonl --prompts prompts.jsonl --ratio 0.5 -o selected.jsonl
+cropi-train --model P0 prompts.jsonl --steps 2 --batch 4 -n 4 --eval-every 1 {SAMPLED} -o run/NAME/1/1/policy --eval NAME=valid.jsonl
+cropi-report run -o page.html --png picture.png
+cropi-report run --json
+1 cropi-select --by random --prompts NAME
+1 cropi-rollout --model NAME prompts.jsonl
+1 cropi-select --by random --prompts raw.jsonl --prompts raw.jsonl -o x.jsonl
+1 cropi-score grads.zarr --valid NAME=nothing.zarr -o y.jsonl
+2 cropi-select --by NAME --prompts raw.jsonl
+"""
+"""Every command, and what prints names, going well or (after its exit code) badly."""
+
+
 def lines_of(name: str) -> list[tuple[list[str], int]]:
-    """A line of every command, and of what they print, with its exit code."""
-    file, name = name, name.replace("/", "|")
-    return [
-        ("cropi-prompts raw.jsonl -o prompts.jsonl".split(), 0),
-        (f"cropi-rollout --model P0 prompts.jsonl -n 16 {SAMPLED} -o rollouts.jsonl".split(), 0),
-        (f"cropi-rollout --model P0 valid.jsonl -n 16 {SAMPLED} -o valid.rollouts.jsonl".split(), 0),
-        (f"cropi-rollout --model P0 valid.jsonl -n 2 {SAMPLED} --json -o again.jsonl".split(), 0),
-        ("cropi-grad --model P0 valid.rollouts.jsonl --mean --halves -o mean.safetensors".split(), 0),
-        (
-            [
-                *"cropi-grad --model P0 rollouts.jsonl --halves --dim 64 -o grads.zarr --against".split(),
-                f"{name}=mean.safetensors",
-            ],
-            0,
-        ),
-        (
-            [
-                *"cropi-grad --model P0 rollouts.jsonl --sketch none -o raw.zarr --against".split(),
-                f"{name}=mean.safetensors",
-            ],
-            0,
-        ),
-        ("cropi-project --check grads.zarr".split(), 0),
-        (["cropi-project", "raw.zarr", "--fidelity", f"{name}=mean.safetensors"], 0),
-        (["cropi-project", "raw.zarr", "--fidelity", f"{name}=mean.safetensors", "--json"], 0),
-        ("cropi-score grads.zarr -o scores.jsonl".split(), 0),
-        ("cropi-score grads.zarr --reliability".split(), 0),
-        ("cropi-score grads.zarr --reliability --json".split(), 0),
-        ("cropi-select scores.jsonl --prompts prompts.jsonl --ratio 0.5 -o selected.jsonl".split(), 0),
-        (
-            [
-                *f"cropi-train --model P0 prompts.jsonl --steps 2 --batch 4 -n 4 --eval-every 1 {SAMPLED}".split(),
-                *["-o", f"run/{name}/1/1/policy", "--eval", f"{name}=valid.jsonl"],
-            ],
-            0,
-        ),
-        ("cropi-report run -o page.html --png picture.png".split(), 0),
-        ("cropi-report run --json".split(), 0),
-        # what goes wrong names it too
-        (["cropi-select", "--by", "random", "--prompts", file], 1),
-        (["cropi-rollout", "--model", file, "prompts.jsonl"], 1),
-        ("cropi-select --by random --prompts raw.jsonl --prompts raw.jsonl -o x.jsonl".split(), 1),
-        (["cropi-select", "--by", name, "--prompts", "raw.jsonl"], 2),
-        (["cropi-score", "grads.zarr", "--valid", f"{name}=nothing.zarr", "-o", "y.jsonl"], 1),
-    ]
+    """The words of each line with the name in it, and the exit code. Names of means and arms hold no slash."""
+    found = []
+    for line in LINES.strip().splitlines():
+        words = [word.replace("NAME", name.replace("/", "|")) for word in line.split()]
+        code = int(words.pop(0)) if words[0].isdigit() else 0
+        found.append((words, code))
+    return found
 
 
 def harmless(done: Done, words: list[str]) -> None:
