@@ -56,6 +56,7 @@ cropi-report run --json
 1 cropi-select --by random --prompts raw.jsonl --prompts raw.jsonl -o x.jsonl
 1 cropi-score grads.zarr --valid NAME=nothing.zarr -o y.jsonl
 2 cropi-select --by NAME --prompts raw.jsonl
+2 cropi-select --by random --ratio 0.01 --prompts raw.jsonl -o z.jsonl
 """
 """Every command, and what prints names, going well or (after its exit code) badly."""
 

@@ -9,13 +9,11 @@ import sys
 from collections import Counter
 from collections.abc import Mapping
 from decimal import Decimal
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cropi_tools.cli.select import select as command
 from cropi_tools.data.errors import InputError, UsageError
 from cropi_tools.influence.selection import (
     RULES,
@@ -492,14 +490,3 @@ def test_a_ratio_that_selects_none_is_refused_with_one_that_does() -> None:
         check_ratio("0.00001", 10000)
     check_ratio("0.1", 10)
     check_ratio("0.1", 0)  # an empty pool has a word of its own
-
-
-def test_the_command_refuses_a_ratio_that_selects_none(tmp_path: Path) -> None:
-    pool = tmp_path / "pool.jsonl"
-    pool.write_text("".join(f'{{"id": "{name}", "prompt": "1+1=", "answer": "2", "source": "s"}}\n' for name in "abc"))
-    output = tmp_path / "selected.jsonl"
-    with pytest.raises(UsageError, match="selects none"):
-        command([str(pool)], output=str(output), by="random", quiet=True)
-    assert not output.exists()
-    command([str(pool)], output=str(output), by="full", quiet=True)
-    assert len(output.read_text().splitlines()) == 3
