@@ -207,7 +207,18 @@ def parse_named(text: str, option: str, form: str = "NAME=FILE") -> tuple[str, s
     name, equals, value = text.partition("=")
     if not (equals and name and value):
         raise UsageError(f"{option} {text}: expected {form}")
-    return name, value
+    return as_text(name, option), value
+
+
+def as_text(value: str, option: str) -> str:
+    """A word of the command line that goes into data, as UTF-8 whatever the environment's encoding. UsageError: it is none.
+
+    File names are left as they are: so Python opens the file that was meant.
+    """
+    try:
+        return os.fsencode(value).decode("utf-8")
+    except UnicodeError:
+        raise UsageError(f"{option} {value}: is not UTF-8") from None
 
 
 def parse_pair(text: str | None, option: str) -> tuple[float, float] | None:
