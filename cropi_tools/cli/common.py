@@ -32,7 +32,9 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit()
 
 
-Model = Annotated[str, typer.Option("--model", help="The policy: a Hugging Face folder.", metavar="FOLDER")]
+MODEL_HELP = "The policy: a Hugging Face folder, or a model of the hub, ORG/NAME[@REVISION], which is downloaded once."
+POLICY = "POLICY"  # of every option that takes one; `data.hub.policy_folder` makes a folder of it
+Model = Annotated[str, typer.Option("--model", help=MODEL_HELP, metavar=POLICY)]
 Output = Annotated[
     str, typer.Option("-o", "--output", help="Where to write; `-` is stdout. .gz and .zst compress.", metavar="FILE")
 ]
