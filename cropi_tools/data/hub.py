@@ -50,15 +50,13 @@ def policy_folder(name: str, weights: bool = True, optimizer: bool = False) -> s
     match = None if os.path.lexists(name) else _NAME.fullmatch(name)
     if match is None:
         return name
-    patterns = {
-        "allow_patterns": POLICY_PATTERNS,
-        "ignore_patterns": [*UNREAD_PATTERNS, *([] if weights else [_WEIGHTS])],
-    }
-    folder = _snapshot(_Wish(name, *match.groups(), patterns), weights)
+    repository, revision = match.groups()
+    ignored = [*UNREAD_PATTERNS, *([] if weights else [_WEIGHTS])]
+    chosen = {"allow_patterns": POLICY_PATTERNS, "ignore_patterns": ignored}
+    folder = _snapshot(_Wish(name, repository, revision, chosen), weights)
     if optimizer:
         # of the same commit, whatever the name may mean by now
-        patterns = {"allow_patterns": [OPTIMIZER_STATE]}
-        _snapshot(_Wish(name, match.group(1), os.path.basename(folder), patterns), False)
+        _snapshot(_Wish(name, repository, os.path.basename(folder), {"allow_patterns": [OPTIMIZER_STATE]}), False)
     return folder
 
 
