@@ -144,6 +144,11 @@ def _run(app: typer.Typer, name: str) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is imported
     runtime.install_signal_handlers()
+    if f"_{name.upper().replace('-', '_')}_COMPLETE" in os.environ:
+        # a shell asks what a word may go on with, or for the lines that let it ask; typer answers once its shells are known
+        from typer.completion import completion_init
+
+        completion_init()
     try:
         app(prog_name=name, standalone_mode=True)
     except SystemExit as stop:
