@@ -26,7 +26,8 @@ def _files(folder: Path) -> list[Path]:
 class FakeHub(ThreadingHTTPServer):
     """models: the folder of each revision by repository. The rest is what goes wrong, and what was asked.
 
-    status: what every request is answered with instead, such as 503. stall: a file of which half is sent, and then nothing.
+    status: what every request is answered with instead, such as 503. stall: a file of which half is sent, and then nothing. lost: a
+    file that is listed, but not there.
     """
 
     daemon_threads = True
@@ -37,6 +38,7 @@ class FakeHub(ThreadingHTTPServer):
         self.gated: set[str] = set()
         self.status: int | None = None
         self.stall: str | None = None
+        self.lost: str | None = None
         self.stalled = threading.Event()
         self.requests: list[str] = []
         self.ranges: list[tuple[str, str]] = []
@@ -125,7 +127,7 @@ class _Handler(BaseHTTPRequestHandler):
         folder = self._folder(repository, revision)
         if folder is None:
             return
-        if not (folder / name).is_file():
+        if not (folder / name).is_file() or name == self.server.lost:
             return self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
         content = (folder / name).read_bytes()
         headers = {"ETag": f'"{_oid(folder / name)}"', "X-Repo-Commit": commit_of(folder), "Accept-Ranges": "bytes"}

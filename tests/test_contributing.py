@@ -81,7 +81,8 @@ def test_a_verifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_engine(policy_folder: Path, tmp_path: Path) -> None:
     assert build("An engine", tmp_path) == 2
     tiny_policy.write_jsonl(tmp_path / "p.jsonl", tiny_policy.prompts(3))
-    line = ("--model", str(policy_folder), "p.jsonl", "-n", "40", "--max-tokens", "3", "--verifier", "exact")
+    verifier = f"{ROOT / 'tests' / 'parity.py'}:reward"
+    line = ("--model", str(policy_folder), "p.jsonl", "-n", "40", "--max-tokens", "3", "--verifier", verifier)
     command(tmp_path, "rollout", *line, "--engine", "uniform", "-o", "r.jsonl")
     samples = [sample for record in records(tmp_path / "r.jsonl") for sample in record["samples"]]
     assert len(samples) == 120

@@ -143,6 +143,12 @@ def test_refusals_are_one_line_and_come_soon(hub: FakeHub, policy_folder: Path, 
         assert "HF_HUB_OFFLINE" in call.refused(hub.url, word, HF_HUB_OFFLINE="1")
     hub.status = 503
     assert "503" in call.refused(hub.url, "org/tiny")
+    hub.status, hub.lost = None, "model.safetensors"
+    process = call.start(hub.url, "org/tiny")
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert said.splitlines()[-1].startswith("org/tiny: the download broke off (404 Client Error")
+    assert len(said.splitlines()) == 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
