@@ -176,6 +176,6 @@ def _bar() -> type:
 
     class Bar(tqdm):
         def __init__(self, *arguments: Any, **options: Any) -> None:
-            super().__init__(*arguments, **{**options, "disable": hidden})
+            super().__init__(*arguments, **{**options, "disable": hidden, "leave": False})
 
     return Bar
