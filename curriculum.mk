@@ -9,7 +9,7 @@
 # is about are asked again: they refuse and say what differs; FORCE=--force replaces their results and what was made of them.
 #
 # What a CONFIG sets (examples/tiny/config.mk is a short one, examples/qwen2.5-1.5b-math/config.mk a full one):
-#   RUN MODEL POOL             the run's folder, the starting policy, the pool's prompts
+#   RUN MODEL POOL             the run's folder, the starting policy (a folder, or ORG/NAME of the hub), the pool's prompts
 #   VALID TEST                 names of validation and test sets; their prompts are VALID_FILE.NAME and TEST_FILE.NAME
 #   STAGES STEPS ARMS SEEDS    stages, steps a stage, arms (cropi full random static shuffled learnability pass-rate), seeds
 #   ROLLOUT_OPTIONS            such as --engine vllm
@@ -104,7 +104,8 @@ first = $(filter 1,$(call part,$(1),3))
 # $(call policy,CELL): the policy a stage starts from; RUN/start is stage 1 of every arm
 policy = $(if $(filter $(S),$(1))$(call first,$(1)),$(MODEL),$(call before,$(1))/policy)
 policy-made = $(if $(filter $(S),$(1))$(call first,$(1)),$(MODEL_MADE),$(call before,$(1))/policy/manifest.json)
-MODEL_MADE ?= $(MODEL)/config.json
+# a name of the hub is no file to wait for
+MODEL_MADE ?= $(wildcard $(MODEL)/config.json)
 # $(call scores,CELL): where the scores a stage selects by are
 scores = $(strip $(if $(filter full random,$(call part,$(1),1)),,$(if $(filter $(RESCORED),$(call part,$(1),1)),$(if $(call first,$(1)),$(S),$(1)),$(S))))
 # the arms that score every stage anew, by the policy they have then

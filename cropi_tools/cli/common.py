@@ -33,7 +33,9 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit()
 
 
-Model = Annotated[str, typer.Option("--model", help="The policy: a Hugging Face folder.", metavar="FOLDER")]
+MODEL_HELP = "The policy: a Hugging Face folder, or a model of the hub, ORG/NAME[@REVISION], which is downloaded once."
+POLICY = "POLICY"  # of every option that takes one; `data.hub.policy_folder` makes a folder of it
+Model = Annotated[str, typer.Option("--model", help=MODEL_HELP, metavar=POLICY)]
 Output = Annotated[
     str, typer.Option("-o", "--output", help="Where to write; `-` is stdout. .gz and .zst compress.", metavar="FILE")
 ]
@@ -144,6 +146,11 @@ def _run(app: typer.Typer, name: str) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is imported
     runtime.install_signal_handlers()
+    if f"_{name.upper().replace('-', '_')}_COMPLETE" in os.environ:
+        # a shell asks what a word may go on with, or for the lines that let it ask; typer answers once its shells are known
+        from typer.completion import completion_init
+
+        completion_init()
     try:
         app(prog_name=name, standalone_mode=True)
     except SystemExit as stop:

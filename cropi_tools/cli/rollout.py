@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from cropi_tools.cli.common import (
+    MODEL_HELP,
+    POLICY,
     AllowVerifier,
     AsJson,
     Date,
@@ -46,9 +48,7 @@ def rollout(
         list[str] | None,
         typer.Argument(help="Prompts (JSONL, .gz, .zst, or `-`); with --verify-only, rollouts.", metavar="[FILE]"),
     ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", help="The policy: a Hugging Face folder.", metavar="FOLDER")
-    ] = None,
+    model: Annotated[str | None, typer.Option("--model", help=MODEL_HELP, metavar=POLICY)] = None,
     output: Output = "-",
     samples: Annotated[
         int | None,
@@ -135,6 +135,7 @@ def rollout(
     from cropi_tools.cli.common import numbered, parse_shard, warn_of_other_dates
     from cropi_tools.data.dates import asks_for_date, parse_date
     from cropi_tools.data.errors import UsageError
+    from cropi_tools.data.hub import policy_folder
     from cropi_tools.data.jsonl import is_stream
     from cropi_tools.data.lines_output import JsonLinesOutput
     from cropi_tools.data.manifest import Fingerprint
@@ -178,6 +179,7 @@ def rollout(
         options["partial_credit"] = partial_credit
     check_partial_credit(partial_credit, {verifier, *options.get("own_verifiers", ())})
     if model is not None:
+        model = policy_folder(model, weights=not verify_only)
         # a folder with the tokenizer alone will do where nothing is sampled from it here
         bare = verify_only or (engine == "server" and not has_weights(model))
         if bare and refresh:

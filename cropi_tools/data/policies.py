@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
+from cropi_tools.data.conversions import ADAPTER_CONFIG, GGUF, by_peft, by_transformers
 from cropi_tools.data.errors import InputError
 from cropi_tools.data.jsonl import is_stream
 from cropi_tools.data.manifest import (
@@ -28,8 +30,13 @@ _VOCABULARY_STEMS = ("tokenizer", "vocab", "merges", "tekken")
 _VOCABULARY_SUFFIXES = (".model", ".tiktoken", ".bpe", ".vocab")
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 _MISTRAL_WEIGHTS = "consolidated"  # the same weights under Mistral's own names, which nothing here reads
-_OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack", "*.distcp", "*.ckpt")
-ADAPTER_CONFIG = "adapter_config.json"
+_OTHER_WEIGHTS = (".bin", ".pt", ".pth", GGUF, ".h5", ".msgpack", ".distcp", ".ckpt")
+# for the hub: every file that may be the policy's, and of those the ones that are not
+POLICY_PATTERNS = (
+    *(f"*{ending}" for ending in (".safetensors", *_SUFFIXES, *_VOCABULARY_SUFFIXES)),
+    *(f"{stem}*" for stem in _TOKENIZER_STEMS),
+)
+UNREAD_PATTERNS = ("*/*", f"{_MISTRAL_WEIGHTS}*", *(f"*{ending}" for ending in _OTHER_WEIGHTS))
 OPTIMIZER_STATE = "state/optimizer.safetensors"
 TRAINING_OPTIONS = "training.json"
 METRIC = "adam 2"  # the rule of influence/precondition.py; another rule, another number
@@ -95,13 +102,18 @@ def _no_weights(root: Path, others: list[str]) -> str:
     """What to say of a folder without weights that can be loaded."""
     if others:
         return f"{root}: holds {others[0]}{_more(others)} but no {WEIGHTS} and no {WEIGHTS_INDEX}; rename it if these are the weights"
-    strange = sorted(path.name for pattern in _OTHER_WEIGHTS for path in root.glob(pattern))
+    strange = other_weights(path.name for path in root.iterdir())
     if not strange:
         return f"{root}: holds no .safetensors weights; fetch or copy {WEIGHTS}"
     return (
-        f"{root}: holds its weights as {strange[0]}, not as .safetensors; convert them with transformers: "
-        "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW), and copy the tokenizer"
+        f"{root}: holds its weights as {strange[0]}, not as .safetensors; this makes a folder of them: "
+        f"{by_transformers(str(root), strange)}"
     )
+
+
+def other_weights(names: Iterable[str]) -> list[str]:
+    """Those of the names that are weights in a format that is not read here."""
+    return sorted(name for name in names if name.endswith(_OTHER_WEIGHTS))
 
 
 def _more(names: list[str]) -> str:
@@ -111,22 +123,20 @@ def _more(names: list[str]) -> str:
 def _model_files(folder: str | Path) -> list[Path]:
     """The files of a model folder beside its weights. InputError: it is none, or an adapter makes it two policies."""
     root = Path(folder)
+    if root.is_file() and root.name.endswith(GGUF):
+        raise InputError(
+            f"{folder}: is a GGUF file; this makes a policy folder of it: {by_transformers(str(root.parent), [root.name])}"
+        )
     if root.is_file():
         raise InputError(f"{folder}: is a file; expected a Hugging Face model folder with .safetensors weights")
     if not root.is_dir():
-        hint = f"; `hf download {folder} --local-dir DIR` fetches it" if str(folder).count("/") == 1 else ""
-        raise InputError(f"{folder}: no such policy folder{hint}")
+        raise InputError(f"{folder}: no such policy folder, and no name of the hub's, ORG/NAME[@REVISION]")
     if (root / ADAPTER_CONFIG).exists():
-        beside = any((root / name).exists() for name in (WEIGHTS, WEIGHTS_INDEX))
-        which = (
-            "has weights and an adapter; move the adapter out of the folder, or merge it"
-            if beside
-            else "holds an adapter; merge it"
-        )
-        raise InputError(
-            f"{folder}: {which} into the weights with peft: "
-            "AutoPeftModelForCausalLM.from_pretrained(FOLDER).merge_and_unload().save_pretrained(NEW), and copy the tokenizer"
-        )
+        if any((root / name).exists() for name in (WEIGHTS, WEIGHTS_INDEX)):
+            raise InputError(f"{folder}: has weights and an adapter; move the adapter out of the folder, or merge it")
+        raise InputError(f"{folder}: holds an adapter alone; this makes a policy folder of it: {by_peft(str(folder))}")
+    if not (root / "config.json").exists() and any(path.name.endswith(GGUF) for path in root.iterdir()):
+        raise InputError(_no_weights(root, []))
     if not (root / "config.json").exists():
         raise InputError(f"{folder}: holds no config.json; expected a Hugging Face model folder")
     names = {path.name for path in root.iterdir() if path.suffix in _SUFFIXES} - {*_NOT_POLICY}
