@@ -92,13 +92,32 @@ def _plain_columns(records: Sequence[Record]) -> list[str]:
 
 
 def write_table(rows: list[Record], path: Path) -> None:
-    """Write rows that have the same keys as a parquet file."""
+    """Write rows that have the same keys as a parquet file. InputError: a column has values of several kinds, which a table cannot hold."""
     import pyarrow
     from pyarrow import parquet
 
-    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    try:
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    except (pyarrow.ArrowException, OverflowError) as error:
+        path.unlink(missing_ok=True)
+        raise InputError(_not_a_table(rows, path, error)) from None
     with open(path, "rb+") as written:
         os.fsync(written.fileno())
+
+
+def _not_a_table(rows: Sequence[Record], path: Path, error: Exception) -> str:
+    """Which column cannot be one, and why."""
+    import pyarrow
+    from pyarrow import parquet
+
+    for name in rows[0] if rows else ():
+        try:
+            column = pyarrow.Table.from_pylist([{name: row.get(name)} for row in rows])
+            parquet.write_table(column, pyarrow.BufferOutputStream())
+        except (pyarrow.ArrowException, OverflowError) as found:
+            reason = str(found).partition("\n")[0]
+            return f"{path}: '{name}' cannot be a column of one kind ({reason}); make its values alike, or write JSON lines"
+    return f"{path}: the rows cannot be a table ({str(error).partition(chr(10))[0]}); write JSON lines"
 
 
 class TableOutput(Output):

@@ -129,6 +129,15 @@ def _items(make: Callable[[int], Any], size: int) -> Iterator[tuple[Any, dict[st
     """The family's items with the dataset that made them: `size` of them, then, from a larger dataset, up to
     OVERSAMPLING times."""
     dataset = make(size)
-    yield from ((dataset, dataset[index]) for index in range(size))
+    yield from ((dataset, _item(dataset, index)) for index in range(size))
     dataset = make(size * OVERSAMPLING)
-    yield from ((dataset, dataset[index]) for index in range(size, size * OVERSAMPLING))
+    yield from ((dataset, _item(dataset, index)) for index in range(size, size * OVERSAMPLING))
+
+
+def _item(dataset: Any, index: int) -> dict[str, Any]:
+    """An item of a family; UsageError where its generator fails, which it does on settings that it did not refuse."""
+    try:
+        item: dict[str, Any] = dataset[index]
+    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError, RecursionError) as error:
+        raise UsageError(f"reasoning-gym cannot make item {index} at these settings ({type(error).__name__}: {error})") from None
+    return item

@@ -8,19 +8,21 @@ import csv
 import io
 import itertools
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from cropi_tools.data.errors import InputError
 from cropi_tools.data.families import plain
+from cropi_tools.data import jsonl
 from cropi_tools.data.jsonl import (
     Record,
     bounded_lines,
     is_stream,
     open_binary,
     parse_line,
+    reason_of,
+    refuse_depth,
     refuse_half_characters,
     shown,
 )
@@ -30,6 +32,8 @@ SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 
 _BATCH_ROWS = 1024
 _READ_BYTES = 1 << 20
+_UNREADABLE = (ValueError, ArithmeticError, TypeError)
+"""What pyarrow raises of values that Python has none for."""
 
 
 def kind_of(path: str | Path) -> str | None:
@@ -63,9 +67,9 @@ def _line_rows(stream: Any, path: str | Path) -> Iterator[tuple[str, Record]]:
 
 def _csv_rows(path: str | Path, delimiter: str) -> Iterator[tuple[str, Record]]:
     """Rows under the names of the first line; empty fields are text too."""
-    csv.field_size_limit(sys.maxsize)
+    csv.field_size_limit(jsonl.MAX_LINE)
     with open_binary(path) as stream, io.TextIOWrapper(stream, encoding="utf-8-sig", newline="") as text:
-        reader = csv.DictReader(text, delimiter=delimiter, strict=True)
+        reader = csv.DictReader(_bounded_texts(text, path), delimiter=delimiter, strict=True)
         try:
             names = list(reader.fieldnames or ())
             twice = next((name for name in names if names.count(name) > 1), None)
@@ -80,6 +84,17 @@ def _csv_rows(path: str | Path, delimiter: str) -> Iterator[tuple[str, Record]]:
             raise InputError(f"{shown(path)}:{reader.reader.line_num}: broken CSV ({error}); mend the line") from None
         except UnicodeDecodeError:
             raise InputError(f"{shown(path)}: not UTF-8; convert the file") from None
+
+
+def _bounded_texts(stream: IO[str], path: str | Path) -> Iterator[str]:
+    """The lines of a text; one longer than MAX_LINE is refused before it is read whole."""
+    for number in itertools.count(1):
+        line = stream.readline(jsonl.MAX_LINE + 1)
+        if not line:
+            return
+        if len(line) > jsonl.MAX_LINE:
+            raise InputError(f"{shown(path)}:{number}: a line of more than {jsonl.MAX_LINE >> 20} MiB; is this a table?")
+        yield line
 
 
 def _json_rows(path: str | Path) -> Iterator[tuple[str, Record]]:
@@ -103,7 +118,8 @@ def _json_rows(path: str | Path) -> Iterator[tuple[str, Record]]:
 
 
 def _array_items(stream: IO[str], path: str | Path) -> Iterator[tuple[Any, bool]]:
-    """The items, and whether halves of surrogate pairs may be written in one by escapes."""
+    """The items, and whether halves of surrogate pairs may be written in one by escapes. InputError: one is broken, nested deeper than
+    lines may be, or not whole within MAX_LINE characters."""
     decoder = json.JSONDecoder()
     text, place, number = stream.read(_READ_BYTES), 0, 0
     place = text.index("[") + 1
@@ -116,15 +132,20 @@ def _array_items(stream: IO[str], path: str | Path) -> Iterator[tuple[Any, bool]
             value, end = decoder.raw_decode(text, place)
         except (ValueError, RecursionError) as error:
             # perhaps it goes on in what was not read yet; as much again, so that a long item is not tried too often
-            more = stream.read(max(_READ_BYTES, len(text) - place))
-            if not more:
-                reason = getattr(error, "msg", type(error).__name__)
+            held = len(text) - place
+            more = "" if isinstance(error, RecursionError) else stream.read(max(_READ_BYTES, held))
+            if not more or held > jsonl.MAX_LINE:
+                reason = reason_of(error) if isinstance(error, ValueError) else "nested too deep"
                 raise InputError(
                     f"{shown(path)}: item {number + 1}: broken JSON ({reason}); mend or remove it"
                 ) from None
             text, place = text[place:] + more, 0
             continue
         number += 1
+        try:
+            refuse_depth(text[place:end])
+        except ValueError as error:
+            raise InputError(f"{shown(path)}: item {number}: broken JSON ({error}); mend or remove it") from None
         yield value, "\\ud" in text[place:end].lower()
         place = end
 
@@ -139,10 +160,30 @@ def _column_rows(path: Path, kind: str) -> Iterator[tuple[str, Record]]:
     numbers = itertools.count(1)
     try:
         for batch in _parquet_batches(path) if kind == ".parquet" else _arrow_batches(path):
-            for row in batch.to_pylist():
+            for row in _rows_of(batch, path):
                 yield f"{path}: row {next(numbers)}", plain(row)
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{path}: not a readable {kind} file ({str(error).splitlines()[0]})") from None
+
+
+def _rows_of(batch: Any, path: Path) -> list[Record]:
+    """The rows of a batch as Python values. InputError: a column holds what Python or JSON has no value for (text that is not UTF-8, dates
+    beyond the year 9999, nanoseconds)."""
+    try:
+        rows: list[Record] = batch.to_pylist()
+        if any(str(kind).count("<") > jsonl.MAX_DEPTH for kind in batch.schema.types):
+            refuse_depth(json.dumps(plain(rows)))
+        return rows
+    except (*_UNREADABLE, RecursionError):
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            try:
+                column.to_pylist()
+            except _UNREADABLE as error:
+                reason = "text that is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error).partition("\n")[0]
+                raise InputError(
+                    f"{path}: column '{name}' of type {column.type} holds what cannot be read ({reason}); convert it, or leave it out"
+                ) from None
+        raise InputError(f"{path}: not a readable table (nested too deep)") from None
 
 
 def _parquet_batches(path: Path) -> Iterator[Any]:
