@@ -32,7 +32,7 @@ SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 
 _BATCH_ROWS = 1024
 _READ_BYTES = 1 << 20
-_UNREADABLE = (ValueError, ArithmeticError, TypeError)
+_UNREADABLE = (ValueError, ArithmeticError, TypeError, LookupError)
 """What pyarrow raises of values that Python has none for."""
 
 

@@ -6,7 +6,6 @@ import copy
 import json
 import math
 import random
-from collections.abc import Callable
 from typing import Any
 
 Record = dict[str, Any]
@@ -20,20 +19,19 @@ def nested(depth: int, by: str = "list") -> Any:
     return value
 
 
-ODD: tuple[Callable[[], Any], ...] = tuple(
-    (lambda value=value: copy.deepcopy(value))  # type: ignore[misc]
-    for value in (
-        *(None, True, False, 0, -1, 1, 7, 1.5, 0.5, -0.0, 1e-300, 1e9, 1e10, 1e200, -1e308, math.nan, math.inf, -math.inf),
-        *(10**400, -(10**400), 10**18, 2**31, 2**53, 2**63, 2**64),
-        *("", " ", "x", "7", "0.5", "NaN", "1e400", "maths", "exact", "choice", "reasoning-gym", "x.py:f", "a/\0b.py:f", "../x"),
-        *("\ud800", "x\udfff", "\x00", "a\nb\r\u2028", "\u202e\x1b[31m", "é\U0001f600", "[" * 500, "x" * 5000, "1" * 5000),
-        *('[{"role": "user", "content": "x"}]', "{'a': 1}", "{", "[1, 2", '{"a": NaN}', '{"a": "\\ud800"}'),
-        *([], {}, [[]], [None], [{}], {"a": 1}, {"": {}}, {"a": [1, {"b": None}]}, [1, "x"], [0.5, None], [True], [10**400]),
-        *([{"role": "user", "content": "x"}], [{"role": "user", "content": 5}], [{"role": "a", "content": []}], [{"role": 1}]),
-        *({"a": math.nan}, {"a": "\ud800"}, {"reasoning_gym": {"dataset": [], "entry": {}}}, {"prompts": 1, "id": [2]}),
-        *({"reasoning_gym": {"dataset": "gcd", "entry": 5}}, {"reasoning_gym": {"dataset": "x", "entry": {}}}, [[1, 2], [3]]),
-        *(nested(90), nested(150), nested(90, "object"), nested(400, "object"), nested(5000)),
-    )
+DEEP = "@deep@"  # stands for lists within each other that json does not write
+
+ODD: tuple[Any, ...] = (
+    *(None, True, False, 0, -1, 1, 7, 1.5, 0.5, -0.0, 1e-300, 1e9, 1e10, 1e200, -1e308, math.nan, math.inf, -math.inf),
+    *(10**400, -(10**400), 10**18, 2**31, 2**53, 2**63, 2**64),
+    *("", " ", "x", "7", "0.5", "NaN", "1e400", "maths", "exact", "choice", "reasoning-gym", "x.py:f", "a/\0b.py:f", "../x"),
+    *("\ud800", "x\udfff", "\x00", "a\nb\r\u2028", "\u202e\x1b[31m", "é\U0001f600", "[" * 500, "x" * 5000, "1" * 5000),
+    *('[{"role": "user", "content": "x"}]', "{'a': 1}", "{", "[1, 2", '{"a": NaN}', '{"a": "\\ud800"}'),
+    *([], {}, [[]], [None], [{}], {"a": 1}, {"": {}}, {"a": [1, {"b": None}]}, [1, "x"], [0.5, None], [True], [10**400]),
+    *([{"role": "user", "content": "x"}], [{"role": "user", "content": 5}], [{"role": "a", "content": []}], [{"role": 1}]),
+    *({"a": math.nan}, {"a": "\ud800"}, {"reasoning_gym": {"dataset": [], "entry": {}}}, {"prompts": 1, "id": [2]}),
+    *({"reasoning_gym": {"dataset": "gcd", "entry": 5}}, {"reasoning_gym": {"dataset": "x", "entry": {}}}, [[1, 2], [3]]),
+    *(nested(90), nested(150), nested(90, "object"), DEEP, f"x{DEEP}"),
 )
 
 
@@ -77,24 +75,23 @@ def _change(record: Record, draw: random.Random) -> None:
     elif kind < 0.5:
         container[key] = str(container[key])
     elif kind < 0.6 and isinstance(container[key], int | float) and not isinstance(container[key], bool):
-        container[key] = container[key] * draw.choice((-1, 1e9, 10**30, 0.5, 10**330))
+        factor = draw.choice((-1, 1e9, 10**30, 0.5, 10**330))
+        container[key] = container[key] * factor if abs(container[key]) < 1e300 and abs(factor) < 1e300 else factor
     else:
         container[key] = _odd(draw)
 
 
 def _odd(draw: random.Random) -> Any:
-    return draw.choice(ODD)()
+    return copy.deepcopy(draw.choice(ODD))
 
 
 def _written(record: Record, draw: random.Random) -> bytes:
     """A record as JSON: by escapes or in bytes, halves of surrogate pairs too; now and then with a key twice."""
-    try:
-        if draw.random() < 0.5:
-            line = json.dumps(record).encode()
-        else:
-            line = json.dumps(record, ensure_ascii=False).encode("utf-8", "surrogatepass")
-    except RecursionError:  # deeper than json writes
-        line = b'{"id": ' + b"[" * 5000 + b"]" * 5000 + b"}"
+    if draw.random() < 0.5:
+        line = json.dumps(record).encode()
+    else:
+        line = json.dumps(record, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    line = line.replace(f'"{DEEP}"'.encode(), b"[" * 5000 + b"]" * 5000)
     if draw.random() < 0.03:
         key = draw.choice(list(record) or ["id"]).encode("utf-8", "replace")
         line = b'{"' + key.replace(b'"', b"") + b'": ' + json.dumps(str(_odd(draw))[:50]).encode() + b", " + line[1:]
