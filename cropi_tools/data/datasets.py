@@ -75,7 +75,9 @@ def _saved_files(folder: Path, split: str | None) -> list[Path] | None:
     if (folder / "dataset_dict.json").is_file():
         names = _read_json(folder / "dataset_dict.json").get("splits", [])
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise InputError(f"{folder / 'dataset_dict.json'}: 'splits' must be a list of names; save the data set again")
+            raise InputError(
+                f"{folder / 'dataset_dict.json'}: 'splits' must be a list of names; save the data set again"
+            )
         chosen = _chosen_split(folder, names, split)
         return _saved_files(folder / chosen, None)
     if not (folder / "state.json").is_file():

@@ -91,8 +91,9 @@ def _plain_columns(records: Sequence[Record]) -> list[str]:
     ]
 
 
-def write_table(rows: list[Record], path: Path) -> None:
-    """Write rows that have the same keys as a parquet file. InputError: a column has values of several kinds, which a table cannot hold."""
+def write_table(rows: list[Record], path: Path, called: str | Path | None = None) -> None:
+    """Write rows that have the same keys as a parquet file, in messages `called` otherwise. InputError: a column has values of several kinds,
+    which a table cannot hold."""
     import pyarrow
     from pyarrow import parquet
 
@@ -100,12 +101,12 @@ def write_table(rows: list[Record], path: Path) -> None:
         parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     except (pyarrow.ArrowException, OverflowError) as error:
         path.unlink(missing_ok=True)
-        raise InputError(_not_a_table(rows, path, error)) from None
+        raise InputError(_not_a_table(rows, called or path, error)) from None
     with open(path, "rb+") as written:
         os.fsync(written.fileno())
 
 
-def _not_a_table(rows: Sequence[Record], path: Path, error: Exception) -> str:
+def _not_a_table(rows: Sequence[Record], path: str | Path, error: Exception) -> str:
     """Which column cannot be one, and why."""
     import pyarrow
     from pyarrow import parquet
@@ -128,7 +129,7 @@ class TableOutput(Output):
     def append(self, rows: Iterable[Record]) -> None:
         """Write the rows, which have the same keys; once."""
         held = list(rows)
-        write_table(held, self.part)
+        write_table(held, self.part, self.path)
         self._rows = len(held)
 
     def finish(self, **described: Any) -> None:

@@ -167,8 +167,10 @@ SAMPLE: Mapping[str, Field] = {
 LOGPROBS = Field(
     f"a finite number from {-LARGEST_NUMBER:g} to {LARGEST_NUMBER:g}",  # each of them
     # is_reward written out: there are as many of them as tokens
-    lambda value: isinstance(value, list)
-    and all(type(x) in (float, int) and -LARGEST_NUMBER <= x <= LARGEST_NUMBER for x in value),
+    lambda value: (
+        isinstance(value, list)
+        and all(type(x) in (float, int) and -LARGEST_NUMBER <= x <= LARGEST_NUMBER for x in value)
+    ),
 )
 
 SCORES: Mapping[str, Field] = {

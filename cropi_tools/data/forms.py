@@ -13,8 +13,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from cropi_tools.data.datasets import Dataset
 from cropi_tools.data import fields
+from cropi_tools.data.datasets import Dataset
 from cropi_tools.data.errors import InputError, UsageError
 from cropi_tools.data.families import near
 from cropi_tools.data.fields import check_fields
@@ -73,6 +73,8 @@ def dataset_prompts(
             verl = "reward_model" in row or "data_source" in row
             known = carried.record(row, where, read, answers if verl else _answer_column(row, answers))
             record = (_from_verl if verl else _from_columns)(known, where, mapping or {}, reader)
+            # objects that a table keeps as text may hold what the row itself did not
+            record = carried.record(record, where, _READ)
             check_fields(record, fields.ROW, where)
             identity = index if record["id"] in (None, "") else record["id"]
             if isinstance(identity, int):

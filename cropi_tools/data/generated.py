@@ -138,6 +138,16 @@ def _item(dataset: Any, index: int) -> dict[str, Any]:
     """An item of a family; UsageError where its generator fails, which it does on settings that it did not refuse."""
     try:
         item: dict[str, Any] = dataset[index]
-    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError, RecursionError) as error:
-        raise UsageError(f"reasoning-gym cannot make item {index} at these settings ({type(error).__name__}: {error})") from None
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        ArithmeticError,
+        AttributeError,
+        AssertionError,
+        RecursionError,
+    ) as error:
+        raise UsageError(
+            f"reasoning-gym cannot make item {index} at these settings ({type(error).__name__}: {error})"
+        ) from None
     return item

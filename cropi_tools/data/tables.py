@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from cropi_tools.data import jsonl
 from cropi_tools.data.errors import InputError
 from cropi_tools.data.families import plain
-from cropi_tools.data import jsonl
 from cropi_tools.data.jsonl import (
     Record,
     bounded_lines,
@@ -93,7 +93,9 @@ def _bounded_texts(stream: IO[str], path: str | Path) -> Iterator[str]:
         if not line:
             return
         if len(line) > jsonl.MAX_LINE:
-            raise InputError(f"{shown(path)}:{number}: a line of more than {jsonl.MAX_LINE >> 20} MiB; is this a table?")
+            raise InputError(
+                f"{shown(path)}:{number}: a line of more than {jsonl.MAX_LINE >> 20} MiB; is this a table?"
+            )
         yield line
 
 
@@ -179,7 +181,9 @@ def _rows_of(batch: Any, path: Path) -> list[Record]:
             try:
                 column.to_pylist()
             except _UNREADABLE as error:
-                reason = "text that is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error).partition("\n")[0]
+                reason = (
+                    "text that is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error).partition("\n")[0]
+                )
                 raise InputError(
                     f"{path}: column '{name}' of type {column.type} holds what cannot be read ({reason}); convert it, or leave it out"
                 ) from None

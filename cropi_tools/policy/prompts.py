@@ -28,7 +28,7 @@ _SLACK = 256  # tokens that a template may add beyond what it added to those
 
 
 def encoded_prompt(tokens: Tokens, record: Record) -> list[int]:
-    """Token ids of a prompt for a policy. InputError as `prompt_token_ids`, as `check_size`, and a token that the policy has no embedding for."""
+    """Token ids of a prompt for a policy. InputError as `prompt_token_ids` and `check_size`, and a token that the policy has no embedding for."""
     check_size(tokens, record["id"], len(prompt_text(record)))
     ids = prompt_token_ids(tokens.tokenizer, record, tokens.date, tokens.folder)
     check_vocabulary(tokens, record["id"], ids)
@@ -102,8 +102,8 @@ def check_size(tokens: Tokens, identity: str, characters: int) -> None:
     limit = min(max(fitting, _FEWEST_CHARACTERS), _MOST_CHARACTERS)
     if characters > limit:
         raise InputError(
-            f"prompt '{identity}': a text of {characters:,} characters is too long for {tokens.folder} (at most {limit:,} are made into tokens); "
-            "shorten it, or leave the prompt out"
+            f"prompt '{identity}': a text of {characters:,} characters is too long for {tokens.folder} (at most {limit:,} are made into "
+            "tokens); shorten it, or leave the prompt out"
         )
 
 

@@ -7,7 +7,6 @@ being written is passed over.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Any
 from cropi_tools.data import fields
 from cropi_tools.data.errors import InputError
 from cropi_tools.data.fields import Field, check_fields
-from cropi_tools.data.jsonl import Record, bounded_lines, parse_line, read_jsonl
+from cropi_tools.data.jsonl import Record, bounded_lines, decoded, parse_line, read_jsonl
 from cropi_tools.data.manifest import FOLDER_MANIFEST, file_digest
 
 START = "start"
@@ -273,7 +272,7 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 def _manifest(path: Path, root: Path) -> Manifest:
     try:
-        content = json.loads(path.read_bytes())
+        content = decoded(path.read_bytes().decode())
     except ValueError:
         raise InputError(f"{path}: broken manifest; remove it if you trust the data beside it") from None
     if not isinstance(content, dict):

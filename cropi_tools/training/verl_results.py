@@ -130,7 +130,9 @@ def _whole_lines(folder: Path) -> Iterator[dict[str, Any]]:
             except ValueError:
                 continue
             if not isinstance(line, dict) or not fields.VERL_LOG.keys() <= line.keys():
-                raise InputError(f"{path}:{number}: expected an object with 'step' and 'data', as verl's file logger writes")
+                raise InputError(
+                    f"{path}:{number}: expected an object with 'step' and 'data', as verl's file logger writes"
+                )
             check_fields(line, fields.VERL_LOG, f"{path}:{number}")
             yield line
 

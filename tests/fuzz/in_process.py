@@ -48,7 +48,8 @@ def call(words: list[str], place: Path) -> Ended:
 
 
 def complaint(ended: Ended, words: list[str], names: tuple[str, ...]) -> str | None:
-    """What is wrong with how a command ended; None when nothing is. names: one of which the error must hold: the file, or the prompt."""
+    """What is wrong with how a command ended; None when nothing is. names: one of which the error must hold, if not a prompt or
+    the output, whose name comes last."""
     if ended.trace:
         return ended.trace
     if ended.code not in (0, 1, 2):
@@ -59,6 +60,6 @@ def complaint(ended: Ended, words: list[str], names: tuple[str, ...]) -> str | N
         return f"exit {ended.code} with {len(lines)} lines: {ended.stderr}"
     if lines and not lines[0].startswith(f"{words[0]}: "):
         return f"not the command's own words: {ended.stderr}"
-    if lines and not any(name in lines[0] for name in (*names, "prompt '", 'prompt "')):
+    if lines and not any(name in lines[0] for name in (*names, words[-1], "prompt '", "prompts '")):
         return f"names no file and no prompt: {ended.stderr}"
     return None

@@ -24,13 +24,50 @@ DEEP = "@deep@"  # stands for lists within each other that json does not write
 ODD: tuple[Any, ...] = (
     *(None, True, False, 0, -1, 1, 7, 1.5, 0.5, -0.0, 1e-300, 1e9, 1e10, 1e200, -1e308, math.nan, math.inf, -math.inf),
     *(10**400, -(10**400), 10**18, 2**31, 2**53, 2**63, 2**64),
-    *("", " ", "x", "7", "0.5", "NaN", "1e400", "maths", "exact", "choice", "reasoning-gym", "x.py:f", "a/\0b.py:f", "../x"),
+    *(
+        "",
+        " ",
+        "x",
+        "7",
+        "0.5",
+        "NaN",
+        "1e400",
+        "maths",
+        "exact",
+        "choice",
+        "reasoning-gym",
+        "x.py:f",
+        "a/\0b.py:f",
+        "../x",
+    ),
     *("\ud800", "x\udfff", "\x00", "a\nb\r\u2028", "\u202e\x1b[31m", "é\U0001f600", "[" * 500, "x" * 5000, "1" * 5000),
     *('[{"role": "user", "content": "x"}]', "{'a': 1}", "{", "[1, 2", '{"a": NaN}', '{"a": "\\ud800"}'),
-    *([], {}, [[]], [None], [{}], {"a": 1}, {"": {}}, {"a": [1, {"b": None}]}, [1, "x"], [0.5, None], [True], [10**400]),
-    *([{"role": "user", "content": "x"}], [{"role": "user", "content": 5}], [{"role": "a", "content": []}], [{"role": 1}]),
+    *(
+        [],
+        {},
+        [[]],
+        [None],
+        [{}],
+        {"a": 1},
+        {"": {}},
+        {"a": [1, {"b": None}]},
+        [1, "x"],
+        [0.5, None],
+        [True],
+        [10**400],
+    ),
+    *(
+        [{"role": "user", "content": "x"}],
+        [{"role": "user", "content": 5}],
+        [{"role": "a", "content": []}],
+        [{"role": 1}],
+    ),
     *({"a": math.nan}, {"a": "\ud800"}, {"reasoning_gym": {"dataset": [], "entry": {}}}, {"prompts": 1, "id": [2]}),
-    *({"reasoning_gym": {"dataset": "gcd", "entry": 5}}, {"reasoning_gym": {"dataset": "x", "entry": {}}}, [[1, 2], [3]]),
+    *(
+        {"reasoning_gym": {"dataset": "gcd", "entry": 5}},
+        {"reasoning_gym": {"dataset": "x", "entry": {}}},
+        [[1, 2], [3]],
+    ),
     *(nested(90), nested(150), nested(90, "object"), DEEP, f"x{DEEP}"),
 )
 
@@ -63,7 +100,9 @@ def _change(record: Record, draw: random.Random) -> None:
     places = [(record, key) for key in record] if draw.random() < 0.5 else _places(record)
     kind = draw.random()
     if not places or kind < 0.1:
-        record[draw.choice(("new", "extra", "verifier", "responses", "outcome", "", "pass_rate", "source"))] = _odd(draw)
+        record[draw.choice(("new", "extra", "verifier", "responses", "outcome", "", "pass_rate", "source"))] = _odd(
+            draw
+        )
         return
     container, key = draw.choice(places)
     if kind < 0.2:
@@ -102,7 +141,21 @@ def _harmed(line: bytes, draw: random.Random) -> bytes:
     """The bytes of a line with something wrong among them."""
     at = draw.randrange(len(line) + 1)
     piece = draw.choice(
-        (b"\xff", b"\xed\xa0\x80", b"\xc3", b"\x00", b"\xef\xbb\xbf", b"\\ud800", b'"', b"[", b"}", b"1" * 5000, b"1e999", b"\r", b"NaN")
+        (
+            b"\xff",
+            b"\xed\xa0\x80",
+            b"\xc3",
+            b"\x00",
+            b"\xef\xbb\xbf",
+            b"\\ud800",
+            b'"',
+            b"[",
+            b"}",
+            b"1" * 5000,
+            b"1e999",
+            b"\r",
+            b"NaN",
+        )
     )
     kind = draw.random()
     if kind < 0.5:

@@ -37,7 +37,7 @@ def rollout(record: Record, number: int) -> Record:
 def good_records() -> dict[str, list[Record]]:
     """A few records of every kind, by the name of their file."""
     prompts = [{**record, "extra": {"level": 1, "tags": ["a"]}} for record in tiny_policy.prompts(5)]
-    prompts[1] |= {"verifier": "exact", "extra": {"level": 2, "note": "x"}}
+    prompts[1] |= {"verifier": "exact", "extra": {"level": 2, "tags": ["b"], "note": "x"}}
     rollouts = [rollout(record, number) for number, record in enumerate(prompts)]
     scores = [
         {
@@ -67,7 +67,15 @@ def good_records() -> dict[str, list[Record]]:
     ]
     recipe = [{"family": "chain_sum", "size": 2, "set": {"min_terms": 2, "max_terms": 3}, "template": "{question}"}]
     verl_log = [
-        {"step": step, "data": {"critic/score/mean": 0.5, "response_length/mean": 3.0, "timing_s/step": 2.0, "val-core/t/acc/mean@1": 0.5}}
+        {
+            "step": step,
+            "data": {
+                "critic/score/mean": 0.5,
+                "response_length/mean": 3.0,
+                "timing_s/step": 2.0,
+                "val-core/t/acc/mean@1": 0.5,
+            },
+        }
         for step in (1, 2)
     ]
     return {
@@ -87,8 +95,10 @@ def good_records() -> dict[str, list[Record]]:
 def lay_out(place: Path, policy: Path) -> None:
     """Good files of every kind in a folder."""
     import synthetic_run
+    import transformers
     from test_reliability import halves_store
 
+    transformers.utils.logging.disable_progress_bar()  # which a command's own process never shows
     for name, records in good_records().items():
         tiny_policy.write_jsonl(place / name, records)
     (place / "P0").symlink_to(policy)
@@ -106,23 +116,23 @@ def lay_out(place: Path, policy: Path) -> None:
 Spoil = Callable[[Path, random.Random], None]
 
 
-class Target(NamedTuple):
-    """One use of a command. words: without -o. file: what is spoilt. spoil: how, where not by one of its lines."""
-
-    name: str
-    words: str
-    file: str
-    spoil: Spoil | None = None
-    output: str = "out.jsonl"
-    heavy: bool = False
-
-
 def spoil_line(path: Path, draw: random.Random) -> None:
     """Spoil one line of a JSONL file; its other lines stay."""
     lines = path.read_bytes().splitlines()
     at = draw.randrange(len(lines))
     lines[at] = spoilt(json.loads(lines[at]), draw)
     path.write_bytes(b"\n".join(lines) + b"\n")
+
+
+class Target(NamedTuple):
+    """One use of a command. words: without -o. file: what is spoilt, and how."""
+
+    name: str
+    words: str
+    file: str
+    spoil: Spoil = spoil_line
+    output: str = "out.jsonl"
+    heavy: bool = False
 
 
 def spoil_object(path: Path, draw: random.Random) -> None:
@@ -148,7 +158,9 @@ def as_csv(path: Path, draw: random.Random) -> None:
         rows.append(row)
     text = "\n".join(",".join(f'"{cell}"' for cell in row) for row in rows).encode("utf-8", "replace")
     at = draw.randrange(len(text))
-    path.write_bytes(text[:at] + draw.choice((b"", b"", b"\xff", b"\x00", b'"', b"\r", b"\xed\xa0\x80", b",")) + text[at:])
+    path.write_bytes(
+        text[:at] + draw.choice((b"", b"", b"\xff", b"\x00", b'"', b"\r", b"\xed\xa0\x80", b",")) + text[at:]
+    )
 
 
 def _columns() -> list[Any]:
@@ -185,7 +197,9 @@ def as_parquet(path: Path, draw: random.Random) -> None:
     """A parquet file with one or two columns of strange types."""
     texts = pyarrow.array(["a", "b", "c"])
     columns = {"id": texts, "prompt": texts, "answer": texts, "source": texts}
-    for name in draw.sample(["id", "prompt", "answer", "source", "extra", "verifier", "other", "reward_model", "chat_template_kwargs"], 2):
+    for name in draw.sample(
+        ["id", "prompt", "answer", "source", "extra", "verifier", "other", "reward_model", "chat_template_kwargs"], 2
+    ):
         columns[name] = draw.choice(_columns())
     table = pyarrow.table(columns)
     if path.suffix == ".arrow":
@@ -202,19 +216,49 @@ RULES = ("influence", "shuffled", "random", "learnability", "pass-rate", "full")
 FEW = "--max-tokens 2 -n 2 --verifier exact"
 
 TARGETS = (
-    *(Target(f"prompts {file}", f"cropi-prompts {file}", file) for file in ("prompts.jsonl", "verl.jsonl", "authors.jsonl", "rollouts.jsonl")),
-    Target("prompts excluded", "cropi-prompts prompts.jsonl --exclude other.jsonl --check-overlap authors.jsonl", "other.jsonl"),
-    Target("prompts mapped", "cropi-prompts prompts.jsonl --map prompt=extra.tags.0,answer=extra.level,id=id,source=prompt", "prompts.jsonl"),
-    Target("prompts shaped", "cropi-prompts prompts.jsonl --template {prompt}:{extra:lower} --system s --answer-template {answer}", "prompts.jsonl"),
+    *(
+        Target(f"prompts {file}", f"cropi-prompts {file}", file)
+        for file in ("prompts.jsonl", "verl.jsonl", "authors.jsonl", "rollouts.jsonl")
+    ),
+    Target(
+        "prompts excluded",
+        "cropi-prompts prompts.jsonl --exclude other.jsonl --check-overlap authors.jsonl",
+        "other.jsonl",
+    ),
+    Target(
+        "prompts mapped",
+        "cropi-prompts prompts.jsonl --map prompt=extra.tags.0,answer=extra.level,id=id,source=prompt",
+        "prompts.jsonl",
+    ),
+    Target(
+        "prompts shaped",
+        "cropi-prompts prompts.jsonl --template {prompt}:{extra:lower} --system s --answer-template {answer}",
+        "prompts.jsonl",
+    ),
     Target("prompts recipe", "cropi-prompts recipe:recipe.jsonl", "recipe.jsonl"),
     Target("prompts array", "cropi-prompts rows.json", "rows.json", as_array),
     Target("prompts csv", "cropi-prompts rows.csv", "rows.csv", as_csv),
     Target("prompts parquet", "cropi-prompts rows.parquet", "rows.parquet", as_parquet),
     Target("prompts arrow", "cropi-prompts rows.arrow --template {prompt}{id}", "rows.arrow", as_parquet),
-    *(Target(f"select {by}", f"cropi-select scores.jsonl --prompts prompts.jsonl --ratio 0.9 --by {by}", "scores.jsonl") for by in RULES),
+    *(
+        Target(
+            f"select {by}", f"cropi-select scores.jsonl --prompts prompts.jsonl --ratio 0.9 --by {by}", "scores.jsonl"
+        )
+        for by in RULES
+    ),
     Target("select prompts", "cropi-select --prompts prompts.jsonl --by random --ratio 1", "prompts.jsonl"),
-    Target("select verl", "cropi-select --prompts prompts.jsonl --by full --format verl", "prompts.jsonl", output="out.parquet"),
-    Target("select trl", "cropi-select --prompts prompts.jsonl --by full --format trl", "prompts.jsonl", output="out.parquet"),
+    Target(
+        "select verl",
+        "cropi-select --prompts prompts.jsonl --by full --format verl",
+        "prompts.jsonl",
+        output="out.parquet",
+    ),
+    Target(
+        "select trl",
+        "cropi-select --prompts prompts.jsonl --by full --format trl",
+        "prompts.jsonl",
+        output="out.parquet",
+    ),
     Target("select trl lines", "cropi-select --prompts prompts.jsonl --by full --format trl", "prompts.jsonl"),
     Target("score", "cropi-score grads.zarr", "grads.zarr/index.jsonl"),
     Target("score sketches", "cropi-score grads.zarr --valid t=grads.zarr --each", "grads.zarr/index.jsonl"),
@@ -222,10 +266,25 @@ TARGETS = (
     Target("score reliability", "cropi-score halves.zarr --reliability", "halves.zarr/index.jsonl", output=""),
     Target("verify", "cropi-rollout --verify-only rollouts.jsonl --verifier exact", "rollouts.jsonl"),
     Target("verify recorded", "cropi-rollout --verify-only rollouts.jsonl --verifier recorded", "rollouts.jsonl"),
-    Target("verify authors", "cropi-rollout --verify-only authors.jsonl --verifier recorded --model P0", "authors.jsonl", heavy=True),
-    Target("verify dump", "cropi-rollout --verify-only dump.jsonl --verifier exact --model P0 --prompts prompts.jsonl", "dump.jsonl", heavy=True),
+    Target(
+        "verify authors",
+        "cropi-rollout --verify-only authors.jsonl --verifier recorded --model P0",
+        "authors.jsonl",
+        heavy=True,
+    ),
+    Target(
+        "verify dump",
+        "cropi-rollout --verify-only dump.jsonl --verifier exact --model P0 --prompts prompts.jsonl",
+        "dump.jsonl",
+        heavy=True,
+    ),
     Target("rollout", f"cropi-rollout --model P0 prompts.jsonl {FEW}", "prompts.jsonl", heavy=True),
-    Target("refresh", f"cropi-rollout --model P0 --refresh rollouts.jsonl --where zero-advantage {FEW}", "rollouts.jsonl", heavy=True),
+    Target(
+        "refresh",
+        f"cropi-rollout --model P0 --refresh rollouts.jsonl --where zero-advantage {FEW}",
+        "rollouts.jsonl",
+        heavy=True,
+    ),
     Target(
         "refresh index",
         f"cropi-rollout --model P0 --refresh rollouts.jsonl --where low-ess --index grads.zarr {FEW}",
@@ -233,11 +292,23 @@ TARGETS = (
         heavy=True,
     ),
     Target("grad", "cropi-grad --model P0 rollouts.jsonl --dim 64", "rollouts.jsonl", output="out.zarr", heavy=True),
-    Target("grad mean", "cropi-grad --model P0 rollouts.jsonl --mean", "rollouts.jsonl", output="out.safetensors", heavy=True),
-    Target("train", f"cropi-train --model P0 prompts.jsonl --steps 1 --batch 2 {FEW}", "prompts.jsonl", output="P1", heavy=True),
+    Target(
+        "grad mean",
+        "cropi-grad --model P0 rollouts.jsonl --mean",
+        "rollouts.jsonl",
+        output="out.safetensors",
+        heavy=True,
+    ),
+    Target(
+        "train",
+        f"cropi-train --model P0 prompts.jsonl --steps 1 --batch 2 {FEW}",
+        "prompts.jsonl",
+        output="P1",
+        heavy=True,
+    ),
     Target(
         "train verl",
-        f"cropi-train --model P0 prompts.jsonl --steps 1 --batch 2 {FEW} --engine verl --verl-python python --dry-run",
+        f"cropi-train --model P0 prompts.jsonl --steps 1 --batch 4 {FEW} --engine verl --verl-python python --dry-run",
         "prompts.jsonl",
         output="P1",
         heavy=True,
@@ -254,6 +325,9 @@ TARGETS = (
         )
     ),
     Target("report manifest", "cropi-report run", "run/cropi/1/1/policy/manifest.json", spoil_object, output=""),
+)
+
+METADATA = (
     Target("store manifest", "cropi-score grads.zarr", "grads.zarr/manifest.json", spoil_object),
     Target("store metadata", "cropi-score grads.zarr", "grads.zarr/zarr.json", spoil_object),
     Target(
@@ -262,6 +336,58 @@ TARGETS = (
         "rollouts.jsonl.manifest.json",
         spoil_object,
     ),
+)
+
+
+class Reader(NamedTuple):
+    """A reader that no short command line reaches: what is called on the folder, and the file that is spoilt."""
+
+    name: str
+    file: str
+    read: Callable[[Path], object]
+
+
+def read_verl_log(place: Path) -> object:
+    """The figures of a run by verl."""
+    from cropi_tools.training.verl_results import write_figures
+
+    options = {
+        "aggregation": "token",
+        "max_tokens": 4,
+        "batch": 2,
+        "samples": 2,
+        "dynamic_sampling": 1,
+        "eval_samples": 1,
+    }
+    options |= {"learning_rate": 1e-3, "schedule": "constant", "warmup": 0, "steps": 2, "minibatch": 0}
+    target = place / "figures"
+    target.mkdir(exist_ok=True)
+    return write_figures(place, target, options, {"t": [{}]})
+
+
+def read_pending(place: Path) -> object:
+    """The rollouts that a stopped training kept."""
+    from cropi_tools.training.checkpoints import read_pending
+
+    return read_pending(place, {"pending": 2})
+
+
+def write_verl_rows(place: Path) -> object:
+    """What verl is handed of the prompts."""
+    from cropi_tools.data.exports import write_table
+    from cropi_tools.data.records import read_prompts
+    from cropi_tools.policy.tokens import load_tokens
+    from cropi_tools.training.verl_data import _row
+
+    tokenizer = load_tokens(str(place / "P0")).tokenizer
+    rows = [_row(record, tokenizer, "2024-07-26") for record in read_prompts([place / "prompts.jsonl"])]
+    return write_table(rows, place / "rows.out.parquet", "prompts.jsonl")
+
+
+READERS = (
+    Reader("verl log", "metrics.verl.jsonl", read_verl_log),
+    Reader("pending rollouts", "pending.jsonl", read_pending),
+    Reader("verl rows", "prompts.jsonl", write_verl_rows),
 )
 
 
