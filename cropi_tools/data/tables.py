@@ -32,8 +32,8 @@ SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 
 _BATCH_ROWS = 1024
 _READ_BYTES = 1 << 20
-_UNREADABLE = (ValueError, ArithmeticError, TypeError, LookupError)
-"""What pyarrow raises of values that Python has none for."""
+_UNREADABLE = (ValueError, ArithmeticError, TypeError, LookupError, SystemError)
+"""What pyarrow raises of values that Python has none for, and of what is no value."""
 
 
 def kind_of(path: str | Path) -> str | None:
@@ -69,13 +69,15 @@ def _csv_rows(path: str | Path, delimiter: str) -> Iterator[tuple[str, Record]]:
     """Rows under the names of the first line; empty fields are text too."""
     csv.field_size_limit(jsonl.MAX_LINE)
     with open_binary(path) as stream, io.TextIOWrapper(stream, encoding="utf-8-sig", newline="") as text:
-        reader = csv.DictReader(_bounded_texts(text, path), delimiter=delimiter, strict=True)
+        lines = _Texts(text, path)
+        reader = csv.DictReader(lines, delimiter=delimiter, strict=True)
         try:
             names = list(reader.fieldnames or ())
             twice = next((name for name in names if names.count(name) > 1), None)
             if twice is not None:
                 raise InputError(f"{shown(path)}:1: two columns are named '{twice}'; rename one of them")
             for row in reader:
+                lines.next_row()
                 where = f"{shown(path)}:{reader.line_num}"
                 if None in row:
                     raise InputError(f"{where}: more fields than the first line has names; quote those with a comma")
@@ -86,17 +88,25 @@ def _csv_rows(path: str | Path, delimiter: str) -> Iterator[tuple[str, Record]]:
             raise InputError(f"{shown(path)}: not UTF-8; convert the file") from None
 
 
-def _bounded_texts(stream: IO[str], path: str | Path) -> Iterator[str]:
-    """The lines of a text; one longer than MAX_LINE is refused before it is read whole."""
-    for number in itertools.count(1):
-        line = stream.readline(jsonl.MAX_LINE + 1)
-        if not line:
-            return
-        if len(line) > jsonl.MAX_LINE:
-            raise InputError(
-                f"{shown(path)}:{number}: a line of more than {jsonl.MAX_LINE >> 20} MiB; is this a table?"
-            )
-        yield line
+class _Texts:
+    """The lines of a text, one after another; a row of more than MAX_LINE characters, on one line or on many, is refused before it is
+    read whole."""
+
+    def __init__(self, stream: IO[str], path: str | Path) -> None:
+        self._stream, self._path = stream, path
+        self._number = self._held = 0
+
+    def __iter__(self) -> Iterator[str]:
+        while line := self._stream.readline(jsonl.MAX_LINE + 1):
+            self._number, self._held = self._number + 1, self._held + len(line)
+            if self._held > jsonl.MAX_LINE:
+                size = f"a row of more than {jsonl.MAX_LINE >> 20} MiB"
+                raise InputError(f"{shown(self._path)}:{self._number}: {size}; is this a table, with its quotes closed?")
+            yield line
+
+    def next_row(self) -> None:
+        """What was read so far is behind."""
+        self._held = 0
 
 
 def _json_rows(path: str | Path) -> Iterator[tuple[str, Record]]:
@@ -136,7 +146,10 @@ def _array_items(stream: IO[str], path: str | Path) -> Iterator[tuple[Any, bool]
             # perhaps it goes on in what was not read yet; as much again, so that a long item is not tried too often
             held = len(text) - place
             more = "" if isinstance(error, RecursionError) else stream.read(max(_READ_BYTES, held))
-            if not more or held > jsonl.MAX_LINE:
+            if held > jsonl.MAX_LINE:
+                size = f"an item of more than {jsonl.MAX_LINE >> 20} MiB"
+                raise InputError(f"{shown(path)}: item {number + 1}: {size}, or broken JSON; mend or remove it") from None
+            if not more:
                 reason = reason_of(error) if isinstance(error, ValueError) else "nested too deep"
                 raise InputError(
                     f"{shown(path)}: item {number + 1}: broken JSON ({reason}); mend or remove it"
@@ -164,14 +177,15 @@ def _column_rows(path: Path, kind: str) -> Iterator[tuple[str, Record]]:
         for batch in _parquet_batches(path) if kind == ".parquet" else _arrow_batches(path):
             for row in _rows_of(batch, path):
                 yield f"{path}: row {next(numbers)}", plain(row)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{path}: not a readable {kind} file ({str(error).splitlines()[0]})") from None
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a readable {kind} file ({str(error).partition(chr(10))[0]})") from None
 
 
 def _rows_of(batch: Any, path: Path) -> list[Record]:
     """The rows of a batch as Python values. InputError: a column holds what Python or JSON has no value for (text that is not UTF-8, dates
     beyond the year 9999, nanoseconds)."""
     try:
+        batch.validate(full=True)  # what a harmed file points to may lie outside of it
         rows: list[Record] = batch.to_pylist()
         if any(str(kind).count("<") > jsonl.MAX_DEPTH for kind in batch.schema.types):
             refuse_depth(json.dumps(plain(rows)))
@@ -179,6 +193,7 @@ def _rows_of(batch: Any, path: Path) -> list[Record]:
     except (*_UNREADABLE, RecursionError):
         for name, column in zip(batch.schema.names, batch.columns, strict=True):
             try:
+                column.validate(full=True)
                 column.to_pylist()
             except _UNREADABLE as error:
                 reason = (

@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import random
 import sys
+from functools import cache
 from pathlib import Path
 
 import in_process
 import pytest
 import targets
+import typer
 from targets import METADATA, READERS, TARGETS, Reader, Target
 
 from cropi_tools.data import generated
@@ -35,8 +37,13 @@ def place(policy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(autouse=True)
-def bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A recipe that was read and checked may ask for any number of items, each of any size: here none is made."""
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What says nothing of records takes no time: the disk's, and typer's, which reads a command's options anew at every call.
+
+    A recipe that was read and checked may ask for any number of items, each of any size: here none is made.
+    """
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    monkeypatch.setattr(typer.main, "get_command", cache(typer.main.get_command))
     monkeypatch.setattr(
         generated, "_items", lambda make, size: [(make(1), {"question": "q", "answer": "4", "metadata": {}})]
     )
