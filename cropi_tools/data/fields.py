@@ -13,8 +13,6 @@ from typing import Any, NamedTuple
 
 from cropi_tools.data.errors import InputError
 
-Record = dict[str, Any]
-
 LARGEST_NUMBER = 1e9
 """Bound of rewards and log-probabilities: their squares and sums stay far below what a number of 32 bits holds."""
 LARGEST_COUNT = 1 << 53

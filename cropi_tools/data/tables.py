@@ -101,7 +101,9 @@ class _Texts:
             self._number, self._held = self._number + 1, self._held + len(line)
             if self._held > jsonl.MAX_LINE:
                 size = f"a row of more than {jsonl.MAX_LINE >> 20} MiB"
-                raise InputError(f"{shown(self._path)}:{self._number}: {size}; is this a table, with its quotes closed?")
+                raise InputError(
+                    f"{shown(self._path)}:{self._number}: {size}; is this a table, with its quotes closed?"
+                )
             yield line
 
     def next_row(self) -> None:
@@ -148,7 +150,9 @@ def _array_items(stream: IO[str], path: str | Path) -> Iterator[tuple[Any, bool]
             more = "" if isinstance(error, RecursionError) else stream.read(max(_READ_BYTES, held))
             if held > jsonl.MAX_LINE:
                 size = f"an item of more than {jsonl.MAX_LINE >> 20} MiB"
-                raise InputError(f"{shown(path)}: item {number + 1}: {size}, or broken JSON; mend or remove it") from None
+                raise InputError(
+                    f"{shown(path)}: item {number + 1}: {size}, or broken JSON; mend or remove it"
+                ) from None
             if not more:
                 reason = reason_of(error) if isinstance(error, ValueError) else "nested too deep"
                 raise InputError(

@@ -28,7 +28,7 @@ _SLACK = 256  # tokens that a template may add beyond what it added to those
 
 
 def encoded_prompt(tokens: Tokens, record: Record) -> list[int]:
-    """Token ids of a prompt for a policy. InputError as `prompt_token_ids` and `check_size`, and a token that the policy has no embedding for."""
+    """Token ids of a prompt for a policy. InputError as `prompt_token_ids` and `check_size`, and a token without an embedding."""
     check_size(tokens, record["id"], len(prompt_text(record)))
     ids = prompt_token_ids(tokens.tokenizer, record, tokens.date, tokens.folder)
     check_vocabulary(tokens, record["id"], ids)

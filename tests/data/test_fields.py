@@ -19,7 +19,18 @@ WRONG: tuple[Any, ...] = (10**400, -1.5, math.nan, [[HUGE]], {"a": {HUGE: [1]}},
 
 
 def test_there_are_tables() -> None:
-    assert {"PROMPT", "ROLLOUT", "SAMPLE", "SCORES", "STORE", "AUTHORS", "DUMP", "STEP", "EVALUATION", "SELECTED"} <= set(TABLES)
+    assert {
+        "PROMPT",
+        "ROLLOUT",
+        "SAMPLE",
+        "SCORES",
+        "STORE",
+        "AUTHORS",
+        "DUMP",
+        "STEP",
+        "EVALUATION",
+        "SELECTED",
+    } <= set(TABLES)
 
 
 @pytest.mark.parametrize(("table", "name"), PLACES)

@@ -92,7 +92,7 @@ def good_records() -> dict[str, list[Record]]:
     }
 
 
-def lay_out(place: Path, policy: Path) -> None:
+def lay_out(place: Path, policy: Path, chat: Path) -> None:
     """Good files of every kind in a folder."""
     import synthetic_run
     import transformers
@@ -102,6 +102,7 @@ def lay_out(place: Path, policy: Path) -> None:
     for name, records in good_records().items():
         tiny_policy.write_jsonl(place / name, records)
     (place / "P0").symlink_to(policy)
+    (place / "chat").symlink_to(chat)
     facts = {"fingerprint": {"command": "cropi-rollout", "options": {"date": "2024-07-26"}}, "facts": {}, "schema": 1}
     (place / "rollouts.jsonl.manifest.json").write_text(json.dumps(facts))
     rows = [None, *(np.random.default_rng(number).normal(size=64).astype(np.float32) for number in range(4))]
@@ -206,7 +207,7 @@ def as_parquet(path: Path, draw: random.Random) -> None:
         feather.write_feather(table, path, compression="uncompressed")
     else:
         parquet.write_table(table, path)
-    if draw.random() < 0.1:
+    if draw.random() < 0.2:
         harmed = bytearray(path.read_bytes())
         harmed[draw.randrange(len(harmed))] ^= 0xFF
         path.write_bytes(harmed)
@@ -279,6 +280,7 @@ TARGETS = (
         heavy=True,
     ),
     Target("rollout", f"cropi-rollout --model P0 prompts.jsonl {FEW}", "prompts.jsonl", heavy=True),
+    Target("rollout chat", f"cropi-rollout --model chat prompts.jsonl {FEW}", "prompts.jsonl", heavy=True),
     Target(
         "refresh",
         f"cropi-rollout --model P0 --refresh rollouts.jsonl --where zero-advantage {FEW}",
@@ -308,7 +310,7 @@ TARGETS = (
     ),
     Target(
         "train verl",
-        f"cropi-train --model P0 prompts.jsonl --steps 1 --batch 4 {FEW} --engine verl --verl-python python --dry-run",
+        f"cropi-train --model chat prompts.jsonl --steps 1 --batch 4 {FEW} --engine verl --verl-python python --dry-run",
         "prompts.jsonl",
         output="P1",
         heavy=True,
@@ -336,58 +338,6 @@ METADATA = (
         "rollouts.jsonl.manifest.json",
         spoil_object,
     ),
-)
-
-
-class Reader(NamedTuple):
-    """A reader that no short command line reaches: what is called on the folder, and the file that is spoilt."""
-
-    name: str
-    file: str
-    read: Callable[[Path], object]
-
-
-def read_verl_log(place: Path) -> object:
-    """The figures of a run by verl."""
-    from cropi_tools.training.verl_results import write_figures
-
-    options = {
-        "aggregation": "token",
-        "max_tokens": 4,
-        "batch": 2,
-        "samples": 2,
-        "dynamic_sampling": 1,
-        "eval_samples": 1,
-    }
-    options |= {"learning_rate": 1e-3, "schedule": "constant", "warmup": 0, "steps": 2, "minibatch": 0}
-    target = place / "figures"
-    target.mkdir(exist_ok=True)
-    return write_figures(place, target, options, {"t": [{}]})
-
-
-def read_pending(place: Path) -> object:
-    """The rollouts that a stopped training kept."""
-    from cropi_tools.training.checkpoints import read_pending
-
-    return read_pending(place, {"pending": 2})
-
-
-def write_verl_rows(place: Path) -> object:
-    """What verl is handed of the prompts."""
-    from cropi_tools.data.exports import write_table
-    from cropi_tools.data.records import read_prompts
-    from cropi_tools.policy.tokens import load_tokens
-    from cropi_tools.training.verl_data import _row
-
-    tokenizer = load_tokens(str(place / "P0")).tokenizer
-    rows = [_row(record, tokenizer, "2024-07-26") for record in read_prompts([place / "prompts.jsonl"])]
-    return write_table(rows, place / "rows.out.parquet", "prompts.jsonl")
-
-
-READERS = (
-    Reader("verl log", "metrics.verl.jsonl", read_verl_log),
-    Reader("pending rollouts", "pending.jsonl", read_pending),
-    Reader("verl rows", "prompts.jsonl", write_verl_rows),
 )
 
 

@@ -16,7 +16,8 @@ import in_process
 import pytest
 import targets
 import typer
-from targets import METADATA, READERS, TARGETS, Reader, Target
+from readers import READERS, Reader
+from targets import METADATA, TARGETS, Target
 
 from cropi_tools.data import generated
 from cropi_tools.data.errors import CropiError
@@ -30,9 +31,9 @@ FEW, MANY, MANY_HEAVY = 4, 260, 60
 
 
 @pytest.fixture(scope="module")
-def place(policy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(policy_folder: Path, chat_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fuzz")
-    targets.lay_out(folder, policy_folder)
+    targets.lay_out(folder, policy_folder, chat_policy)
     return folder
 
 

@@ -258,7 +258,9 @@ def test_a_prompt_without_room_is_found_wherever_it_is(template: str | None, pla
 
 
 @pytest.mark.parametrize("positions", [None, 256, 1 << 40])
-@pytest.mark.parametrize("prompt", ["1" * (1 << 25), [{"role": "user", "content": "1" * (1 << 25)}]], ids=["text", "messages"])
+@pytest.mark.parametrize(
+    "prompt", ["1" * (1 << 25), [{"role": "user", "content": "1" * (1 << 25)}]], ids=["text", "messages"]
+)
 def test_a_book_is_refused_before_it_is_made_into_tokens(prompt: Any, positions: int | None, tmp_path: Path) -> None:
     tokens = load_tokens(folder(tmp_path / "P0", eos=1))._replace(positions=positions)
 
