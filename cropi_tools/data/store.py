@@ -27,7 +27,9 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec
 
+from cropi_tools.data import fields
 from cropi_tools.data.errors import InputError
+from cropi_tools.data.fields import check_fields
 from cropi_tools.data.jsonl import Record, dump_line, read_jsonl
 from cropi_tools.data.lines_output import open_cut
 from cropi_tools.data.manifest import FOLDER_MANIFEST, Input, file_digest, folder_digest, read_manifest
@@ -119,7 +121,7 @@ class StoreWriter:
         self._index.close()
         norms = [] if self._vector is None else ["sketch_norm", "gradient_norm"]
         columns = {name: np.empty(self.rows, np.float32) for name in [*norms, *(f"inner/{n}" for n in self._means)]}
-        for _, entry in read_jsonl(self._output.part / STORE_INDEX):
+        for entry in index_entries(self._output.part / STORE_INDEX):
             if entry["row"] is not None:
                 for name, values in columns.items():
                     mean = name.removeprefix("inner/")
@@ -222,8 +224,7 @@ class Store:
 
     def entries(self) -> Iterator[Record]:
         """The index, streamed: one entry a prompt, in input order; `row` of those with a gradient counts up from 0."""
-        for _, entry in read_jsonl(self.path / STORE_INDEX):
-            yield entry
+        return index_entries(self.path / STORE_INDEX)
 
     @cached_property
     def index(self) -> list[Record]:
@@ -296,6 +297,16 @@ class Store:
     def prompt_of(self, row: int) -> str:
         """The id of the prompt a row belongs to, looked up in the index; for messages."""
         return str(next(entry["id"] for entry in self.entries() if entry["row"] == row))
+
+
+def index_entries(path: str | Path) -> Iterator[Record]:
+    """The lines of a store's index, streamed. InputError: one lacks a field, or holds in one what it cannot."""
+    for number, entry in read_jsonl(path):
+        check_fields(entry, fields.STORE, f"{path}:{number}")
+        for name in ("id", "source", "status", "pass_rate", "row"):
+            if name not in entry:
+                raise InputError(f"{path}:{number}: no field '{name}'; expected the index of a gradient store")
+        yield entry
 
 
 def store_input(path: str | Path) -> Input:

@@ -171,7 +171,13 @@ def _read_halves(stores: Sequence[Store], against: dict[str, dict[str, Any]]) ->
             if None in halves:
                 continue
             for place, half in enumerate(halves):
-                norm = half["gradient_norm"]
+                norm = half.get("gradient_norm")
+                lacking = next((name for name in against if name not in half["inner"]), None)
+                if lacking is not None:
+                    raise InputError(
+                        f"{store.path}: prompt '{entry['id']}' has no product with {lacking} in half {place + 1}; the store is damaged, "
+                        "make it again"
+                    )
                 numbers.append(math.nan if norm is None else norm)
                 numbers.extend(half["inner"][name] for name in against)
                 for name, count in zip(against, counts, strict=False):  # none without groups

@@ -166,7 +166,10 @@ def table(summary: Mapping[str, Any]) -> list[str]:
                 str(found["prompts"]),
                 _with_interval(found["accuracy"], found["accuracy_interval"], found["prompts"]),
                 f"{found['mean_reward']:.3f}",
-                _with_interval(found["pass_at"][most], found.get("pass_at_interval", {}).get(most), found["prompts"]),
+                # a source whose prompts have more samples than others' has no figure for the fewest of all
+                _with_interval(found["pass_at"][most], found.get("pass_at_interval", {}).get(most), found["prompts"])
+                if most in found["pass_at"]
+                else "-",
                 f"{found['response_tokens']:.1f}",
                 *(f"{share:.3f}" for share in shares),
             )

@@ -16,10 +16,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from cropi_tools.data import fields
 from cropi_tools.data.errors import InputError
+from cropi_tools.data.fields import check_fields
 from cropi_tools.data.jsonl import Record, dump_line, read_jsonl
 from cropi_tools.data.manifest import write_json
 from cropi_tools.data.policies import OPTIMIZER_STATE
+from cropi_tools.data.records import rollout_of
 from cropi_tools.policy.adapters import save_adapters
 from cropi_tools.policy.loading import Policy, save_policy
 from cropi_tools.policy.weights import alike, whole
@@ -122,10 +125,17 @@ def write_pending(part: Path, pending: Mapping[int, Record]) -> None:
 
 
 def read_pending(part: Path, state: Mapping[str, Any]) -> dict[int, Record]:
-    """The rollouts that a stopped run kept, by place; none unless the last commit says so."""
+    """The rollouts that a stopped run kept, by place; none unless the last commit says so. InputError: a line is no rollout."""
     if not state.get("pending"):
         return {}
-    return {line["place"]: line["rollout"] for _, line in read_jsonl(part / PENDING)}
+    found = {}
+    for number, line in read_jsonl(part / PENDING):
+        where = f"{part / PENDING}:{number}"
+        check_fields(line, fields.PENDING, where)
+        if not fields.PENDING.keys() <= line.keys():
+            raise InputError(f"{where}: no 'place' and 'rollout'; --force starts the training anew")
+        found[line["place"]] = rollout_of(line["rollout"], where).record
+    return found
 
 
 def drop_pending(part: Path) -> None:

@@ -12,8 +12,10 @@ import torch
 from safetensors import safe_open
 
 from cropi_tools import runtime
-from cropi_tools.data.errors import CropiError
-from cropi_tools.data.jsonl import Record, dump_line
+from cropi_tools.data import fields
+from cropi_tools.data.errors import CropiError, InputError
+from cropi_tools.data.fields import check_fields, is_float
+from cropi_tools.data.jsonl import Record, decoded, dump_line
 from cropi_tools.data.manifest import write_json
 from cropi_tools.data.policies import tokenizer_files
 from cropi_tools.policy.checkpoint import check_weights
@@ -114,19 +116,25 @@ def _logged(folder: Path) -> dict[int, dict[str, Any]]:
     checkpoint's step again, which adds to the line that is there. A figure that is no number is null there, and left out."""
     steps: dict[int, dict[str, Any]] = {}
     for line in _whole_lines(folder):
-        known = {name: value for name, value in line["data"].items() if value is not None}
+        known = {name: value for name, value in line["data"].items() if is_float(value)}
         steps.setdefault(line["step"], {}).update(known)
     return steps
 
 
 def _whole_lines(folder: Path) -> Iterator[dict[str, Any]]:
-    """The lines of the log; one that a kill cut short is left out."""
+    """The lines of the log; one that a kill cut short is left out. InputError: a whole one is none of verl's."""
     for path in (folder / EARLIER, folder / METRICS):
-        for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        for number, text in enumerate(path.read_bytes().splitlines() if path.exists() else (), 1):
             try:
-                yield json.loads(text)
+                line = decoded(text.decode())
             except ValueError:
                 continue
+            if not isinstance(line, dict) or not fields.VERL_LOG.keys() <= line.keys():
+                raise InputError(
+                    f"{path}:{number}: expected an object with 'step' and 'data', as verl's file logger writes"
+                )
+            check_fields(line, fields.VERL_LOG, f"{path}:{number}")
+            yield line
 
 
 def _figures(data: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, float]:
