@@ -11,6 +11,8 @@ import tiny_policy
 import torch
 from safetensors.torch import load_file, save_file
 
+import manifests
+
 from cropi_tools.policy import precision
 from cropi_tools.policy.loading import load_policy
 from cropi_tools.policy.precision import lost_updates
@@ -40,7 +42,7 @@ def trained(parent: Path, folder: Path, step: float, steps: int = 10) -> Path:
 
     rewrite(folder, moved)
     inputs = {"policy": {"path": str(parent), "sha256": "0"}}
-    (folder / "manifest.json").write_text(json.dumps({"command": "cropi-train", "inputs": inputs}))
+    (folder / "manifest.json").write_text(json.dumps(manifests.manifest("cropi-train", inputs=inputs)))
     return folder
 
 
@@ -107,5 +109,5 @@ def test_without_its_parent_the_learning_rate_tells(
         estimated = lost_updates(policy, parent, torch.bfloat16, 10 * rate)
         assert estimated is not None
         assert estimated.share <= measured.share + 0.02, "no more is told than is sure"
-    (policy / "manifest.json").write_text(json.dumps({"command": "cropi-train", "inputs": {}}))
+    (policy / "manifest.json").write_text(json.dumps(manifests.manifest("cropi-rollout")))
     assert warnings_of(policy, capsys, "bfloat16") == []
