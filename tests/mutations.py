@@ -41,6 +41,9 @@ JUNK: dict[str, Any] = {
     "no number": float("nan"),
     "half a character": "\ud800",
 }
+BRIEF = {name: JUNK[name] for name in ("null", "negative", "beyond floats", "text", "list", "object of null")}
+"""One of a kind, where each value takes long."""
+
 _ABSENT = object()
 
 TEXTS: dict[str, bytes] = {

@@ -108,7 +108,7 @@ def read_manifest(output: str | Path) -> dict[str, Any] | None:
 def load_manifest(path: Path) -> dict[str, Any]:
     """What a manifest file holds, an object of this schema or an older one. Errors as `read_manifest`; FileNotFoundError: there is none."""
     found = read_json(path, _REMEDY)
-    checked(found, {"schema?": COUNT}, str(path), _REMEDY)
+    checked(found, {"schema?": COUNT}, f"{path}: is damaged or no manifest of these tools", _REMEDY)
     refuse_newer(found, path)
     return found
 
@@ -123,8 +123,9 @@ def checked_manifest(value: Any, path: Path) -> dict[str, Any]:
 
 def refuse_newer(value: Mapping[str, Any], path: Path) -> None:
     """InputError when what was read says that its schema is newer than what is known here."""
-    if value.get("schema", SCHEMA) > SCHEMA:
-        raise InputError(f"{path}: was made by a newer cropi-tools (schema {value['schema']}); upgrade to read it")
+    schema = value.get("schema")
+    if type(schema) is int and SCHEMA < schema:
+        raise InputError(f"{path}: was made by a newer cropi-tools (schema {schema}); upgrade to read it")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -210,7 +210,8 @@ def starting_policy(folder: str) -> str:
             )
         seen.add(folder)
         before = manifest["inputs"]["policy"]
-        if not Path(before["path"]).is_dir() or policy_input(before["path"]).sha256 != before["sha256"]:
+        there = before["path"] and Path(before["path"]).is_dir()
+        if not there or policy_input(before["path"]).sha256 != before["sha256"]:
             raise InputError(
                 f"{folder}: was trained from {before['path']}, which is not there or another policy now; "
                 "give --reference the folder of the starting policy"

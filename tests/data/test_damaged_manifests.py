@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from manifests import manifest
-from mutations import TEXTS, mutations, one_line, survives, write
+from mutations import BRIEF, TEXTS, mutations, one_line, survives, write
 
 from cropi_tools.data.dates import other_dates
 from cropi_tools.data.errors import InputError
@@ -79,13 +79,16 @@ def test_every_node_of_a_manifest(folder: bool, tmp_path: Path, policy_folder: P
     beside = manifest_path(path)
     whole = json.loads(beside.read_text())
     refused = 0
-    for what, value in mutations(whole):
-        for number, reader in enumerate(readers(path, policy_folder)):
+    for what, value in mutations(whole, BRIEF):
+        write(beside, value)
+        read = survives(lambda: read_manifest(path), what, path.name)
+        # what cannot be read at all is refused to all of them
+        for number, reader in enumerate(readers(path, policy_folder)[: None if read else 1]):
             write(beside, value)
             refused += not survives(reader, f"{what}, reader {number}", path.name)
             if folder and not path.exists():  # --force was given, and its old result set aside
                 finished(path, folder)
-    assert refused > 500
+    assert refused > 50
 
 
 @pytest.mark.parametrize("content", TEXTS.values(), ids=TEXTS)
@@ -171,7 +174,7 @@ def test_every_node_of_a_progress_file(folder: bool, tmp_path: Path) -> None:
             assert target.open()
             kept = target.resumed(SAVED)
             Tallies(kept.get("sources")).summary()
-            Tally(**kept.get("sampled", {})).summary()
+            Tally(**kept.get("sampled", {})).add({"samples": [], "prompt_token_ids": []})
         finally:
             if target._stream is not None:
                 target._stream.close()
