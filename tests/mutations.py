@@ -70,7 +70,7 @@ def places(value: Any, here: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         for key in value:
             yield from places(value[key], (*here, key))
     elif isinstance(value, list):
-        for number in sorted({0, len(value) - 1} - {-1}):
+        for number in sorted({0, len(value) - 1}) if value else ():
             yield from places(value[number], (*here, number))
 
 
@@ -89,7 +89,9 @@ def replaced(value: Any, place: tuple[Any, ...], by: Any) -> Any:
     return whole
 
 
-def mutations(value: Any, junk: dict[str, Any] | None = None, within: tuple[Any, ...] = ()) -> Iterator[tuple[str, Any]]:
+def mutations(
+    value: Any, junk: dict[str, Any] | None = None, within: tuple[Any, ...] = ()
+) -> Iterator[tuple[str, Any]]:
     """(what was done, the damaged value) for every node, or every node below `within`."""
     for place in places(value):
         if place[: len(within)] != within:

@@ -124,7 +124,7 @@ def checked_manifest(value: Any, path: Path) -> dict[str, Any]:
 def refuse_newer(value: Mapping[str, Any], path: Path) -> None:
     """InputError when what was read says that its schema is newer than what is known here."""
     schema = value.get("schema")
-    if type(schema) is int and SCHEMA < schema:
+    if type(schema) is int and schema > SCHEMA:
         raise InputError(f"{path}: was made by a newer cropi-tools (schema {schema}); upgrade to read it")
 
 

@@ -62,6 +62,8 @@ _FACTS: dict[str, Shape] = {
         "live?": Listed(COUNT, 2),
     },
 }
+
+
 def _is_parameter(value: Any) -> bool:
     return (
         isinstance(value, list)

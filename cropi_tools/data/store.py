@@ -72,7 +72,9 @@ class StoreWriter:
             with _opening(output.part, "remove it to start anew"):
                 self._group = zarr.open_group(str(output.part), mode="r+")
                 if projection:
-                    _checked_array(self._group, "vector", 2, (dtype.name,), (capacity, dim))
+                    array = _checked_array(self._group, "vector", 2, (dtype.name,), (capacity, dim))
+                    if not Chunks(output.part, array).direct:
+                        raise ValueError("vector has another layout than is written here")
         self._vector: Any = self._group["vector"] if projection else None
         self.records: int = state.get("records", 0)
         self.rows: int = state.get("rows", 0)
@@ -284,7 +286,9 @@ class Store:
             )
         array = self._column_array(name)
         if array.shape[0] != self.rows:  # before room is made for them
-            raise InputError(f"{self.path / name}: has {array.shape[0]} rows, expected {self.rows}; make the store again")
+            raise InputError(
+                f"{self.path / name}: has {array.shape[0]} rows, expected {self.rows}; make the store again"
+            )
         with _opening(self.path, REMEDY, f"column {name} does not read"):
             values = np.asarray(array[:])
         self.refuse_not_finite(values, 0, name)

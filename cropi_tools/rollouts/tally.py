@@ -20,7 +20,11 @@ _COUNTED = {
     "by_correct": Each(COUNT, key=Kind("a pair of counts such as 1/8", lambda key: _CELL.fullmatch(key) is not None)),
     "outcomes": Each(COUNT),
 }
-SAVED = {"sources": Each({**_COUNTED, "prompts": AT_LEAST_ONE, "samples": AT_LEAST_ONE}), "sampled": _COUNTED, "served_model?": Maybe(TEXT)}
+SAVED = {
+    "sources": Each({**_COUNTED, "prompts": AT_LEAST_ONE, "samples": AT_LEAST_ONE}),
+    "sampled": _COUNTED,
+    "served_model?": Maybe(TEXT),
+}
 """What a commit of rollouts says beside its lines."""
 
 _INTERVAL = Maybe(Listed(NUMBER, 2))

@@ -6,12 +6,11 @@ import json
 import shutil
 from pathlib import Path
 
+import manifests
 import pytest
 import tiny_policy
 import torch
 from safetensors.torch import load_file, save_file
-
-import manifests
 
 from cropi_tools.policy import precision
 from cropi_tools.policy.loading import load_policy
