@@ -211,7 +211,9 @@ def rollout(
     target = JsonLinesOutput(output, Fingerprint.of("cropi-rollout", options, inputs), inputs, force)
     if not dry_run and not target.open():
         runtime.notify(f"{output}: up to date")
-        _show(target.finished_facts()["summary"], as_json)
+        from cropi_tools.rollouts.tally import summary_shape
+
+        _show(target.finished_fact("summary", summary_shape), as_json)
         return
     if verify_only:
         from cropi_tools.rollouts.regrading import Regrading, regrade

@@ -7,7 +7,6 @@ tools did not write is refused, with --force too: --force replaces what a comman
 from __future__ import annotations
 
 import errno
-import json
 import os
 import stat
 from collections.abc import Iterable
@@ -17,6 +16,7 @@ from typing import IO, Any
 from cropi_tools.data.errors import InputError
 from cropi_tools.data.jsonl import is_stream
 from cropi_tools.data.manifest import FOLDER_MANIFEST, MANIFEST_ENDING, Input
+from cropi_tools.data.metadata import read_json
 
 _LONGEST_ENDING = MANIFEST_ENDING + ".tmp"  # of the names beside an output
 
@@ -149,7 +149,7 @@ def _check_manifest(path: Path) -> None:
 def _is_manifest(path: Path) -> bool:
     """Whether a file is a manifest of these tools."""
     try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        value = read_json(path, "")
+    except (OSError, InputError):
         return False
     return isinstance(value, dict) and isinstance(value.get("fingerprint"), dict)

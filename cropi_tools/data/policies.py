@@ -6,10 +6,10 @@ file's size and modification time are unchanged; otherwise it is read.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from cropi_tools.data.conversions import ADAPTER_CONFIG, GGUF, by_peft, by_transformers
 from cropi_tools.data.errors import InputError
@@ -23,6 +23,7 @@ from cropi_tools.data.manifest import (
     read_manifest,
     write_json,
 )
+from cropi_tools.data.metadata import NUMBER, TEXT, Each, Kind, Listed, checked, fault, read_json
 
 _SUFFIXES = (".json", ".txt", ".model", ".jinja")
 _TOKENIZER_STEMS = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens", "chat_template", "spiece")
@@ -41,6 +42,8 @@ OPTIMIZER_STATE = "state/optimizer.safetensors"
 TRAINING_OPTIONS = "training.json"
 METRIC = "adam 2"  # the rule of influence/precondition.py; another rule, another number
 _BESIDE_OUTPUTS = (MANIFEST_ENDING, ".part.json")
+_AGAIN = "fetch or copy it again"
+_LARGEST_INDEX = 1 << 28  # bytes; a name and a file for every tensor
 _NOT_POLICY = (FOLDER_MANIFEST, "progress.json", TRAINING_OPTIONS)
 
 
@@ -65,7 +68,7 @@ def weight_files(folder: str | Path) -> list[Path]:
     index = root / WEIGHTS_INDEX
     if not index.exists() and WEIGHTS not in found:
         raise InputError(_no_weights(root, sorted(found)))
-    named = _shards(index) if index.exists() else {WEIGHTS}
+    named = set(weight_map(index).values()) if index.exists() else {WEIGHTS}
     if WEIGHTS in found | named and named != {WEIGHTS}:
         raise InputError(
             f"{folder}: holds {WEIGHTS} and {WEIGHTS_INDEX}, two sets of weights; remove the one that is not meant"
@@ -81,21 +84,24 @@ def weight_files(folder: str | Path) -> list[Path]:
             f"{folder}: {strange[0]}{_more(strange)} lies beside {WEIGHTS if named == {WEIGHTS} else WEIGHTS_INDEX} and is no part of "
             "those weights; move it out of the folder"
         )
-    return [root / name for name in sorted(named)]
+    return [_plain(root / name) for name in sorted(named)]
 
 
-def _shards(index: Path) -> set[str]:
-    """The files that an index of sharded weights names."""
+def weight_map(index: Path) -> dict[str, str]:
+    """The file of each tensor as an index of sharded weights has it. InputError: it is none, or names no file of the folder."""
     try:
-        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise InputError(
-            f"{index}: is not an index of sharded weights (JSON with a `weight_map`); fetch it again"
-        ) from None
-    wrong = [name for name in named if not isinstance(name, str) or "/" in name or not name.endswith(".safetensors")]
-    if wrong or not named:
-        raise InputError(f"{index}: names {wrong[0] if wrong else 'no file'} as a shard; expected .safetensors files")
+        found = read_json(index, _AGAIN, _LARGEST_INDEX)
+    except FileNotFoundError:
+        raise InputError(f"{index}: is a link to nothing; {_AGAIN}") from None
+    shape = {"weight_map": Each(Kind("a .safetensors file of the folder", _is_shard))}
+    named: dict[str, str] = checked(found, shape, f"{index}: is not an index of sharded weights", _AGAIN)["weight_map"]
+    if not named:
+        raise InputError(f"{index}: names no file as a shard; expected .safetensors files")
     return named
+
+
+def _is_shard(name: Any) -> bool:
+    return isinstance(name, str) and "/" not in name and "\0" not in name and name.endswith(".safetensors")
 
 
 def _no_weights(root: Path, others: list[str]) -> str:
@@ -143,7 +149,15 @@ def _model_files(folder: str | Path) -> list[Path]:
     # outputs of commands that were put here are not the policy's
     made = {name for name in names if name.endswith(_BESIDE_OUTPUTS)}
     made |= {name.removesuffix(MANIFEST_ENDING) for name in made}
-    return [root / name for name in sorted(names - made)]
+    return [_plain(root / name) for name in sorted(names - made)]
+
+
+def _plain(path: Path) -> Path:
+    """The path of a file of a policy. InputError: it is a folder, a pipe or a link to nothing."""
+    if not path.is_file():
+        what = "a folder" if path.is_dir() else "a link to nothing" if path.is_symlink() else "no file"
+        raise InputError(f"{path}: is {what}, expected a file of the policy; {_AGAIN}")
+    return path
 
 
 def policy_input(folder: str | Path) -> Input:
@@ -198,9 +212,16 @@ def starting_policy(folder: str) -> str:
     InputError: a policy on the way is no longer where the manifest says, or is another one now.
     """
     manifest = read_manifest(folder) or {}
+    seen = set()
     while manifest.get("command") == "cropi-train":
+        if folder in seen:
+            raise InputError(
+                f"{folder}: was trained from itself, by its manifest; give --reference the starting policy"
+            )
+        seen.add(folder)
         before = manifest["inputs"]["policy"]
-        if not Path(before["path"]).is_dir() or policy_input(before["path"]).sha256 != before["sha256"]:
+        there = before["path"] and Path(before["path"]).is_dir()
+        if not there or policy_input(before["path"]).sha256 != before["sha256"]:
             raise InputError(
                 f"{folder}: was trained from {before['path']}, which is not there or another policy now; "
                 "give --reference the folder of the starting policy"
@@ -214,8 +235,8 @@ def _digests(folder: Path, files: list[Path]) -> dict[str, str]:
     recorded = (read_manifest(folder) or {}).get("outputs", {})
     cache_path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cropi-tools" / "digests.json"
     try:
-        cached = json.loads(cache_path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        cached = checked(read_json(cache_path, ""), Each(TEXT), "", "")
+    except (OSError, InputError):
         cached = {}
     found, fresh = {}, {}
     for path in files:
@@ -256,10 +277,12 @@ def optimizer_input(folder: str) -> Input:
 def adam_beta2(folder: str | Path) -> float | None:
     """Adam's beta2 as the training.json of a policy folder has it; None where it does not say."""
     try:
-        betas = json.loads((Path(folder) / TRAINING_OPTIONS).read_text(encoding="utf-8"))["betas"]
-        beta2 = float(betas[1])
-    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        found = read_json(Path(folder) / TRAINING_OPTIONS, "")
+    except (OSError, InputError):
         return None
+    if fault(found, {"betas": Listed(NUMBER, 2)}):
+        return None
+    beta2 = float(found["betas"][1])
     return beta2 if 0 <= beta2 < 1 else None
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from cropi_tools import runtime
 from cropi_tools.data.errors import InputError, UsageError, printable
-from cropi_tools.data.means import check_whole, read_facts, read_tensors
+from cropi_tools.data.means import check_whole, read_facts, read_finished, read_tensors
 from cropi_tools.data.store import Store
 from cropi_tools.influence.agreement import BOOTSTRAP_ROUNDS, bootstrap_interval, precision_at, spearman
 from cropi_tools.influence.project import projection_of
@@ -139,7 +139,7 @@ def check_mean(store: Store, name: str, mean: str) -> None:
         raise InputError(
             f"{store.path}: holds no exact inner products with '{name}'{others}; make it with cropi-grad --against {name}={mean}"
         )
-    facts = read_facts(mean)
+    facts = read_finished(mean)
     if facts.get("content") != against[name]["sha256"]:
         raise InputError(
             f"{mean}: is not the mean gradient that {store.path} holds inner products with as '{name}'; "

@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 
 from cropi_tools.data.errors import InputError, printable
 from cropi_tools.data.store import Store
+from cropi_tools.data.store_shapes import check_live
 from cropi_tools.influence.agreement import BOOTSTRAP_ROUNDS, precision_at, spearman
 from cropi_tools.influence.scoring import Similarity, shared_means
 from cropi_tools.influence.selection import selection_size
@@ -170,6 +171,7 @@ def _read_halves(stores: Sequence[Store], against: dict[str, dict[str, Any]]) ->
                 )
             if None in halves:
                 continue
+            check_live(entry, store.path, against)
             for place, half in enumerate(halves):
                 norm = half.get("gradient_norm")
                 lacking = next((name for name in against if name not in half["inner"]), None)
