@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from cropi_tools.cli.common import Device, Dtype, Force, Limit, Model, Quiet, Seed, Shard, Version, command
+from cropi_tools.cli.common import POLICY, Device, Dtype, Force, Limit, Model, Quiet, Seed, Shard, Version, command
 
 EXAMPLE = """
 cropi-grad --model P0 valid.rollouts.jsonl --mean -o valid.mean.safetensors
@@ -81,7 +81,7 @@ def grad(
     behavior: Annotated[
         str | None,
         typer.Option(
-            "--behavior", help="Recompute the behavior policy's log-probabilities with this policy.", metavar="FOLDER"
+            "--behavior", help="Recompute the behavior policy's log-probabilities with this policy.", metavar=POLICY
         ),
     ] = None,
     samples: Annotated[
@@ -99,7 +99,7 @@ def grad(
         typer.Option(
             "--preconditioner",
             help="Measure in the geometry of Adam: scale coordinates by the optimizer state of this policy.",
-            metavar="FOLDER",
+            metavar=POLICY,
         ),
     ] = None,
     sketch: Annotated[
@@ -137,6 +137,7 @@ def grad(
     """
     from cropi_tools import runtime
     from cropi_tools.cli.common import numbered, parse_named, parse_pair, parse_shard
+    from cropi_tools.data.hub import policy_folder
     from cropi_tools.data.manifest import Fingerprint, file_input
     from cropi_tools.data.output import Output
     from cropi_tools.data.policies import metric_of, optimizer_input, policy_input
@@ -169,6 +170,9 @@ def grad(
         raise UsageError("--preconditioner scales a policy's own parameters; the adapters of --lora have no state")
     if lora and params:
         raise UsageError("--lora has gradients for its adapters alone; leave --params out")
+    model = policy_folder(model)
+    behavior = policy_folder(behavior) if behavior else None
+    preconditioner = policy_folder(preconditioner, weights=False, optimizer=True) if preconditioner else None
     inputs = {
         "policy": policy_input(model),
         **numbered("rollouts", rollouts),

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from cropi_tools.cli.common import AsJson, Force, Quiet, Seed, Version, command
+from cropi_tools.runtime.console import show, show_json
 
 EXAMPLE = """
 cropi-project grads.zarr --dim 8192 -o train.sketch.zarr
@@ -131,7 +132,10 @@ def _print_fidelity(
         keep = _kept(sketch, keep)
     spec, dims = fidelity.plan_fidelity(store, sketch, dim, seed, keep)
     for found in fidelity.measure(store, means, spec, dims):
-        print(json.dumps(fidelity.as_json(found), allow_nan=False) if as_json else fidelity.as_table(found))
+        if as_json:
+            show_json(json.dumps(fidelity.as_json(found), allow_nan=False))
+        else:
+            show(fidelity.as_table(found))
 
 
 def _print_check(path: str, as_json: bool) -> None:
@@ -141,12 +145,12 @@ def _print_check(path: str, as_json: bool) -> None:
 
     found = check_store(path)
     if as_json:
-        print(json.dumps({"store": path, **found}, allow_nan=False))
+        show_json(json.dumps({"store": path, **found}, allow_nan=False))
         return
     others = ", ".join(f"{count} {status}" for status, count in found["by_status"].items() if status != "ok")
     rows = f"{found['projection']} of {found['dim']} dimensions" if found["projection"] else "no rows (forward mode)"
     products = f"inner products with {', '.join(found['sets'])}" if found["sets"] else "no inner products"
-    print(
+    show(
         f"{path}: whole; {found['live']} of {found['prompts']} prompts have a gradient{f' ({others})' if others else ''}; "
         f"{rows}; {products}{' in halves too' if found['halves'] else ''}; {found['bytes'] / 1e6:.1f} MB"
     )

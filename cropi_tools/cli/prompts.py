@@ -96,7 +96,7 @@ def prompts(
     seeds do not.
     """
     from cropi_tools import runtime
-    from cropi_tools.cli.common import numbered, parse_named, stoppable
+    from cropi_tools.cli.common import as_text, numbered, parse_named, stoppable
     from cropi_tools.data.jsonl_output import JsonLinesOutput
     from cropi_tools.data.manifest import Fingerprint
     from cropi_tools.prompts.datasets import has_splits, inputs_of, open_dataset
@@ -120,11 +120,15 @@ def prompts(
         if given and not used:
             raise UsageError(f"{option} is for {what}, which is not among the sources")
     chosen = dict(parse_named(text, "--set", "KEY=VALUE") for text in settings or [])
-    for option, text in (("--template", template), ("--answer-template", answer_template), ("--system", system)):
+    given_texts = {"--template": template, "--answer-template": answer_template, "--system": system}
+    texts = {option: None if text is None else as_text(text, option) for option, text in given_texts.items()}
+    for option, text in texts.items():
         if text is not None and not text.strip():
             raise UsageError(f"{option} is empty; leave it out")
+    template, answer_template, system = texts.values()
+    template_kwargs = [as_text(text, "--chat-template-kwargs") for text in template_kwargs or []]
     columns = parse_mapping(",".join(mapping)) if mapping else {}
-    dressing = Dressing(system, template, answer_template, parse_kwargs(template_kwargs or []), last_assistant)
+    dressing = Dressing(system, template, answer_template, parse_kwargs(template_kwargs), last_assistant)
     datasets = {name: open_dataset(name, split if has_splits(name) else None) for name in data}
     others = {name: open_dataset(name) for name in [*(exclude or []), *(check_overlap or [])]}
     inputs = {

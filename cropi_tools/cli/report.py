@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from cropi_tools.cli.common import AsJson, Force, Quiet, Version, command
+from cropi_tools.runtime.console import show_json
 
 EXAMPLE = """
 cropi-report runs/tiny
@@ -96,7 +97,7 @@ def report(
     if output is not None:
         write(output, "page")
     if as_json:
-        print(json.dumps(figures(comparison), ensure_ascii=False, allow_nan=False))
+        show_json(json.dumps(figures(comparison), ensure_ascii=False, allow_nan=False))
     else:
         print_tables(comparison, sys.stdout)
 

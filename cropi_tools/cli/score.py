@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from cropi_tools.cli.common import Force, Output, Quiet, Version, command
+from cropi_tools.runtime.console import show, show_json
 
 EXAMPLE = """
 cropi-score grads.zarr -o scores.jsonl
@@ -133,7 +134,10 @@ def _print_reliability(
     from cropi_tools.scores.reliability import as_json as figures
 
     found = measure(open_stores(pool), similarity, RATIO if ratio is None else ratio)
-    print(json.dumps(figures(found), ensure_ascii=False, allow_nan=False) if as_json else as_table(found))
+    if as_json:
+        show_json(json.dumps(figures(found), ensure_ascii=False, allow_nan=False))
+    else:
+        show(as_table(found))
 
 
 main = command(score, name="cropi-score", example=EXAMPLE)

@@ -85,6 +85,8 @@ def select(
         runtime.notify(f"{output}: up to date")
         return
     pool = {record["id"]: record for record in read_prompts(prompts)}
+    if by != "full":
+        rules.check_ratio(ratio, len(pool))
     known = None
     if scores:
         fields = (

@@ -1,9 +1,9 @@
 """The embedded default: sampling with a loop of ours (`decoding.py`) where it is much faster and allowed, else by the library's `generate`
 (`generating.py`), the same tokens from the same numbers.
 
-A model whose rotary frequencies follow the length of a pass (`policy/rotary_lengths.py`) is sampled in pieces. A token is drawn from
-the distribution after a pass over what precedes it, whatever its neighbors: as long as the length stays in one regime from a cache,
-across a switch from a fresh pass over all of it. A response's log-probabilities are those of one pass over prompt and response, as everywhere; where
+A model whose rotary frequencies follow the length of a pass (`policy/rotary_lengths.py`) is sampled in pieces. A token is drawn from the
+distribution after a pass over what precedes it, whatever its neighbors: as long as the length stays in one regime from a cache, across a
+switch from a fresh pass over all of it. A response's log-probabilities are those of one pass over prompt and response, as everywhere; where
 these are not in one regime, they are computed when the response is complete, and are then not those its first tokens were drawn with.
 """
 

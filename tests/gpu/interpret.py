@@ -11,16 +11,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
+import naive_sketch
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-
-
-import naive_sketch
 
 from cropi_tools.sketches import countsketch_triton, projection
 from cropi_tools.sketches.projection import Sketcher, sketch_vector
