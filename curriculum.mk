@@ -9,7 +9,7 @@
 # is about are asked again: they refuse and say what differs; FORCE=--force replaces their results and what was made of them.
 #
 # What a CONFIG sets (examples/tiny/config.mk is a short one, examples/qwen2.5-1.5b-math/config.mk a full one):
-#   RUN MODEL POOL             the run's folder, the starting policy, the pool's prompts
+#   RUN MODEL POOL             the run's folder, the starting policy (a folder, or ORG/NAME of the hub), the pool's prompts
 #   VALID TEST                 names of validation and test sets; their prompts are VALID_FILE.NAME and TEST_FILE.NAME
 #   STAGES STEPS ARMS SEEDS    stages, steps a stage, arms (cropi full random static shuffled learnability pass-rate), seeds
 #   ROLLOUT_OPTIONS            such as --engine vllm
@@ -40,6 +40,16 @@ SUBMIT ?=
 
 $(if $(file <$(CONFIG)),,$(error GNU make 4.2 or newer is needed, this is $(MAKE_VERSION)))
 $(foreach name,RUN MODEL POOL STAGES STEPS ARMS SEEDS,$(if $(strip $($(name))),,$(error $(CONFIG) does not set $(name))))
+# -- values that can only be mistakes, told before anything starts. $(call whole,VALUE): VALUE if it is one whole number above 0
+not-digits = $(subst 0,,$(subst 1,,$(subst 2,,$(subst 3,,$(subst 4,,$(subst 5,,$(subst 6,,$(subst 7,,$(subst 8,,$(subst 9,,$(1)))))))))))
+whole = $(if $(call not-digits,$(strip $(1))),,$(filter-out 0%,$(strip $(1))))
+ARMS_KNOWN := cropi full random static shuffled learnability pass-rate
+$(foreach name,STAGES STEPS GPUS SAMPLES VALID_SAMPLES MAX_TOKENS,$(if $(call whole,$($(name))),,$(error $(name)=$($(name)): expected a \
+  whole number above 0)))
+$(if $(call not-digits,$(subst $() ,,$(SEEDS))),$(error SEEDS=$(SEEDS): expected whole numbers, such as 1 2 3))
+$(if $(filter-out $(ARMS_KNOWN),$(ARMS)),$(error ARMS=$(ARMS): there is no arm $(filter-out $(ARMS_KNOWN),$(ARMS)), only $(ARMS_KNOWN)))
+$(if $(filter-out --force,$(FORCE))$(word 2,$(FORCE)),$(error FORCE=$(FORCE): expected --force, or nothing))
+$(if $(filter-out weights full,$(CARRY))$(word 2,$(CARRY)),$(error CARRY=$(CARRY): expected weights or full))
 
 # -- how a step runs: here, or, with SUBMIT and `make -n`, it is shown as SUBMIT PARTS 'TARGETS' 'PREREQUISITES' COMMAND... for a script
 # to hand on (examples/slurm). Without -n make would take a step that is only handed on for one that changed nothing.
@@ -94,7 +104,8 @@ first = $(filter 1,$(call part,$(1),3))
 # $(call policy,CELL): the policy a stage starts from; RUN/start is stage 1 of every arm
 policy = $(if $(filter $(S),$(1))$(call first,$(1)),$(MODEL),$(call before,$(1))/policy)
 policy-made = $(if $(filter $(S),$(1))$(call first,$(1)),$(MODEL_MADE),$(call before,$(1))/policy/manifest.json)
-MODEL_MADE ?= $(MODEL)/config.json
+# a name of the hub is no file to wait for
+MODEL_MADE ?= $(wildcard $(MODEL)/config.json)
 # $(call scores,CELL): where the scores a stage selects by are
 scores = $(strip $(if $(filter full random,$(call part,$(1),1)),,$(if $(filter $(RESCORED),$(call part,$(1),1)),$(if $(call first,$(1)),$(S),$(1)),$(S))))
 # the arms that score every stage anew, by the policy they have then

@@ -8,6 +8,7 @@ everything else reads the record. Ranges are checked when a record is made, whoe
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields
 from typing import Annotated, Any, ClassVar, Literal, Self, get_type_hints
@@ -205,16 +206,29 @@ def shard(text: str) -> tuple[int, int]:
     raise UsageError("expected I/N with 1 <= I <= N, such as 1/4")
 
 
+def as_text(text: str) -> str:
+    """A word of the command line that goes into data, as UTF-8 whatever the environment's encoding.
+
+    File names are left as they are: so Python opens the file that was meant.
+    """
+    try:
+        return os.fsencode(text).decode("utf-8")
+    except UnicodeError:
+        raise UsageError("is not UTF-8") from None
+
+
 def named(text: str) -> tuple[str, str]:
     """`NAME=VALUE` as a pair."""
     name, equals, value = text.partition("=")
     if not (equals and name and value):
         raise UsageError("expected NAME=VALUE")
-    return name, value
+    return as_text(name), value
 
 
 # What several commands share, each with the same words everywhere.
-Model = Annotated[str, Option("--model", "The policy: a Hugging Face folder.", metavar="FOLDER")]
+POLICY = "POLICY"  # of every option that takes one; `data.hub.policy_folder` makes a folder of it
+MODEL_HELP = "The policy: a Hugging Face folder, or a model of the hub, ORG/NAME[@REVISION], which is downloaded once."
+Model = Annotated[str, Option("--model", MODEL_HELP, metavar=POLICY)]
 Output = Annotated[str, Option("-o --output", "Where to write; `-` is stdout. .gz and .zst compress.", metavar="FILE")]
 DryRun = Annotated[
     bool,

@@ -21,7 +21,8 @@ from typer.core import TyperCommand
 from cropi_tools import __version__
 from cropi_tools.cli import _interrupted
 from cropi_tools.runtime.clock import command_begins
-from cropi_tools.runtime.errors import CropiError, Interrupted, UsageError, printable
+from cropi_tools.runtime.console import prepare_streams, say, show
+from cropi_tools.runtime.errors import CropiError, Interrupted, UsageError
 
 if TYPE_CHECKING:
     from cropi_tools.data.jsonl import Record
@@ -29,11 +30,13 @@ if TYPE_CHECKING:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(f"cropi-tools {__version__}")
+        show(f"cropi-tools {__version__}")
         raise typer.Exit()
 
 
-Model = Annotated[str, typer.Option("--model", help="The policy: a Hugging Face folder.", metavar="FOLDER")]
+MODEL_HELP = "The policy: a Hugging Face folder, or a model of the hub, ORG/NAME[@REVISION], which is downloaded once."
+POLICY = "POLICY"  # of every option that takes one; `data.hub.policy_folder` makes a folder of it
+Model = Annotated[str, typer.Option("--model", help=MODEL_HELP, metavar=POLICY)]
 Output = Annotated[
     str, typer.Option("-o", "--output", help="Where to write; `-` is stdout. .gz and .zst compress.", metavar="FILE")
 ]
@@ -151,6 +154,7 @@ def _run(app: typer.Typer, name: str, renamed: Mapping[str, str]) -> int:
 
     command_begins()
     _hold_descriptors()
+    prepare_streams()
     # Threads that spin while they wait make torch many times slower as soon as another process wants the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # libraries announce themselves on stderr; the commands speak for themselves
@@ -159,29 +163,33 @@ def _run(app: typer.Typer, name: str, renamed: Mapping[str, str]) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is imported
     runtime.install_signal_handlers()
+    if f"_{name.upper().replace('-', '_')}_COMPLETE" in os.environ:
+        # a shell asks what a word may go on with, or for the lines that let it ask; typer answers once its shells are known
+        from typer.completion import completion_init
+
+        completion_init()
     try:
         return app(prog_name=name, standalone_mode=False) or 0
     except _CommandLineError as error:
         now = renamed.get(getattr(error, "option_name", ""))
-        print(
-            f"{name}: {printable(error.format_message())}{f'; it is now {now}' if now else ''}\ntry '{name} --help'",
-            file=sys.stderr,
-        )
+        say(f"{name}: {error.format_message()}{f'; it is now {now}' if now else ''}")
+        say(f"try '{name} --help'")
         return error.exit_code
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 1
     except UsageError as error:
-        print(f"{name}: {printable(str(error))}\ntry '{name} --help'", file=sys.stderr)
+        say(f"{name}: {error}")
+        say(f"try '{name} --help'")
         return error.exit_code
     except CropiError as error:
-        print(f"{name}: {printable(str(error))}", file=sys.stderr)
+        say(f"{name}: {error}")
         return error.exit_code
     except BrokenPipeError:
         return 1  # the reader went away (`| head`)
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise
-        print(f"{name}: {printable(str(error.filename or 'system'))}: {error.strerror}", file=sys.stderr)
+        say(f"{name}: {error.filename or 'system'}: {error.strerror}")
         return 1
     return 0
 
@@ -194,7 +202,7 @@ def _flushed(code: int, name: str) -> int:
         # point stdout nowhere, so that Python's exit does not complain again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if code == 0 and not isinstance(error, BrokenPipeError):
-            print(f"{name}: standard output: {error.strerror}", file=sys.stderr)
+            say(f"{name}: standard output: {error.strerror}")
         return code or 1
     return code
 
@@ -212,7 +220,7 @@ def _hold_descriptors() -> None:
             if held != number:
                 os.dup2(held, number)
                 os.close(held)
-            setattr(sys, name, open(number, "r" if name == "stdin" else "w", closefd=False))
+            setattr(sys, name, open(number, "r" if name == "stdin" else "w", encoding="utf-8", closefd=False))
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -228,7 +236,18 @@ def parse_named(text: str, option: str, form: str = "NAME=FILE") -> tuple[str, s
     name, equals, value = text.partition("=")
     if not (equals and name and value):
         raise UsageError(f"{option} {text}: expected {form}")
-    return name, value
+    return as_text(name, option), value
+
+
+def as_text(value: str, option: str) -> str:
+    """A word of the command line that goes into data, as UTF-8 whatever the environment's encoding. UsageError: it is none.
+
+    File names are left as they are: so Python opens the file that was meant.
+    """
+    try:
+        return os.fsencode(value).decode("utf-8")
+    except UnicodeError:
+        raise UsageError(f"{option} {value}: is not UTF-8") from None
 
 
 def parse_pair(text: str | None, option: str) -> tuple[float, float] | None:

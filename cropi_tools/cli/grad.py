@@ -21,6 +21,7 @@ def grad(options: GradOptions) -> None:
     from cropi_tools.data.output import Output
     from cropi_tools.data.policies import metric_of, optimizer_input, policy_input
 
+    options = options.with_folders()
     inputs = {
         "policy": policy_input(options.model),
         **numbered("rollouts", options.rollouts),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cropi_tools.cli.entry import entry
+from cropi_tools.runtime.console import show, show_json
 from cropi_tools.sketches.options import ProjectOptions
 
 EXAMPLE = """
@@ -62,7 +63,10 @@ def _print_fidelity(options: ProjectOptions) -> None:
     keep = options.kept if store.attributes["projection"]["method"] == "none" else options.keep
     spec, dims = fidelity.plan_fidelity(store, options.sketch, options.dim, options.seed, keep)
     for found in fidelity.measure(store, dict(options.fidelity), spec, dims):
-        print(json.dumps(fidelity.as_json(found), allow_nan=False) if options.as_json else fidelity.as_table(found))
+        if options.as_json:
+            show_json(json.dumps(fidelity.as_json(found), allow_nan=False))
+        else:
+            show(fidelity.as_table(found))
 
 
 def _print_check(options: ProjectOptions) -> None:
@@ -72,12 +76,12 @@ def _print_check(options: ProjectOptions) -> None:
 
     found = check_store(options.source)
     if options.as_json:
-        print(json.dumps({"store": options.source, **found}, allow_nan=False))
+        show_json(json.dumps({"store": options.source, **found}, allow_nan=False))
         return
     others = ", ".join(f"{count} {status}" for status, count in found["by_status"].items() if status != "ok")
     rows = f"{found['projection']} of {found['dim']} dimensions" if found["projection"] else "no rows (forward mode)"
     products = f"inner products with {', '.join(found['sets'])}" if found["sets"] else "no inner products"
-    print(
+    show(
         f"{options.source}: whole; {found['live']} of {found['prompts']} prompts have a gradient{f' ({others})' if others else ''}; "
         f"{rows}; {products}{' in halves too' if found['halves'] else ''}; {found['bytes'] / 1e6:.1f} MB"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cropi_tools.cli.entry import entry
 from cropi_tools.report.options import ReportOptions
+from cropi_tools.runtime.console import show_json
 
 EXAMPLE = """
 cropi-report runs/tiny
@@ -33,7 +34,7 @@ def report(options: ReportOptions) -> None:
     if options.output is not None:
         write(options.output, "page", comparison, options, inputs)
     if options.as_json:
-        print(json.dumps(as_json(comparison), ensure_ascii=False, allow_nan=False))
+        show_json(json.dumps(as_json(comparison), ensure_ascii=False, allow_nan=False))
     else:
         print_tables(comparison, sys.stdout)
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from cropi_tools.cli.common import (
+    MODEL_HELP,
+    POLICY,
     AllowVerifier,
     AsJson,
     Date,
@@ -28,6 +30,7 @@ from cropi_tools.cli.common import (
     command,
 )
 from cropi_tools.data.dates import DEFAULT_DATE
+from cropi_tools.runtime.console import show, show_json
 
 if TYPE_CHECKING:
     from cropi_tools.data.manifest import Input
@@ -45,9 +48,7 @@ def rollout(
         list[str] | None,
         typer.Argument(help="Prompts (JSONL, .gz, .zst, or `-`); with --verify-only, rollouts.", metavar="[FILE]"),
     ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", help="The policy: a Hugging Face folder.", metavar="FOLDER")
-    ] = None,
+    model: Annotated[str | None, typer.Option("--model", help=MODEL_HELP, metavar=POLICY)] = None,
     output: Output = "-",
     samples: Annotated[
         int | None,
@@ -133,6 +134,7 @@ def rollout(
     from cropi_tools import runtime
     from cropi_tools.cli.common import parse_shard, warn_of_other_dates
     from cropi_tools.data.dates import asks_for_date, parse_date
+    from cropi_tools.data.hub import policy_folder
     from cropi_tools.data.jsonl import is_stream
     from cropi_tools.data.jsonl_output import JsonLinesOutput
     from cropi_tools.data.manifest import Fingerprint, numbered
@@ -177,6 +179,7 @@ def rollout(
         options["partial_credit"] = partial_credit
     check_partial_credit(partial_credit, {verifier, *options.get("own_verifiers", ())})
     if model is not None:
+        model = policy_folder(model, weights=not verify_only)
         # a folder with the tokenizer alone will do where nothing is sampled from it here
         bare = verify_only or (engine == "server" and not has_weights(model))
         if bare and refresh:
@@ -208,7 +211,9 @@ def rollout(
     target = JsonLinesOutput(output, Fingerprint.of("cropi-rollout", options, inputs), inputs, force)
     if not dry_run and not target.open():
         runtime.notify(f"{output}: up to date")
-        _show(target.finished_facts()["summary"], as_json)
+        from cropi_tools.rollouts.metrics import summary_shape
+
+        _show(target.finished_fact("summary", summary_shape), as_json)
         return
     if verify_only:
         from cropi_tools.rollouts.regrading import Regrading, regrade
@@ -261,7 +266,10 @@ def rollout(
     )
     if dry_run:
         found = run.dry_run(wish)
-        print(json.dumps(found._asdict()) if as_json else "\n".join(found.lines()))
+        if as_json:
+            show_json(json.dumps(found._asdict()))
+        else:
+            show("\n".join(found.lines()))
         return
     _show(run.sample(wish, target), as_json)
 
@@ -297,7 +305,7 @@ def _show(summary: Mapping[str, Any], as_json: bool) -> None:
     from cropi_tools.rollouts.metrics import table
 
     if as_json:
-        print(json.dumps(summary))
+        show_json(json.dumps(summary))
         return
     for line in table(summary):
         runtime.notify(line)

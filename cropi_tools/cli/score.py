@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cropi_tools.cli.entry import entry
+from cropi_tools.runtime.console import show, show_json
 from cropi_tools.scores.options import ScoreOptions
 
 EXAMPLE = """
@@ -60,7 +61,10 @@ def _print_reliability(options: ScoreOptions) -> None:
     from cropi_tools.scores.reliability import as_json as figures
 
     found = measure(open_stores(options.stores), options.similarity, options.ratio or RATIO)
-    print(json.dumps(figures(found), ensure_ascii=False, allow_nan=False) if options.as_json else as_table(found))
+    if options.as_json:
+        show_json(json.dumps(figures(found), ensure_ascii=False, allow_nan=False))
+    else:
+        show(as_table(found))
 
 
 main = entry(ScoreOptions, score, name="cropi-score", example=EXAMPLE)

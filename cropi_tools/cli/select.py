@@ -32,6 +32,8 @@ def select(options: SelectOptions) -> None:
         runtime.notify(f"{options.output}: up to date")
         return
     pool = {record["id"]: record for record in read_prompts(options.prompts)}
+    if options.by != "full":
+        rules.check_ratio(options.ratio, len(pool))
     known = None
     if options.scores:
         known = {

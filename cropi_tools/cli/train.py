@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from cropi_tools.cli.common import (
+    POLICY,
     AllowVerifier,
     Date,
     Device,
@@ -25,6 +26,7 @@ from cropi_tools.cli.common import (
     command,
 )
 from cropi_tools.data.dates import DEFAULT_DATE
+from cropi_tools.runtime.console import show
 
 if TYPE_CHECKING:
     from cropi_tools.data.output import Output
@@ -89,8 +91,8 @@ def train(
         str,
         typer.Option(
             "--reference",
-            help="Policy of the KL term: `stage` (--model), `start` (of the whole curriculum), or a folder.",
-            metavar="POLICY",
+            help="Policy of the KL term: `stage` (--model), `start` (of the whole curriculum), or a policy as --model takes it.",
+            metavar=POLICY,
         ),
     ] = "stage",
     entropy: Annotated[float, typer.Option("--entropy", help="Weight of the entropy bonus.", min=0.0)] = 0.0,
@@ -203,9 +205,10 @@ def train(
     from cropi_tools import runtime
     from cropi_tools.cli.common import parse_named, warn_of_other_dates
     from cropi_tools.data.dates import asks_for_date, parse_date
+    from cropi_tools.data.hub import policy_folder
     from cropi_tools.data.manifest import Fingerprint, file_input, numbered
     from cropi_tools.data.output import Output
-    from cropi_tools.data.policies import optimizer_input, policy_input, starting_policy
+    from cropi_tools.data.policies import optimizer_input, policy_input
     from cropi_tools.rewards import (
         allow_files,
         check_own_verifiers,
@@ -234,11 +237,12 @@ def train(
         from cropi_tools.engines.vllm_engine import check_vllm
 
         check_vllm()
+    model = policy_folder(model, optimizer=carry == "full")
     inputs = {"policy": policy_input(model), **numbered("prompts", prompts)}
     inputs.update({f"evaluation set {name}": file_input(path) for name, path in sets.items()})
     known = None
     if given["kl"] > 0:
-        known = {"stage": model, "start": starting_policy(model)}.get(reference, reference)
+        known = _reference(reference, model)
         inputs["reference"] = policy_input(known)
     if carry == "full":
         inputs["optimizer"] = optimizer_input(model)
@@ -335,6 +339,16 @@ def train(
         train(Job(**job), target, ranks)
 
 
+def _reference(reference: str, model: str) -> str:
+    """The folder of --reference."""
+    from cropi_tools.data.hub import policy_folder
+    from cropi_tools.data.policies import starting_policy
+
+    if reference == "stage":
+        return model
+    return starting_policy(model) if reference == "start" else policy_folder(reference)
+
+
 def _by_verl(job: dict[str, Any], python: str, extra: list[str], target: Output, dry_run: bool) -> None:
     import shlex
 
@@ -362,7 +376,7 @@ def _by_verl(job: dict[str, Any], python: str, extra: list[str], target: Output,
         extra=extra,
     )
     if dry_run:
-        print(shlex.join(command(wish, target.part / WORK)))
+        show(shlex.join(command(wish, target.part / WORK)))
     elif target.open():
         train(wish, target)
     else:
@@ -380,7 +394,7 @@ def _estimate(job: dict[str, Any]) -> None:
         raise UsageError("--dry-run reads the prompts and leaves nothing for the run; give a file in place of `-`")
     runtime.set_quiet(True)
     for line in estimate(Job(**job)).lines():
-        print(line)
+        show(line)
 
 
 def _with_preset(context: typer.Context, preset: str | None) -> dict[str, Any]:

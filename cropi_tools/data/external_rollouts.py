@@ -9,11 +9,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from cropi_tools.data import fields
+from cropi_tools.data.fields import brief, check_fields
 from cropi_tools.data.jsonl import Record, no_record, read_jsonl, shown
 from cropi_tools.runtime.errors import InputError
 
@@ -84,9 +85,8 @@ def text_rollouts(paths: Sequence[str | Path]) -> Iterator[TextRollout]:
 def _authors(record: Record, where: str) -> TextRollout:
     if "prompt" not in record:
         raise InputError(f"{where}: no field 'prompt'; {FORMS['authors']} has id, prompt, answer, responses, rewards")
+    check_fields(record, fields.AUTHORS, where)
     responses, rewards = record["responses"], record.get("rewards")
-    if not isinstance(responses, list) or not responses or not all(isinstance(text, str) for text in responses):
-        raise InputError(f"{where}: 'responses' must be a list of at least one text")
     if rewards is not None:
         if not isinstance(rewards, list) or len(rewards) != len(responses):
             raise InputError(f"{where}: 'rewards' must have one number for each of the {len(responses)} responses")
@@ -95,9 +95,7 @@ def _authors(record: Record, where: str) -> TextRollout:
 
 
 def _add_line(step: dict[str, TextRollout], record: Record, where: str) -> None:
-    for name in ("input", "output"):
-        if not isinstance(record[name], str):
-            raise InputError(f"{where}: '{name}' must be a text, found {type(record[name]).__name__}")
+    check_fields(record, fields.DUMP, where)
     found = step.get(record["input"])
     if found is None:
         found = step[record["input"]] = TextRollout("verl-dump", where, record["input"], [], [], record)
@@ -111,6 +109,6 @@ def _add_line(step: dict[str, TextRollout], record: Record, where: str) -> None:
 def _reward(value: Any, where: str) -> float:
     if isinstance(value, bool):
         return float(value)
-    if not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise InputError(f"{where} must hold finite numbers, found {value!r}")
+    if not fields.is_reward(value):
+        raise InputError(f"{where} must hold {fields.REWARD.words}, found {brief(value)}")
     return float(value)

@@ -12,6 +12,7 @@ import gzip
 import io
 import itertools
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -28,6 +29,11 @@ Record = dict[str, Any]
 MAX_LINE = 1 << 28
 """Longest line that is read, in bytes: the largest records (hundreds of long samples) stay far below."""
 
+MAX_DEPTH = 100
+"""Most objects and lists within each other: what walks through a record calls itself for each."""
+
+_TEXTS = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _ZSTD_PIECE = 1 << 8  # compressed bytes at a time
 
 _spools: dict[str, Path] = {}
@@ -151,17 +157,42 @@ def bounded_lines(stream: IO[bytes], path: str | Path) -> Iterator[tuple[int, by
 def parse_line(line: bytes, path: str | Path, number: int) -> Record:
     """One line as an object; InputError names the file and the line."""
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        # decoded here, since json lets through halves of surrogate pairs that are written as bytes
+        text = line.decode(json.detect_encoding(line))
+        record = decoded(text)
+    except ValueError as error:
         if Path(path).suffix in (".csv", ".tsv", ".parquet", ".arrow"):
             raise InputError(f"{path}: JSON lines are expected here; cropi-prompts makes them of tables") from None
-        reason = getattr(error, "msg", None) or type(error).__name__
-        raise InputError(f"{shown(path)}:{number}: broken JSON ({reason}); mend or remove the line") from None
+        raise InputError(f"{shown(path)}:{number}: broken JSON ({reason_of(error)}); mend or remove the line") from None
     if not isinstance(record, dict):
         raise InputError(f"{shown(path)}:{number}: expected a JSON object, found {type(record).__name__}")
     if b"\\ud" in line.lower():
         refuse_half_characters(record, f"{shown(path)}:{number}")
     return record
+
+
+def decoded(text: str) -> Any:
+    """The value of a JSON text. ValueError: it is none, holds a number of thousands of digits, or is nested deeper than MAX_DEPTH."""
+    refuse_depth(text)
+    return json.loads(text)
+
+
+def refuse_depth(text: str) -> None:
+    """ValueError when a JSON text holds more than MAX_DEPTH objects and lists within each other."""
+    if text.count("[") + text.count("{") <= MAX_DEPTH:
+        return
+    depth = 0
+    for bracket in _TEXTS.sub("", text).encode("utf-8", "replace").translate(None, _NO_BRACKETS):
+        depth += 1 if bracket in b"[{" else -1
+        if depth > MAX_DEPTH:
+            raise ValueError(f"more than {MAX_DEPTH} objects and lists within each other")
+
+
+def reason_of(error: ValueError) -> str:
+    """Why a text is no JSON, in a few words."""
+    if isinstance(error, UnicodeDecodeError):
+        return "not UTF-8"
+    return str(getattr(error, "msg", None) or str(error).partition(";")[0])
 
 
 def no_record(paths: Sequence[str | Path]) -> InputError:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from cropi_tools.data.jsonl import Record, dump_line, is_stream
-from cropi_tools.data.manifest import Fingerprint, Input, read_manifest
+from cropi_tools.data.manifest import Fingerprint, Input, manifest_path, read_manifest
+from cropi_tools.data.metadata import Shape, checked
 from cropi_tools.data.output import Output
+from cropi_tools.runtime.console import data_stream
 from cropi_tools.runtime.errors import InputError, UsageError
 
 _TABLES = (".parquet", ".csv", ".tsv", ".arrow")  # names that readers take for tables
@@ -46,7 +47,7 @@ class JsonLinesOutput:
     def open(self) -> bool:
         """As `Output.open`; standard output is never up to date."""
         if self._file is None:
-            self._stream = sys.stdout
+            self._stream = data_stream()
             return True
         if not self._file.open():
             return False
@@ -60,20 +61,23 @@ class JsonLinesOutput:
         if self._file is not None:
             self._file.begin_work()
 
-    @property
-    def state(self) -> dict[str, Any]:
-        """What the last commit said beside the lines: counters of the caller."""
-        return {} if self._file is None else self._file.state.get("counters", {})
+    def resumed(self, shape: Shape) -> dict[str, Any]:
+        """What the last commit said beside the lines, counters of the caller of this shape; empty without one. InputError: it is damaged."""
+        state = {} if self._file is None else self._file.resumed({"counters?": shape})
+        return state.get("counters", {})
 
     @property
     def lines(self) -> int:
         """Lines committed or appended so far."""
         return self._lines
 
-    def finished_facts(self) -> dict[str, Any]:
-        """The facts in the manifest of an output that is up to date."""
+    def finished_fact(self, name: str, shape_of: Callable[[Any], Shape]) -> Any:
+        """A fact in the manifest of an output that is up to date. InputError: it is not there, or has not the shape that `shape_of` gives it."""
         assert self._file is not None, "a stream is never up to date"
-        return (read_manifest(self._file.path) or {})["facts"]
+        path, remedy = manifest_path(self._file.path), "give --force to make the output again"
+        facts = (read_manifest(self._file.path) or {})["facts"]
+        shape = {name: shape_of(facts.get(name))}
+        return checked(facts, shape, f"{path}: is damaged in its facts", remedy)[name]
 
     def append(self, records: Iterable[Record]) -> None:
         """Write records, each one line."""

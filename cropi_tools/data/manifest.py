@@ -22,12 +22,29 @@ from typing import Any
 
 from cropi_tools import __version__
 from cropi_tools.data.jsonl import is_stream, local_path
+from cropi_tools.data.metadata import COUNT, NAME, NUMBER, OBJECT, TEXT, WHOLE, Each, Listed, Maybe, checked, read_json
 from cropi_tools.runtime.errors import InputError
 
 SCHEMA = 1
 FOLDER_MANIFEST = "manifest.json"
 MANIFEST_ENDING = ".manifest.json"  # of a file's
+_REMEDY = "remove it if you trust the data beside it"
 _RECORDED_VERSIONS = ("torch", "transformers", "numpy", "zarr", "numba", "safetensors", "math-verify", "reasoning-gym")
+
+FINGERPRINT = {"command": TEXT, "options": {"date?": Maybe(TEXT)}, "inputs": Each(TEXT)}
+MANIFEST = {
+    "command": TEXT,
+    "fingerprint": FINGERPRINT,
+    "options": {"learning_rate?": NUMBER, "steps?": NUMBER},
+    "inputs": Each({"path": TEXT, "sha256": TEXT}),
+    "outputs": Each({"sha256": TEXT, "bytes": COUNT, "mtime_ns": WHOLE}, key=NAME),
+    "rows": COUNT,
+    "skipped": Each(COUNT),
+    "facts": {"tokenizer?": Maybe(TEXT)},
+    "ledger": OBJECT,
+    "entries?": Listed(NAME),
+}
+"""What a manifest must hold, of what is read again."""
 
 
 @dataclass(frozen=True)
@@ -80,20 +97,41 @@ def manifest_path(output: Path) -> Path:
 
 
 def read_manifest(output: str | Path) -> dict[str, Any] | None:
-    """The manifest of a file or folder, or None when it has none."""
+    """The manifest of a file or folder, or None when it has none. InputError: it is none of these tools', damaged, or of a newer version."""
     path = manifest_path(Path(output))
     try:
-        return json.loads(path.read_text())
+        return checked_manifest(load_manifest(path), path)
     except FileNotFoundError:
         return None
-    except ValueError:
-        raise InputError(f"{path}: broken manifest; remove it if you trust the data beside it") from None
+
+
+def load_manifest(path: Path) -> dict[str, Any]:
+    """What a manifest file holds, an object of this schema or an older one. Errors as `read_manifest`; FileNotFoundError: there is none."""
+    found = read_json(path, _REMEDY)
+    checked(found, {"schema?": COUNT}, f"{path}: is damaged or no manifest of these tools", _REMEDY)
+    refuse_newer(found, path)
+    return found
+
+
+def checked_manifest(value: Any, path: Path) -> dict[str, Any]:
+    """A manifest with everything that readers rely on. InputError: something of it is missing or of another type; path: of its file."""
+    checked(value, MANIFEST, f"{path}: is damaged or no manifest of these tools", _REMEDY)
+    if value["command"] == "cropi-train" and "policy" not in value["inputs"]:
+        raise InputError(f"{path}: is damaged, its inputs have no policy; {_REMEDY}")
+    return value
+
+
+def refuse_newer(value: Mapping[str, Any], path: Path) -> None:
+    """InputError when what was read says that its schema is newer than what is known here."""
+    schema = value.get("schema")
+    if type(schema) is int and schema > SCHEMA:
+        raise InputError(f"{path}: was made by a newer cropi-tools (schema {schema}); upgrade to read it")
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically: a reader sees the old file or the whole new one."""
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w") as stream:
+    with open(temporary, "w", encoding="utf-8") as stream:
         json.dump(value, stream, indent=1, sort_keys=False, allow_nan=False)
         stream.write("\n")
         stream.flush()
@@ -150,7 +188,8 @@ def _source_revision() -> str | None:
         said = subprocess.run(
             ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--exclude=*"],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=10,
         )
     except (OSError, subprocess.TimeoutExpired):

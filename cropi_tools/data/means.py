@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,61 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from cropi_tools.data.metadata import (
+    ANYTHING,
+    AT_LEAST_ONE,
+    COUNT,
+    NOT_NEGATIVE,
+    OBJECT,
+    TEXT,
+    Each,
+    Kind,
+    Listed,
+    Shape,
+    checked,
+    fault,
+    is_number,
+    parse_json,
+)
 from cropi_tools.runtime.errors import InputError
 
 _KEY = "cropi"
 _FIRST_HALF = "first-half/"  # before a parameter's name: its mean over the first half of the prompts
 _GROUPS = "half-groups"  # the sketches of groups; no parameter has this name, since those of models have a dot
+
+_REMEDY = "make the mean again"
+PARAMETERS = Listed(Kind("a name and a shape", lambda value: _is_parameter(value)))
+"""Of a mean's header and a store's attributes: the parameters in order."""
+
+_FACTS: dict[str, Shape] = {
+    "policy?": TEXT,
+    "tokenizer?": TEXT,
+    "objective?": OBJECT,
+    "parameters?": PARAMETERS,
+    "layout?": TEXT,
+    "norm?": ANYTHING,  # looked at where the tensors are, with a message of its own
+    "prompts?": COUNT,
+    "counters?": Each(COUNT),
+    "content?": TEXT,
+    "done?": COUNT,
+    "halves?": {
+        "prompts?": Listed(AT_LEAST_ONE, 2),
+        "norms?": Listed(NOT_NEGATIVE, 2),
+        "groups?": Listed(COUNT, 2),
+        "projection?": OBJECT,
+        "counts?": Listed(Listed(COUNT), 2),
+        "live?": Listed(COUNT, 2),
+    },
+}
+
+
+def _is_parameter(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and isinstance(value[0], str)
+        and fault(value[1], Listed(COUNT)) is None
+    )
 
 
 def write_mean(
@@ -42,36 +91,56 @@ def write_mean(
 
 
 def read_facts(path: str | Path) -> dict[str, Any]:
-    """What a mean says of itself: policy, objective, prompts, norm."""
+    """What a mean says of itself: policy, objective, prompts, norm; of an unfinished one, how far it is. InputError: it is none, or damaged."""
     try:
         with safe_open(path, "pt") as opened:
             metadata = opened.metadata() or {}
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path}: does not open as safetensors ({error})") from None
     if _KEY not in metadata:
         raise InputError(f"{path}: is not a mean gradient; make one with cropi-grad --mean")
-    return json.loads(metadata[_KEY])
+    facts = parse_json(metadata[_KEY], f"{path}: its header", _REMEDY)
+    known: dict[str, Any] = checked(facts, _FACTS, f"{path}: its header is damaged", _REMEDY)
+    return known
+
+
+def read_finished(path: str | Path, *needed: str) -> dict[str, Any]:
+    """The facts of a mean that is finished, those that are needed among them. InputError: it is unfinished, or one is missing."""
+    facts = read_facts(path)
+    if "norm" not in facts:
+        raise InputError(f"{path}: is an unfinished mean; run the cropi-grad --mean that made it again")
+    shape: dict[str, Shape] = {"halves?": {"prompts": ANYTHING, "norms": ANYTHING}}
+    shape |= dict.fromkeys((*needed, "parameters"), ANYTHING)
+    known: dict[str, Any] = checked(facts, shape, f"{path}: its header is damaged", _REMEDY)
+    return known
 
 
 def check_whole(path: str | Path, facts: Mapping[str, Any]) -> None:
     """InputError unless a mean is what its header says: a positive norm, float32 tensors of its parameters, and their hash. Reads all of it."""
-    norm = facts.get("norm")
-    if not isinstance(norm, int | float) or isinstance(norm, bool) or not 0 < norm < math.inf:
+    norm: Any = facts.get("norm")
+    if not is_number(norm) or not norm > 0:
         raise InputError(f"{path}: its norm is {norm!r}, no positive number; the mean is damaged, make it again")
     wanted = {name: (tuple(shape), torch.float32) for name, shape in facts["parameters"]}
     every = [read_tensors(path), read_tensors(path, half=True)]
     for tensors in every if "halves" in facts else every[:1]:
-        found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
-        if found != wanted:
-            name = min(name for name in {**found, **wanted} if found.get(name) != wanted.get(name))
-            raise InputError(
-                f"{path}: tensor {name} is {_described(found.get(name))}, its header says {_described(wanted.get(name))}; "
-                "the mean is damaged, make it again"
-            )
+        check_tensors(path, tensors, wanted)
     if content_hash(*every) != facts.get("content"):
         raise InputError(f"{path}: its numbers are not those that were written; the mean is damaged, make it again")
+
+
+def check_tensors(
+    path: str | Path, tensors: Mapping[str, torch.Tensor], wanted: Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+) -> None:
+    """InputError unless a file's tensors have these names, shapes and number formats."""
+    found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+    if found != wanted:
+        name = min(name for name in {**found, **wanted} if found.get(name) != wanted.get(name))
+        raise InputError(
+            f"{path}: tensor {name} is {_described(found.get(name))}, its header says {_described(wanted.get(name))}; "
+            "the mean is damaged, make it again"
+        )
 
 
 def content_hash(*every: Mapping[str, torch.Tensor]) -> str:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import ast
 import json
 import re
+import warnings
 from functools import cache
 from typing import Any
 
 from cropi_tools import runtime
-from cropi_tools.data.jsonl import Record
+from cropi_tools.data.jsonl import Record, decoded, refuse_depth
 
+_LONGEST_LITERAL = 1 << 20  # characters; Python takes a hundred times as much memory to read one of its own
 _BETWEEN_ROWS = re.compile(r"\}\s*\n\s*\{")  # numpy prints an array of dictionaries without commas
 
 
@@ -56,16 +58,22 @@ class ReadAsMessages:
 def parsed(text: str) -> Any:
     """The value of a text in JSON or in Python's words; None where it is neither."""
     try:
-        found = json.loads(text)
+        found = decoded(text)
         json.dumps(found, ensure_ascii=False).encode()  # half of a surrogate pair is no text
         return found
-    except (ValueError, RecursionError):
+    except ValueError:
         pass
+    if len(text) > _LONGEST_LITERAL:
+        return None
     for written in (text, _BETWEEN_ROWS.sub("}, {", text)):
         # literals alone, nothing is run
         try:
-            found = ast.literal_eval(written)
-            json.dumps(found, ensure_ascii=False).encode()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of escapes that Python does not know
+                found = ast.literal_eval(written)
+            as_json = json.dumps(found, ensure_ascii=False)
+            refuse_depth(as_json)
+            as_json.encode()
             return found
         except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
             continue

@@ -15,7 +15,6 @@ import atexit
 import contextlib
 import errno
 import fcntl
-import json
 import os
 import shutil
 import time
@@ -25,7 +24,9 @@ from typing import IO, Any
 
 from cropi_tools.data.jsonl import compress
 from cropi_tools.data.manifest import (
+    FINGERPRINT,
     FOLDER_MANIFEST,
+    MANIFEST,
     SCHEMA,
     Fingerprint,
     Input,
@@ -35,11 +36,18 @@ from cropi_tools.data.manifest import (
     read_manifest,
     write_json,
 )
+from cropi_tools.data.metadata import COUNT, NUMBER, OBJECT, Shape, checked, read_json
 from cropi_tools.data.output_place import check_part, check_place, check_replaceable, open_lock
 from cropi_tools.runtime.clock import Clock
 from cropi_tools.runtime.errors import InputError, UsageError
 
 PROGRESS = "progress.json"
+_STATE = {
+    "fingerprint": FINGERPRINT,
+    "seconds": NUMBER,
+    "seconds_start?": NUMBER,
+    "committed": {"lines?": COUNT, "bytes?": COUNT, "records?": COUNT, "rows?": COUNT, "counters?": OBJECT},
+}
 _NO_WRITING = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -136,17 +144,21 @@ class Output:
             self._lock = None
 
     def _read_state(self) -> dict[str, Any] | None:
+        """What the progress file says. InputError: it is damaged."""
+        path, remedy = self._state_path, f"remove {self.part} and {self._state_path} to start anew"
         try:
-            return json.loads(self._state_path.read_text())
+            found: dict[str, Any] = checked(read_json(path, remedy), _STATE, f"{path}: is damaged", remedy)
         except FileNotFoundError:
             return None
-        except ValueError:
-            raise InputError(f"{self._state_path}: broken; remove {self.part} to start anew") from None
+        if "manifest" in found:
+            checked(found["manifest"], MANIFEST, f"{path}: is damaged", remedy)
+            checked(found["manifest"]["outputs"], {self.path.name: OBJECT}, f"{path}: is damaged", remedy)
+        return found
 
     def _recover_rename(self) -> None:
         """Finish a `finish` that was killed between its steps."""
         if self.folder:
-            if (self.part / FOLDER_MANIFEST).exists():
+            if read_manifest(self.part) is not None:
                 self._replace_folder()
             elif self.path.exists():
                 shutil.rmtree(self._old, ignore_errors=True)
@@ -186,11 +198,13 @@ class Output:
         raise InputError(f"{self.path}: exists, {difference or changed}; --force replaces it")
 
     def _changed_since(self, manifest: Mapping[str, Any]) -> str | None:
+        if not self.folder and len(manifest["outputs"]) != 1:
+            return f"its manifest names {len(manifest['outputs'])} files"
         for name, output in manifest["outputs"].items():
             path = self.path / name if self.folder else self.path
             try:
                 found = path.stat()
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 return f"its {name} is gone"
             if (found.st_size, found.st_mtime_ns) == (output["bytes"], output["mtime_ns"]):
                 continue
@@ -229,6 +243,11 @@ class Output:
                 path.unlink(missing_ok=True)
 
     # -- working
+
+    def resumed(self, shape: Shape) -> dict[str, Any]:
+        """What an earlier try committed, of this shape; empty without one. InputError: the progress file is damaged."""
+        remedy = f"remove {self.part} and {self._state_path} to start anew"
+        return checked(self.state, shape, f"{self._state_path}: is damaged", remedy) if self.state else {}
 
     def begin_work(self) -> None:
         """Say that starting (imports, loading, compiling, trying out) is over: from here on seconds are work.

@@ -7,7 +7,6 @@ tools did not write is refused, with --force too: --force replaces what a comman
 from __future__ import annotations
 
 import errno
-import json
 import os
 import stat
 from collections.abc import Iterable
@@ -16,6 +15,7 @@ from typing import IO, Any
 
 from cropi_tools.data.jsonl import is_stream
 from cropi_tools.data.manifest import FOLDER_MANIFEST, MANIFEST_ENDING, Input
+from cropi_tools.data.metadata import read_json
 from cropi_tools.runtime.errors import InputError
 
 _LONGEST_ENDING = MANIFEST_ENDING + ".tmp"  # of the names beside an output
@@ -89,7 +89,7 @@ def open_lock(path: Path) -> IO[str]:
     if path.is_fifo():  # opening it would never end, or change it
         raise foreign
     try:
-        lock = open(path, "r+", opener=opener)
+        lock = open(path, "r+", encoding="utf-8", opener=opener)
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
             raise
@@ -149,7 +149,7 @@ def _check_manifest(path: Path) -> None:
 def _is_manifest(path: Path) -> bool:
     """Whether a file is a manifest of these tools."""
     try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        value = read_json(path, "")
+    except (OSError, InputError):
         return False
     return isinstance(value, dict) and isinstance(value.get("fingerprint"), dict)

@@ -6,10 +6,12 @@ file's size and modification time are unchanged; otherwise it is read.
 
 from __future__ import annotations
 
-import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+from cropi_tools.data.conversions import ADAPTER_CONFIG, GGUF, by_peft, by_transformers
 from cropi_tools.data.jsonl import is_stream
 from cropi_tools.data.manifest import (
     FOLDER_MANIFEST,
@@ -20,6 +22,7 @@ from cropi_tools.data.manifest import (
     read_manifest,
     write_json,
 )
+from cropi_tools.data.metadata import NUMBER, TEXT, Each, Kind, Listed, checked, fault, read_json
 from cropi_tools.runtime.errors import InputError
 
 _SUFFIXES = (".json", ".txt", ".model", ".jinja")
@@ -28,12 +31,19 @@ _VOCABULARY_STEMS = ("tokenizer", "vocab", "merges", "tekken")
 _VOCABULARY_SUFFIXES = (".model", ".tiktoken", ".bpe", ".vocab")
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 _MISTRAL_WEIGHTS = "consolidated"  # the same weights under Mistral's own names, which nothing here reads
-_OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack", "*.distcp", "*.ckpt")
-ADAPTER_CONFIG = "adapter_config.json"
+_OTHER_WEIGHTS = (".bin", ".pt", ".pth", GGUF, ".h5", ".msgpack", ".distcp", ".ckpt")
+# for the hub: every file that may be the policy's, and of those the ones that are not
+POLICY_PATTERNS = (
+    *(f"*{ending}" for ending in (".safetensors", *_SUFFIXES, *_VOCABULARY_SUFFIXES)),
+    *(f"{stem}*" for stem in _TOKENIZER_STEMS),
+)
+UNREAD_PATTERNS = ("*/*", f"{_MISTRAL_WEIGHTS}*", *(f"*{ending}" for ending in _OTHER_WEIGHTS))
 OPTIMIZER_STATE = "state/optimizer.safetensors"
 TRAINING_OPTIONS = "training.json"
 METRIC = "adam 2"  # the rule of gradients/preconditioner.py; another rule, another number
 _BESIDE_OUTPUTS = (MANIFEST_ENDING, ".part.json")
+_AGAIN = "fetch or copy it again"
+_LARGEST_INDEX = 1 << 28  # bytes; a name and a file for every tensor
 _NOT_POLICY = (FOLDER_MANIFEST, "progress.json", TRAINING_OPTIONS)
 
 
@@ -58,7 +68,7 @@ def weight_files(folder: str | Path) -> list[Path]:
     index = root / WEIGHTS_INDEX
     if not index.exists() and WEIGHTS not in found:
         raise InputError(_no_weights(root, sorted(found)))
-    named = _shards(index) if index.exists() else {WEIGHTS}
+    named = set(weight_map(index).values()) if index.exists() else {WEIGHTS}
     if WEIGHTS in found | named and named != {WEIGHTS}:
         raise InputError(
             f"{folder}: holds {WEIGHTS} and {WEIGHTS_INDEX}, two sets of weights; remove the one that is not meant"
@@ -74,34 +84,42 @@ def weight_files(folder: str | Path) -> list[Path]:
             f"{folder}: {strange[0]}{_more(strange)} lies beside {WEIGHTS if named == {WEIGHTS} else WEIGHTS_INDEX} and is no part of "
             "those weights; move it out of the folder"
         )
-    return [root / name for name in sorted(named)]
+    return [_plain(root / name) for name in sorted(named)]
 
 
-def _shards(index: Path) -> set[str]:
-    """The files that an index of sharded weights names."""
+def weight_map(index: Path) -> dict[str, str]:
+    """The file of each tensor as an index of sharded weights has it. InputError: it is none, or names no file of the folder."""
     try:
-        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise InputError(
-            f"{index}: is not an index of sharded weights (JSON with a `weight_map`); fetch it again"
-        ) from None
-    wrong = [name for name in named if not isinstance(name, str) or "/" in name or not name.endswith(".safetensors")]
-    if wrong or not named:
-        raise InputError(f"{index}: names {wrong[0] if wrong else 'no file'} as a shard; expected .safetensors files")
+        found = read_json(index, _AGAIN, _LARGEST_INDEX)
+    except FileNotFoundError:
+        raise InputError(f"{index}: is a link to nothing; {_AGAIN}") from None
+    shape = {"weight_map": Each(Kind("a .safetensors file of the folder", _is_shard))}
+    named: dict[str, str] = checked(found, shape, f"{index}: is not an index of sharded weights", _AGAIN)["weight_map"]
+    if not named:
+        raise InputError(f"{index}: names no file as a shard; expected .safetensors files")
     return named
+
+
+def _is_shard(name: Any) -> bool:
+    return isinstance(name, str) and "/" not in name and "\0" not in name and name.endswith(".safetensors")
 
 
 def _no_weights(root: Path, others: list[str]) -> str:
     """What to say of a folder without weights that can be loaded."""
     if others:
         return f"{root}: holds {others[0]}{_more(others)} but no {WEIGHTS} and no {WEIGHTS_INDEX}; rename it if these are the weights"
-    strange = sorted(path.name for pattern in _OTHER_WEIGHTS for path in root.glob(pattern))
+    strange = other_weights(path.name for path in root.iterdir())
     if not strange:
         return f"{root}: holds no .safetensors weights; fetch or copy {WEIGHTS}"
     return (
-        f"{root}: holds its weights as {strange[0]}, not as .safetensors; convert them with transformers: "
-        "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW), and copy the tokenizer"
+        f"{root}: holds its weights as {strange[0]}, not as .safetensors; this makes a folder of them: "
+        f"{by_transformers(str(root), strange)}"
     )
+
+
+def other_weights(names: Iterable[str]) -> list[str]:
+    """Those of the names that are weights in a format that is not read here."""
+    return sorted(name for name in names if name.endswith(_OTHER_WEIGHTS))
 
 
 def _more(names: list[str]) -> str:
@@ -111,29 +129,35 @@ def _more(names: list[str]) -> str:
 def _model_files(folder: str | Path) -> list[Path]:
     """The files of a model folder beside its weights. InputError: it is none, or an adapter makes it two policies."""
     root = Path(folder)
+    if root.is_file() and root.name.endswith(GGUF):
+        raise InputError(
+            f"{folder}: is a GGUF file; this makes a policy folder of it: {by_transformers(str(root.parent), [root.name])}"
+        )
     if root.is_file():
         raise InputError(f"{folder}: is a file; expected a Hugging Face model folder with .safetensors weights")
     if not root.is_dir():
-        hint = f"; `hf download {folder} --local-dir DIR` fetches it" if str(folder).count("/") == 1 else ""
-        raise InputError(f"{folder}: no such policy folder{hint}")
+        raise InputError(f"{folder}: no such policy folder, and no name of the hub's, ORG/NAME[@REVISION]")
     if (root / ADAPTER_CONFIG).exists():
-        beside = any((root / name).exists() for name in (WEIGHTS, WEIGHTS_INDEX))
-        which = (
-            "has weights and an adapter; move the adapter out of the folder, or merge it"
-            if beside
-            else "holds an adapter; merge it"
-        )
-        raise InputError(
-            f"{folder}: {which} into the weights with peft: "
-            "AutoPeftModelForCausalLM.from_pretrained(FOLDER).merge_and_unload().save_pretrained(NEW), and copy the tokenizer"
-        )
+        if any((root / name).exists() for name in (WEIGHTS, WEIGHTS_INDEX)):
+            raise InputError(f"{folder}: has weights and an adapter; move the adapter out of the folder, or merge it")
+        raise InputError(f"{folder}: holds an adapter alone; this makes a policy folder of it: {by_peft(str(folder))}")
+    if not (root / "config.json").exists() and any(path.name.endswith(GGUF) for path in root.iterdir()):
+        raise InputError(_no_weights(root, []))
     if not (root / "config.json").exists():
         raise InputError(f"{folder}: holds no config.json; expected a Hugging Face model folder")
     names = {path.name for path in root.iterdir() if path.suffix in _SUFFIXES} - {*_NOT_POLICY}
     # outputs of commands that were put here are not the policy's
     made = {name for name in names if name.endswith(_BESIDE_OUTPUTS)}
     made |= {name.removesuffix(MANIFEST_ENDING) for name in made}
-    return [root / name for name in sorted(names - made)]
+    return [_plain(root / name) for name in sorted(names - made)]
+
+
+def _plain(path: Path) -> Path:
+    """The path of a file of a policy. InputError: it is a folder, a pipe or a link to nothing."""
+    if not path.is_file():
+        what = "a folder" if path.is_dir() else "a link to nothing" if path.is_symlink() else "no file"
+        raise InputError(f"{path}: is {what}, expected a file of the policy; {_AGAIN}")
+    return path
 
 
 def policy_input(folder: str | Path) -> Input:
@@ -188,9 +212,16 @@ def starting_policy(folder: str) -> str:
     InputError: a policy on the way is no longer where the manifest says, or is another one now.
     """
     manifest = read_manifest(folder) or {}
+    seen = set()
     while manifest.get("command") == "cropi-train":
+        if folder in seen:
+            raise InputError(
+                f"{folder}: was trained from itself, by its manifest; give --reference the starting policy"
+            )
+        seen.add(folder)
         before = manifest["inputs"]["policy"]
-        if not Path(before["path"]).is_dir() or policy_input(before["path"]).sha256 != before["sha256"]:
+        there = before["path"] and Path(before["path"]).is_dir()
+        if not there or policy_input(before["path"]).sha256 != before["sha256"]:
             raise InputError(
                 f"{folder}: was trained from {before['path']}, which is not there or another policy now; "
                 "give --reference the folder of the starting policy"
@@ -204,8 +235,8 @@ def _digests(folder: Path, files: list[Path]) -> dict[str, str]:
     recorded = (read_manifest(folder) or {}).get("outputs", {})
     cache_path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cropi-tools" / "digests.json"
     try:
-        cached = json.loads(cache_path.read_text())
-    except (OSError, ValueError):
+        cached = checked(read_json(cache_path, ""), Each(TEXT), "", "")
+    except (OSError, InputError):
         cached = {}
     found, fresh = {}, {}
     for path in files:
@@ -246,10 +277,12 @@ def optimizer_input(folder: str) -> Input:
 def adam_beta2(folder: str | Path) -> float | None:
     """Adam's beta2 as the training.json of a policy folder has it; None where it does not say."""
     try:
-        betas = json.loads((Path(folder) / TRAINING_OPTIONS).read_text(encoding="utf-8"))["betas"]
-        beta2 = float(betas[1])
-    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        found = read_json(Path(folder) / TRAINING_OPTIONS, "")
+    except (OSError, InputError):
         return None
+    if fault(found, {"betas": Listed(NUMBER, 2)}):
+        return None
+    beta2 = float(found["betas"][1])
     return beta2 if 0 <= beta2 < 1 else None
 
 

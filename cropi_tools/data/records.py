@@ -6,14 +6,15 @@ malformed field into one sentence that names the file, the line, the field and t
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from cropi_tools.data import fields
 from cropi_tools.data.digest_set import Seen
 from cropi_tools.data.external_rollouts import FORMS, foreign_form
+from cropi_tools.data.fields import check_fields
 from cropi_tools.data.jsonl import Record, no_record, read_jsonl, shown
 from cropi_tools.data.message_text import ReadAsMessages
 from cropi_tools.data.nonfinite import Carried, telling
@@ -88,15 +89,8 @@ def read_prompts(paths: Sequence[str | Path]) -> Iterator[Record]:
                 raise InputError(
                     f"{shown(path)}:{number}: no field '{field}'; a prompt needs {', '.join(PROMPT_FIELDS)}"
                 )
-        prompt = record["prompt"]
-        if not (isinstance(prompt, str) or _is_messages(prompt)):
-            raise InputError(
-                f"{shown(path)}:{number}: 'prompt' must be text or a list of messages with role and content"
-            )
-        if not isinstance(record["source"], str):
-            raise InputError(f"{shown(path)}:{number}: 'source' must be text")
-        if "chat_template_kwargs" in record:
-            _check_template_kwargs(record["chat_template_kwargs"], f"{shown(path)}:{number}")
+        check_fields(record, fields.PROMPT, f"{shown(path)}:{number}")
+        _check_template_kwargs(record.get("chat_template_kwargs"), f"{shown(path)}:{number}")
         yield record
 
 
@@ -108,24 +102,28 @@ def read_rollouts(
     vocabulary: token ids must lie below it. positions: the most tokens that a prompt may have with a response.
     """
     for path, number, record in _unique(paths, _ROLLOUT_READ, _refuse_foreign):
-        where = f"{shown(path)}:{number}"
-        for field in ("source", "prompt_token_ids", "samples"):
-            if field not in record:
-                raise InputError(f"{where}: no field '{field}'; expected the output of cropi-rollout")
-        prompt_ids = _token_ids(record["prompt_token_ids"], f"{where}: 'prompt_token_ids'", vocabulary)
-        if not prompt_ids:
-            raise InputError(f"{where}: 'prompt_token_ids' is empty")
-        given = record["samples"]
-        if not isinstance(given, list) or not given:
-            raise InputError(f"{where}: 'samples' must be a list of at least one sample")
-        samples = [_sample(sample, f"{where}: sample {k}", vocabulary) for k, sample in enumerate(given)]
-        longest = len(prompt_ids) + max(len(sample.token_ids) for sample in samples)
+        rollout = rollout_of(record, f"{shown(path)}:{number}", vocabulary)
+        longest = len(rollout.prompt_token_ids) + max(len(sample.token_ids) for sample in rollout.samples)
         if positions is not None and longest > positions:
             raise InputError(
-                f"{where}: prompt '{record['id']}' has {longest} tokens with its longest response, the policy has only {positions} positions; "
-                "sample with a lower --max-tokens, or leave the prompt out"
+                f"{shown(path)}:{number}: prompt '{record['id']}' has {longest} tokens with its longest response, the policy has only "
+                f"{positions} positions; sample with a lower --max-tokens, or leave the prompt out"
             )
-        yield Rollout(record["id"], record["source"], prompt_ids, samples, record)
+        yield rollout
+
+
+def rollout_of(record: Record, where: str, vocabulary: int | None = None) -> Rollout:
+    """A rollout's record with its samples, checked. InputError as `read_rollouts`."""
+    for field in ("id", "source", "prompt_token_ids", "samples"):
+        if field not in record:
+            raise InputError(f"{where}: no field '{field}'; expected the output of cropi-rollout")
+    check_fields(record, fields.ROLLOUT, where)
+    prompt_ids = record["prompt_token_ids"]
+    if not prompt_ids:
+        raise InputError(f"{where}: 'prompt_token_ids' is empty")
+    _check_vocabulary(prompt_ids, f"{where}: 'prompt_token_ids'", vocabulary)
+    samples = [_sample(sample, f"{where}: sample {k}", vocabulary) for k, sample in enumerate(record["samples"])]
+    return Rollout(record["id"], record["source"], prompt_ids, samples, record)
 
 
 def read_scores(paths: Sequence[str | Path]) -> Iterator[Record]:
@@ -134,19 +132,12 @@ def read_scores(paths: Sequence[str | Path]) -> Iterator[Record]:
         for field in ("source", "scores", "pass_rate", "status"):
             if field not in record:
                 raise InputError(f"{shown(path)}:{number}: no field '{field}'; expected the output of cropi-score")
-        if record["scores"] is not None and not isinstance(record["scores"], dict):
-            raise InputError(
-                f"{shown(path)}:{number}: 'scores' must be an object of cosines by validation set, or null"
-            )
+        check_fields(record, fields.SCORES, f"{shown(path)}:{number}")
         yield record
 
 
 def _check_template_kwargs(value: Any, where: str) -> None:
-    if value is None:
-        return
-    if not isinstance(value, dict):
-        raise InputError(f"{where}: 'chat_template_kwargs' must be an object such as {{\"enable_thinking\": false}}")
-    for name in sorted(RESERVED_KWARGS & value.keys()):
+    for name in sorted(RESERVED_KWARGS & (value or {}).keys()):
         raise InputError(f"{where}: 'chat_template_kwargs' sets {name}, which the commands set themselves; remove it")
 
 
@@ -164,35 +155,22 @@ def _sample(value: Any, where: str, vocabulary: int | None) -> Sample:
     for field in ("token_ids", "reward"):
         if field not in value:
             raise InputError(f"{where}: no field '{field}'")
-    token_ids = _token_ids(value["token_ids"], f"{where}: 'token_ids'", vocabulary)
-    reward = value["reward"]
-    if isinstance(reward, bool) or not isinstance(reward, int | float) or not math.isfinite(reward):
-        raise InputError(f"{where}: 'reward' must be a finite number, found {reward!r}")
-    logprobs = value.get("logprobs")
+    check_fields(value, fields.SAMPLE, where)
+    token_ids, logprobs = value["token_ids"], value.get("logprobs")
+    _check_vocabulary(token_ids, f"{where}: 'token_ids'", vocabulary)
     if logprobs is not None:
         if not isinstance(logprobs, list) or len(logprobs) != len(token_ids):
             raise InputError(f"{where}: 'logprobs' must have one number for each of the {len(token_ids)} tokens")
-        if not all(isinstance(x, int | float) and math.isfinite(x) for x in logprobs):
-            raise InputError(f"{where}: 'logprobs' holds something that is not a finite number")
-    return Sample(token_ids, logprobs, float(reward))
+        if not fields.LOGPROBS.holds(logprobs):
+            raise InputError(f"{where}: 'logprobs' holds something that is not {fields.LOGPROBS.words}")
+    return Sample(token_ids, logprobs, float(value["reward"]))
 
 
-def _token_ids(value: Any, where: str, vocabulary: int | None) -> list[int]:
-    if not isinstance(value, list) or not all(type(x) is int and x >= 0 for x in value):
-        raise InputError(f"{where} must be a list of token ids")
-    if vocabulary is not None and value and max(value) >= vocabulary:
+def _check_vocabulary(token_ids: list[int], where: str, vocabulary: int | None) -> None:
+    if vocabulary is not None and token_ids and max(token_ids) >= vocabulary:
         raise InputError(
-            f"{where} holds token {max(value)}, the policy has only {vocabulary}; rollouts of another tokenizer?"
+            f"{where} holds token {max(token_ids)}, the policy has only {vocabulary}; rollouts of another tokenizer?"
         )
-    return value
-
-
-def _is_messages(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(isinstance(m, dict) and isinstance(m.get("role"), str) and "content" in m for m in value)
-    )
 
 
 def prompt_of(record: Record) -> Record:

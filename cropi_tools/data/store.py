@@ -16,6 +16,7 @@ rows; only prompt ids are ever held for a whole store, while shards are compared
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,13 +27,15 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec
 
-from cropi_tools.data.jsonl import Record, dump_line, read_jsonl
+from cropi_tools.data.jsonl import Record, dump_line
 from cropi_tools.data.jsonl_output import open_cut
-from cropi_tools.data.manifest import FOLDER_MANIFEST, Input, file_digest, folder_digest, read_manifest
+from cropi_tools.data.manifest import FOLDER_MANIFEST, Input, file_digest, folder_digest, read_manifest, refuse_newer
+from cropi_tools.data.metadata import COUNT, checked
 from cropi_tools.data.output import Output
 from cropi_tools.data.records import STORE_INDEX
 from cropi_tools.data.store_chunks import CHECKSUMS, Chunks, read_checksums, write_checksums
-from cropi_tools.runtime.errors import InputError
+from cropi_tools.data.store_shapes import ATTRIBUTES, REMEDY, check_live, numbered_entries
+from cropi_tools.runtime.errors import CropiError, InputError
 
 CHUNK_BYTES = 8 << 20
 CHUNK_ROWS = 64
@@ -64,7 +67,13 @@ class StoreWriter:
         else:
             for torn in output.part.rglob("*.partial"):  # zarr renames what it has written whole; a kill came before
                 torn.unlink()
-            self._group = zarr.open_group(str(output.part), mode="r+")
+            state = output.resumed({"records": COUNT, "rows": COUNT, "bytes": COUNT})
+            with _opening(output.part, "remove it to start anew"):
+                self._group = zarr.open_group(str(output.part), mode="r+")
+                if projection:
+                    array = _checked_array(self._group, "vector", 2, (dtype.name,), (capacity, dim))
+                    if not Chunks(output.part, array).direct:
+                        raise ValueError("vector has another layout than is written here")
         self._vector: Any = self._group["vector"] if projection else None
         self.records: int = state.get("records", 0)
         self.rows: int = state.get("rows", 0)
@@ -118,11 +127,17 @@ class StoreWriter:
         self._index.close()
         norms = [] if self._vector is None else ["sketch_norm", "gradient_norm"]
         columns = {name: np.empty(self.rows, np.float32) for name in [*norms, *(f"inner/{n}" for n in self._means)]}
-        for _, entry in read_jsonl(self._output.part / STORE_INDEX):
-            if entry["row"] is not None:
+        records = rows = 0
+        for entry in numbered_entries(self._output.part / STORE_INDEX):
+            records += 1
+            if entry["row"] is not None and entry["row"] < self.rows:
+                rows += 1
+                check_live(entry, self._output.part, self._means)
                 for name, values in columns.items():
                     mean = name.removeprefix("inner/")
                     values[entry["row"]] = entry[name] if mean == name else entry["inner"][mean]
+        if (records, rows) != (self.records, self.rows):
+            raise InputError(f"{self._output.part / STORE_INDEX}: is not what was written; remove {self._output.part}")
         if self._vector is not None:
             self._vector.resize((self.rows, self._dim))
         for name, values in columns.items():
@@ -170,20 +185,32 @@ class Store:
                 f"{path}: has no {FOLDER_MANIFEST}, so it is unfinished or not a store; run the command that writes it again"
             )
         self.manifest = manifest
-        try:
+        checksums = self._unchanged_checksums()
+        with _opening(self.path, "make it again"):
             self._group: Any = zarr.open_group(str(self.path), mode="r")
             self.attributes: dict[str, Any] = dict(self._group.attrs)
-            has_vectors = self.attributes["projection"] is not None
-            checksums = self._unchanged_checksums()
-            self._chunks = Chunks(self.path, self._group["vector"], checksums.get("vector")) if has_vectors else None
-        except (FileNotFoundError, KeyError, ValueError) as error:
-            raise InputError(f"{path}: does not open as a gradient store ({error}); make it again") from None
+        refuse_newer(self.attributes, self.path)
+        checked(self.attributes, ATTRIBUTES, f"{path}: its attributes are damaged", REMEDY)
+        self._chunks = self._open_rows(checksums.get("vector")) if self.attributes["projection"] else None
         self.prompts, self.rows = self._survey({} if seen is None else seen)
         if self.prompts != manifest["rows"] or self.rows != self._length():
             raise InputError(
                 f"{path}: index has {self.prompts} prompts and {self.rows} rows, expected {manifest['rows']} and "
                 f"{self._length()}; the store is damaged, make it again"
             )
+
+    def _open_rows(self, checksums: list[str] | None) -> Chunks:
+        projection = self.attributes["projection"]
+        with _opening(self.path, "make it again"):
+            array = _checked_array(self._group, "vector", 2, ("float16", "float32", "float64"))
+            found = Chunks(self.path, array, checksums)
+        if found.dim != projection["dim"]:
+            raise InputError(f"{self.path}: its rows have {found.dim} coordinates, not {projection['dim']}; {REMEDY}")
+        if checksums is not None and len(checksums) != found.count:
+            raise InputError(
+                f"{self.path / CHECKSUMS}: has {len(checksums)} checksums for {found.count} chunks; {REMEDY}"
+            )
+        return found
 
     def _unchanged_checksums(self) -> dict[str, list[str]]:
         """The checksums of the chunks by array, empty of a store without. InputError: they or the metadata are not what the manifest says."""
@@ -199,30 +226,24 @@ class Store:
     def _survey(self, seen: dict[str, Path]) -> tuple[int, int]:
         """Prompts and rows by the index, its rows checked to be numbered in order and its ids to be new."""
         prompts = rows = 0
-        for entry in self.entries():
-            identity, row = entry.get("id"), entry.get("row", -1)
-            if not isinstance(identity, str) or row not in (None, rows):
-                raise InputError(
-                    f"{self.path / STORE_INDEX}:{prompts + 1}: prompt '{identity}' has row {row}, expected {rows} or null; "
-                    "the store is damaged, make it again"
-                )
+        for entry in numbered_entries(self.path / STORE_INDEX):
+            identity = entry["id"]
             if identity in seen:
                 raise InputError(f"{self.path}: prompt '{identity}' is in {seen[identity]} too; rows must be unique")
             seen[identity] = self.path
             prompts += 1
-            rows += row is not None
+            rows += entry["row"] is not None
         return prompts, rows
 
     def _length(self) -> int:
         """The rows of the arrays; of a store without any array, those of the index."""
         if self._chunks is not None:
             return self._chunks.rows
-        return next((len(self.column(f"inner/{name}")) for name in self.attributes["against"]), self.rows)
+        return next((self._column_array(f"inner/{name}").shape[0] for name in self.attributes["against"]), self.rows)
 
     def entries(self) -> Iterator[Record]:
         """The index, streamed: one entry a prompt, in input order; `row` of those with a gradient counts up from 0."""
-        for _, entry in read_jsonl(self.path / STORE_INDEX):
-            yield entry
+        return numbered_entries(self.path / STORE_INDEX)
 
     @property
     def has_vectors(self) -> bool:
@@ -251,14 +272,19 @@ class Store:
                 f"{self.path}: was made by forward mode and holds no norms: score it with --similarity dot, or give the norms of "
                 "another store of the same prompts with --norms"
             )
-        try:
-            values = np.asarray(self._group[name][:])
-        except (KeyError, FileNotFoundError, ValueError) as error:
+        array = self._column_array(name)
+        if array.shape[0] != self.rows:  # before room is made for them
             raise InputError(
-                f"{self.path}: column {name} does not read ({error}); the store is damaged, make it again"
-            ) from None
+                f"{self.path / name}: has {array.shape[0]} rows, expected {self.rows}; make the store again"
+            )
+        with _opening(self.path, REMEDY, f"column {name} does not read"):
+            values = np.asarray(array[:])
         self.refuse_not_finite(values, 0, name)
         return values
+
+    def _column_array(self, name: str) -> Any:
+        with _opening(self.path, REMEDY, f"column {name} does not read"):
+            return _checked_array(self._group, name, 1, ("float32",))
 
     def blocks(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Yield (first row, unit rows float32 [n, dim]), a chunk at a time. NaN or infinity is an InputError with the prompt's id."""
@@ -285,6 +311,32 @@ class Store:
     def prompt_of(self, row: int) -> str:
         """The id of the prompt a row belongs to, looked up in the index; for messages."""
         return str(next(entry["id"] for entry in self.entries() if entry["row"] == row))
+
+
+@contextlib.contextmanager
+def _opening(store: Path, remedy: str, what: str = "does not open as a gradient store") -> Iterator[None]:
+    """Around zarr's reading of a store's metadata and columns. InputError: whatever it raised; damaged metadata can make it any exception."""
+    try:
+        yield
+    except CropiError:
+        raise
+    except Exception as error:
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise InputError(f"{store}: {what} ({said}); {remedy}") from None
+
+
+def _checked_array(
+    group: Any, name: str, dimensions: int, formats: Sequence[str], shape: tuple[int, ...] | None = None
+) -> Any:
+    """An array of a store. ValueError: it is a group, has another shape or number format, or chunks of nothing."""
+    array = group[name]
+    if not isinstance(array, zarr.Array):
+        raise ValueError(f"{name} is no array")
+    if len(array.shape) != dimensions or shape not in (None, array.shape):
+        raise ValueError(f"{name} has the shape {list(array.shape)}")
+    if array.dtype.name not in formats or min(array.chunks, default=0) < 1:
+        raise ValueError(f"{name} has the number format {array.dtype} in chunks of {list(array.chunks)}")
+    return array
 
 
 def store_input(path: str | Path) -> Input:

@@ -21,10 +21,14 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from cropi_tools.data.metadata import TEXT, Each, Listed, checked, read_json
 from cropi_tools.runtime.errors import InputError
 
 CHECKSUMS = "checksums.json"
 CHECKSUM_BYTES = 4
+_LARGEST = 1 << 28  # bytes of the list: ten million chunks
+_REMEDY = "the store is damaged, make it again"
+_MOST_ROWS = 64  # of a chunk as `StoreWriter` writes it
 _PLAIN = {"name": "bytes", "configuration": {"endian": "little"}}
 
 
@@ -59,7 +63,8 @@ class Chunks:
 
     def buffer(self) -> NDArray[Any]:
         """Room for one chunk, to give to `read`."""
-        return np.empty((self.chunk_rows, self.dim), self.dtype)
+        rows = self.chunk_rows if self.direct else min(self.chunk_rows, self.rows)
+        return np.empty((rows, self.dim), self.dtype)
 
     def read(self, number: int, buffer: NDArray[Any]) -> NDArray[Any]:
         """The rows [n, dim] of chunk `number`, as stored, in `buffer` until the next call. InputError: it does not read whole, or is not
@@ -99,7 +104,7 @@ def write_checksums(store: Path) -> None:
     """Write the hashes of a store's chunks into a file of their own. InputError: a chunk does not agree with its checksum any more."""
     arrays = [described.parent for described in sorted(store.rglob("zarr.json")) if (described.parent / "c").is_dir()]
     found = {str(array.relative_to(store)): checksums_of(array) for array in arrays}
-    (store / CHECKSUMS).write_text(json.dumps(found, indent=1) + "\n")
+    (store / CHECKSUMS).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def checksums_of(array: Path) -> list[str]:
@@ -121,11 +126,11 @@ def _hash_of(path: Path) -> str:
 def read_checksums(store: Path) -> dict[str, list[str]] | None:
     """For each array of a store with chunks their hashes; None where the store keeps none."""
     try:
-        return json.loads((store / CHECKSUMS).read_text())
+        found = read_json(store / CHECKSUMS, _REMEDY, _LARGEST)
     except FileNotFoundError:
         return None
-    except ValueError:
-        raise InputError(f"{store / CHECKSUMS}: broken; the store is damaged, make it again") from None
+    known: dict[str, list[str]] = checked(found, Each(Listed(TEXT)), f"{store / CHECKSUMS}: is damaged", _REMEDY)
+    return known
 
 
 def _as_written(array: Any) -> bool:
@@ -137,7 +142,7 @@ def _as_written(array: Any) -> bool:
         and found.get("zarr_format") == 3
         and found.get("data_type") in ("float16", "float32")
         and tuple(array.chunks) == (array.chunks[0], array.shape[1])
-        and array.chunks[0] > 0
+        and 0 < array.chunks[0] <= _MOST_ROWS
         and (encoding.get("name"), encoding.get("configuration", {}).get("separator", "/")) == ("default", "/")
         and list(found.get("codecs", ())) in ([_PLAIN], [_PLAIN, {"name": "crc32c"}])
         and not found.get("storage_transformers")

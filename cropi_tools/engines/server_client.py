@@ -9,19 +9,58 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Coroutine, Mapping
+import time
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from concurrent.futures import Future
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from cropi_tools.data.metadata import COUNT, TEXT, Listed, Maybe, fault
+from cropi_tools.engines.server_dialects import MALFORMED, Answer, Dialect
 from cropi_tools.runtime.errors import InputError, UsageError
 
 RETRIES = 8  # pauses of 0.5 s, then twice as long each time, at most 8 s: a server may be away for about 40 s
 _RETRIES_AT_FIRST = 2  # an address that never answered is more likely wrong than busy
 _FIRST_SECONDS = 30.0  # for an answer about the server itself
 _KEY = "OPENAI_API_KEY"
+_LARGEST = 1 << 28  # bytes of an answer: more than the longest response with all its log-probabilities
+_MODELS = {"data": Listed({"id": TEXT, "owned_by?": Maybe(TEXT), "max_model_len?": Maybe(COUNT)})}
 
 T = TypeVar("T")
+
+
+class _Endless(BaseException):
+    """An answer has no end, or none in sight. No `Exception`, since the client would ask again for all of those."""
+
+
+class _Bounded:
+    """The body of an answer as it comes: _LARGEST bytes at most, in as many seconds as the request has for each of its steps."""
+
+    def __init__(self, response: Any) -> None:
+        self._stream = response.stream
+        seconds = response.request.extensions.get("timeout", {}).get("read")
+        self._seconds, self._begun = seconds, time.monotonic()
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        size = 0
+        async for piece in self._stream:
+            size += len(piece)
+            if size > _LARGEST:
+                raise _Endless(f"has more than {_LARGEST >> 20} MiB")
+            if self._seconds is not None and time.monotonic() - self._begun > self._seconds:
+                raise _Endless(f"does not end within {self._seconds:g} s")
+            yield piece
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+async def _bound(response: Any) -> None:
+    """Before the body of an answer is read. It must not be compressed, which nobody asked for: a few bytes could stand for any number."""
+    if response.headers.get("content-encoding", "identity").lower() not in ("identity", ""):
+        raise _Endless(f"is compressed ({response.headers['content-encoding']}) though that was not asked for")
+    # of the kind that the library wants; which library that is, httpx or its successor, the client alone knows
+    response.stream = type("Bounded", (_Bounded, *type(response.stream).__bases__), {})(response)
 
 
 class Client:
@@ -53,6 +92,8 @@ class Client:
             api_key=self._key or "none",
             max_retries=RETRIES,
             timeout=openai.Timeout(timeout, connect=10.0),
+            default_headers={"Accept-Encoding": "identity"},
+            http_client=openai.DefaultAsyncHttpxClient(event_hooks={"response": [_bound]}),
         )
 
     def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
@@ -70,7 +111,9 @@ class Client:
                 found = raw.http_response.json()
             except self._openai.OpenAIError as error:
                 raise InputError(self._told(error, len(body["prompt"]))) from None
-            except ValueError:
+            except _Endless as error:
+                raise self._endless(error) from None
+            except (ValueError, RecursionError):
                 raise self.not_an_answer() from None
         if not isinstance(found, dict):
             raise self.not_an_answer()
@@ -88,9 +131,13 @@ class Client:
             ) from None
         except self._openai.OpenAIError as error:
             raise InputError(self._told(error, 0)) from None
-        listed = found.get("data") if isinstance(found, dict) else None
-        if not isinstance(listed, list) or not all(isinstance(one, dict) and "id" in one for one in listed):
+        except _Endless as error:
+            raise self._endless(error) from None
+        except (ValueError, RecursionError):
+            raise self.not_an_answer() from None
+        if fault(found, _MODELS):
             raise InputError(f"{self.url}: {self.url}/models is no list of models; correct the address")
+        listed: list[dict[str, Any]] = found["data"]
         return listed
 
     async def ask(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
@@ -103,7 +150,7 @@ class Client:
             found: Any = await (
                 client.get(page, cast_to=object) if body is None else client.post(page, body=body, cast_to=object)
             )
-        except self._openai.OpenAIError:
+        except (self._openai.OpenAIError, _Endless, ValueError, RecursionError):
             return None
         return found if isinstance(found, dict) else None
 
@@ -122,6 +169,16 @@ class Client:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
         await self._client.close()
+
+    def read(self, dialect: Dialect, response: Mapping[str, Any]) -> Answer:
+        """The one answer of a response. InputError: it is none."""
+        try:
+            return dialect.read(response)
+        except MALFORMED:
+            raise self.not_an_answer() from None
+
+    def _endless(self, error: _Endless) -> InputError:
+        return InputError(f"{self.url}: the answer {error}; correct the address, or see the server's log")
 
     def not_an_answer(self) -> InputError:
         """The error for a response that is not of the interface."""

@@ -11,9 +11,26 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from cropi_tools.data.metadata import TEXT, Kind, Listed, Maybe, Shape, fault, is_number
 from cropi_tools.engines.protocol import Sampling
 
 _NEUTRAL = {"n": 1, "stream": False, "top_p": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+
+_TOKEN = Kind("a token id", lambda value: type(value) is int)
+_LOGPROB = Kind("a number", lambda value: isinstance(value, float) or is_number(value))  # NaN has a message of its own
+_TEXT = {"choices": Listed({"text": TEXT, "finish_reason": Maybe(TEXT)})}
+_LISTS = {
+    "choices": Listed(
+        {
+            "token_ids?": Maybe(Listed(_TOKEN)),
+            "logprobs?": Maybe({"token_logprobs?": Maybe(Listed(Maybe(_LOGPROB)))}),
+        }
+    )
+}
+_CONTENT = {"choices": Listed({"logprobs?": Maybe({"content?": Maybe(Listed({"id": _TOKEN}))})})}
+
+MALFORMED = (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError)
+"""What `read` and `likeliest` raise for what is no answer of the interface."""
 
 
 class Answer(NamedTuple):
@@ -61,7 +78,8 @@ class Dialect:
         return None
 
     def read(self, response: Mapping[str, Any]) -> Answer:
-        """The one answer of a response. KeyError, TypeError, IndexError: it is none."""
+        """The one answer of a response. One of MALFORMED: it is none."""
+        _check(response, _TEXT)
         choice = response["choices"][0]
         return Answer(None, None, str(choice["text"]), str(choice["finish_reason"]), None, _counted(response))
 
@@ -82,6 +100,7 @@ class _WithLists(Dialect):
 
     def read(self, response: Mapping[str, Any]) -> Answer:
         """As the plain interface, with token ids and log-probabilities."""
+        _check(response, _LISTS)
         choice = response["choices"][0]
         told = choice.get("logprobs") or {}
         stop = choice.get(self.stop_field)
@@ -91,7 +110,7 @@ class _WithLists(Dialect):
             ._replace(
                 token_ids=choice.get("token_ids"),
                 logprobs=told.get("token_logprobs"),
-                stop_token=stop if isinstance(stop, int) else None,
+                stop_token=stop if type(stop) is int else None,
             )
         )
 
@@ -203,10 +222,11 @@ class LlamaCpp(Dialect):
     def read(self, response: Mapping[str, Any]) -> Answer:
         """Tokens from the list of probabilities, which leaves out pieces of characters: then there are fewer than it counted."""
         answer = super().read(response)
+        _check(response, _CONTENT)
         told = (response["choices"][0].get("logprobs") or {}).get("content")
         if not told or len(told) != answer.counted:
             return answer
-        return answer._replace(token_ids=[int(token["id"]) for token in told], logprobs=[_logprob(t) for t in told])
+        return answer._replace(token_ids=[token["id"] for token in told], logprobs=[_logprob(t) for t in told])
 
     def probe(self, top: int) -> dict[str, Any]:
         """Under its own name."""
@@ -228,7 +248,14 @@ def dialect_of(owned_by: str | None) -> Dialect:
 
 def _counted(response: Mapping[str, Any]) -> int | None:
     found = (response.get("usage") or {}).get("completion_tokens")
-    return found if isinstance(found, int) else None
+    return found if type(found) is int and found >= 0 else None
+
+
+def _check(response: Mapping[str, Any], shape: Shape) -> None:
+    """ValueError unless the response has the shape."""
+    wrong = fault(response, shape)
+    if wrong:
+        raise ValueError(wrong)
 
 
 def _logprob(token: Mapping[str, Any]) -> float:

@@ -131,11 +131,7 @@ class ServerEngine(Engine):
 
     async def _answer(self, request: Request, sampling: Sampling) -> Completion:
         response = await self._client.complete(self._body(request.prompt_token_ids, request.seed, sampling))
-        try:
-            answer = self._dialect.read(response)
-        except (KeyError, IndexError, TypeError, ValueError):
-            raise self._client.not_an_answer() from None
-        return self._completion(answer, sampling)
+        return self._completion(self._client.read(self._dialect, response), sampling)
 
     def _completion(self, answer: Answer, sampling: Sampling) -> Completion:
         """The answer as a response that ends with its first end token, or at the limit. InputError: it is no sample of this policy."""
@@ -147,6 +143,11 @@ class ServerEngine(Engine):
             raise InputError(
                 f"{url}: the server cut a response at {generated} tokens, before --max-tokens {sampling.max_tokens}; "
                 "lower --max-tokens, or start the server with a longer context"
+            )
+        if answer.token_ids is not None and len(answer.token_ids) > sampling.max_tokens:
+            raise InputError(
+                f"{url}: the server gave {len(answer.token_ids)} tokens, more than --max-tokens {sampling.max_tokens} asks for; "
+                "see whether it knows max_tokens"
             )
         ids, logprobs = answer.token_ids, answer.logprobs
         if ids is None:

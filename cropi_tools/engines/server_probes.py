@@ -7,7 +7,7 @@ from typing import Any
 
 from cropi_tools.engines.protocol import Sampling
 from cropi_tools.engines.server_client import Client
-from cropi_tools.engines.server_dialects import Dialect
+from cropi_tools.engines.server_dialects import MALFORMED, Dialect
 from cropi_tools.runtime.errors import InputError
 
 _TOP = 5  # tokens compared; servers allow that many without being told
@@ -38,7 +38,7 @@ async def tells_sampled_logprobs(
             fields = {**body(prompt, _SEED, Sampling(1, temperature)), **dialect.probe(_TOP)}
             try:
                 found.append(dialect.likeliest(await client.complete(fields)))
-            except (InputError, KeyError, IndexError, TypeError, ValueError):
+            except (InputError, *MALFORMED):
                 return False  # a real request will say what is wrong, unless it is these fields that the server refuses
         verdict = scaled(found[0], found[1], other)
         if verdict is not None:
@@ -65,5 +65,5 @@ def scaled(at_one: Mapping[str, float], at_other: Mapping[str, float], temperatu
 async def keeps_to_seeds(client: Client, dialect: Dialect, prompt: list[int], sampling: Sampling, body: Body) -> bool:
     """Whether the same request twice gives the same response."""
     fields = body(prompt, _SEED, sampling)
-    texts = [dialect.read(await client.complete(fields)).text for _ in range(2)]
+    texts = [client.read(dialect, await client.complete(fields)).text for _ in range(2)]
     return texts[0] == texts[1]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from cropi_tools.options import (
+    POLICY,
     CommandOptions,
     Device,
     Dtype,
@@ -47,9 +48,7 @@ class GradOptions(CommandOptions):
     shard: Shard = (1, 1)
     behavior: Annotated[
         str | None,
-        Option(
-            "--behavior", "Recompute the behavior policy's log-probabilities with this policy.", "Rollouts", "FOLDER"
-        ),
+        Option("--behavior", "Recompute the behavior policy's log-probabilities with this policy.", "Rollouts", POLICY),
     ] = None
     weighting: Annotated[
         Literal["none", "token", "prefix", "suffix", "trajectory", "sequence"],
@@ -142,7 +141,7 @@ class GradOptions(CommandOptions):
             "--preconditioner",
             "Measure in the geometry of Adam: scale coordinates by the optimizer state of this policy.",
             "Gradients",
-            "FOLDER",
+            POLICY,
         ),
     ] = None
     sketch: Annotated[
@@ -207,6 +206,17 @@ class GradOptions(CommandOptions):
         for wrong, remedy in mistakes:
             if wrong:
                 raise UsageError(remedy)
+
+    def with_folders(self) -> GradOptions:
+        """These options with a folder in place of every policy that the hub knows by name. InputError: `policy_folder`'s."""
+        from cropi_tools.data.hub import policy_folder
+
+        return replace(
+            self,
+            model=policy_folder(self.model),
+            behavior=self.behavior and policy_folder(self.behavior),
+            preconditioner=self.preconditioner and policy_folder(self.preconditioner, weights=False, optimizer=True),
+        )
 
     @property
     def means(self) -> dict[str, str]:

@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from cropi_tools.data.means import check_whole, read_facts, read_groups
+from cropi_tools.data.means import check_whole, read_finished, read_groups
 from cropi_tools.gradients.accumulator import Direction
 from cropi_tools.gradients.half_sums import groups_spec
 from cropi_tools.runtime.errors import InputError
@@ -46,7 +47,7 @@ class Against:
         self._prompts: dict[str, list[int]] = {}
         self._groups: dict[str, list[NDArray[np.float32]]] = {}
         for name, path in files.items():
-            facts = read_facts(path)
+            facts = read_finished(path, "layout", "policy", "objective", "content")
             check_mean(path, facts, layout, policy, objective)
             self.attributes[name] = {"norm": facts["norm"], "sha256": facts["content"]}
             self.directions[name] = Direction(path)
@@ -66,9 +67,13 @@ class Against:
 
     def _read_groups(self, name: str, path: str, halves: Mapping[str, Any], layout: Layout) -> None:
         sketches = read_groups(path)
-        if sketches is None or halves.get("projection") != groups_spec(layout).to_json():
+        spec = groups_spec(layout)
+        if sketches is None or halves.get("projection") != spec.to_json():
             return
-        parts = sketches.split(halves["groups"])
+        counts = halves.get("groups", [])
+        if sketches.dtype != torch.float32 or sketches.shape != (sum(counts), spec.dim):
+            raise InputError(f"{path}: its groups are not those of its header; the mean is damaged, make it again")
+        parts = sketches.split(counts)
         self._groups[name] = [part.numpy() / prompts for part, prompts in zip(parts, halves["prompts"], strict=True)]
 
     def group_products(self, sketch: NDArray[np.float32], half: int) -> dict[str, list[float]]:
@@ -87,8 +92,6 @@ class Against:
 
 def check_mean(path: str, facts: Mapping[str, Any], layout: Layout, policy: str, objective: Mapping[str, Any]) -> None:
     """InputError when a mean gradient cannot be compared with gradients of this policy and objective."""
-    if "norm" not in facts:
-        raise InputError(f"{path}: is an unfinished mean; run the cropi-grad --mean that made it again")
     if facts["layout"] != layout.sha256:
         raise InputError(
             f"{path}: is a mean over other parameters than are used here; make it with the same --model, --params and --lora"

@@ -15,12 +15,13 @@ from typing import Any
 import torch
 
 from cropi_tools import runtime
-from cropi_tools.data.means import content_hash, read_facts, read_tensors, write_mean
+from cropi_tools.data.means import check_tensors, content_hash, read_facts, read_groups, read_tensors, write_mean
+from cropi_tools.data.metadata import COUNT, Listed, checked
 from cropi_tools.data.output import Output
 from cropi_tools.gradients.accumulator import squared_norm
 from cropi_tools.gradients.batching import Work, batches
 from cropi_tools.gradients.estimates import GradientPath
-from cropi_tools.gradients.half_sums import HalfSums, Tensors
+from cropi_tools.gradients.half_sums import DIM, GROUPS, HalfSums, Tensors
 from cropi_tools.gradients.preconditioner import Preconditioner
 from cropi_tools.gradients.prompt_objective import GradientSettings, Task
 from cropi_tools.gradients.write_store import SECONDS_BETWEEN_COMMITS, without_any
@@ -58,7 +59,7 @@ def collect_mean(
         return counters
 
     if output.part.exists():
-        saved = read_facts(output.part)
+        saved = _resumed(output, layout, halves)
         counters = saved["counters"]
         if "norm" in saved:  # it is the mean already, only its name is missing
             return finish()
@@ -133,6 +134,22 @@ def collect_mean(
     described |= {"counters": counters, "content": content_hash(total, first)}
     _save(output, total, described, first, groups)
     return finish()
+
+
+def _resumed(output: Output, layout: Layout, halves: bool) -> dict[str, Any]:
+    """What unfinished work says of itself, its tensors checked to be those of the layout. InputError: it is damaged."""
+    path, remedy = output.part, f"remove {output.part} and {output.part}.json to start anew"
+    parts = {"halves": {"counts": Listed(Listed(COUNT, GROUPS), 2), "live": Listed(COUNT, 2)}} if halves else {}
+    saved: dict[str, Any] = read_facts(path)
+    shape = {"counters": {"tokens": COUNT}, **({} if "norm" in saved else {"done": COUNT, **parts})}
+    checked(saved, shape, f"{path}: its header is damaged", remedy)
+    wanted = {name: (tuple(shape), torch.float32) for name, shape in layout.to_json()}
+    for half in (False, True) if halves else (False,):
+        check_tensors(path, read_tensors(path, half), wanted)
+    sketches = read_groups(path) if halves and "norm" not in saved else None
+    if parts and "norm" not in saved and (sketches is None or sketches.shape != (2, GROUPS, DIM)):
+        raise InputError(f"{path}: its groups are not those that were saved; {remedy}")
+    return saved
 
 
 def _to_means(sums: Tensors, count: int) -> float:

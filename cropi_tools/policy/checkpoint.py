@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging
 
-from cropi_tools.data.policies import WEIGHTS_INDEX, weight_files
+from cropi_tools.data.policies import WEIGHTS_INDEX, weight_files, weight_map
 from cropi_tools.policy.loading_errors import CONFIG, opening, quantization_of, read_config
 from cropi_tools.runtime.errors import InputError
 
@@ -59,7 +58,7 @@ def stored_tensors(folder: str | Path) -> dict[str, Stored]:
                 found[name] = Stored(path, part.get_dtype(), tuple(part.get_shape()))
     index = Path(folder) / WEIGHTS_INDEX
     if index.exists():
-        for name, shard in sorted(json.loads(index.read_text(encoding="utf-8"))["weight_map"].items()):
+        for name, shard in sorted(weight_map(index).items()):
             if name not in found or found[name].file.name != shard:
                 raise InputError(
                     f"{index}: says that {name} is in {shard}, where it is not; fetch or save the weights again"

@@ -110,6 +110,8 @@ def _json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         return error
+    except RecursionError:
+        return ValueError("it is nested too deep")
     except OSError as error:
         return ValueError(first_line(error))
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from cropi_tools.data.metadata import is_number
+
 _NO_POSITIONS = frozenset({"rwkv", "mamba", "mamba2", "falcon_mamba", "bloom", "mpt", "xlstm"})
 """Recurrent models and those with ALiBi: a length in their configuration is that of training, not a limit."""
 
@@ -27,8 +29,11 @@ def positions(config: Any) -> int | None:
     scaling = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
     if not isinstance(scaling, Mapping):
         return limit
-    kind, factor = scaling.get("rope_type", scaling.get("type")), scaling.get("factor")
-    if kind not in _EXTENDED or not isinstance(factor, int | float):
+    kind: Any = scaling.get("rope_type", scaling.get("type"))
+    factor: Any = scaling.get("factor")
+    if not isinstance(kind, str) or kind not in _EXTENDED or not is_number(factor):
         return limit
     original = scaling.get("original_max_position_embeddings") if kind == "yarn" else None
+    if type(original) is not int or original <= 0:
+        original = None
     return max(limit, int((original or limit) * factor))

@@ -17,15 +17,19 @@ from transformers.utils import chat_template_utils
 
 from cropi_tools.data.dates import CLOCK, DEFAULT_DATE
 from cropi_tools.data.jsonl import Record
+from cropi_tools.policy.template_sandbox import TooMuch
 from cropi_tools.policy.tokens import Tokens
 from cropi_tools.runtime.errors import InputError, first_line
 
+_CHARACTERS_A_TOKEN = 64  # tokens of longer words and runs of spaces are few
+_FEWEST_CHARACTERS, _MOST_CHARACTERS = 1 << 20, 1 << 24  # tokenizers take hundreds of bytes for each
 _EXACT = 256  # prompts whose tokens are counted, before the lengths of the others are estimated
 _SLACK = 256  # tokens that a template may add beyond what it added to those
 
 
 def encoded_prompt(tokens: Tokens, record: Record) -> list[int]:
-    """Token ids of a prompt for a policy. InputError as `prompt_token_ids`, and a token that the policy has no embedding for."""
+    """Token ids of a prompt for a policy. InputError as `prompt_token_ids` and `check_size`, and a token without an embedding."""
+    check_size(tokens, record["id"], len(prompt_text(record)))
     ids = prompt_token_ids(tokens.tokenizer, record, tokens.date, tokens.folder)
     check_vocabulary(tokens, record["id"], ids)
     return ids
@@ -86,6 +90,23 @@ def check_vocabulary(tokens: Tokens, identity: str, ids: Sequence[int]) -> None:
         )
 
 
+def prompt_text(record: Record) -> str:
+    """All that a prompt's tokens are made of, as one text: what it says, and what its messages and template arguments are called."""
+    return f"{record['prompt']}{record.get('chat_template_kwargs') or ''}"
+
+
+def check_size(tokens: Tokens, identity: str, characters: int) -> None:
+    """InputError when a prompt, or a response to it, is so long that no policy of these positions can take it: told before its tokens are made,
+    which would take hundreds of times the memory."""
+    fitting = _MOST_CHARACTERS if tokens.positions is None else tokens.positions * _CHARACTERS_A_TOKEN
+    limit = min(max(fitting, _FEWEST_CHARACTERS), _MOST_CHARACTERS)
+    if characters > limit:
+        raise InputError(
+            f"prompt '{identity}': a text of {characters:,} characters is too long for {tokens.folder} (at most {limit:,} are made into "
+            "tokens); shorten it, or leave the prompt out"
+        )
+
+
 def check_room(tokens: Tokens, identity: str, length: int, max_tokens: int) -> None:
     """InputError when a prompt of `length` tokens with its response would be longer than the policy's positions reach."""
     limit = tokens.positions
@@ -119,7 +140,7 @@ class PromptCheck:
         """ids: where they are known. InputError: the policy cannot take the prompt."""
         tokens = self._tokens
         if ids is None:
-            text = f"{record['prompt']}{record.get('chat_template_kwargs') or ''}"
+            text = prompt_text(record)
             size = len(text.encode())
             if self._seen >= _EXACT and self._surely_fits(size) and not self._may_be_beyond(text):
                 return
@@ -142,6 +163,7 @@ def _rendered(tokenizer: Any, record: Record, clock: Callable[[str], str], folde
     messages = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
     goes_on = messages[-1]["role"] == "assistant"
     template = str(tokenizer.chat_template)
+    whose = folder or tokenizer.name_or_path or "the policy"
     # a template is a program, which may fail in any way
     try:
         with contextlib.ExitStack() as held:
@@ -157,8 +179,11 @@ def _rendered(tokenizer: Any, record: Record, clock: Callable[[str], str], folde
                 return_dict=False,
                 **kwargs,
             )
+    except TooMuch as error:
+        raise InputError(
+            f"prompt '{record['id']}': the chat template of {whose} {error}; change the template, or leave the prompt out"
+        ) from None
     except Exception as error:
-        whose = folder or tokenizer.name_or_path or "the policy"
         kind = "" if type(error).__name__ in ("TemplateError", "ValueError") else f"{type(error).__name__}: "
         raise InputError(
             f"prompt '{record['id']}': the policy's chat template refuses its messages ({kind}{first_line(error)}); change the prompt, or the "

@@ -19,6 +19,7 @@ from cropi_tools.data.dates import DEFAULT_DATE
 from cropi_tools.data.policies import check_tokenizer, tokenizer_files
 from cropi_tools.policy.loading_errors import CONFIG, GENERATION, TOKENIZER, opening, without_panics
 from cropi_tools.policy.positions import positions
+from cropi_tools.policy.template_sandbox import TooMuch
 from cropi_tools.runtime.errors import InputError
 
 # a conversation to see how a template ends the second turn
@@ -93,7 +94,7 @@ def _settings(folder: str, name: str) -> dict[str, Any]:
     """A settings file whose special tokens are token ids."""
     path = Path(folder) / name
     with opening(folder, name):
-        found: dict[str, Any] = json.loads(path.read_text())
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         found.items()  # an object
     named_ends(found.get("eos_token_id"), f"{path}: eos_token_id", None)
     _check_pad(found.get("pad_token_id"), f"{path}: pad_token_id", None)
@@ -112,13 +113,18 @@ def named_ends(value: Any, where: str, vocabulary: int | None) -> list[int]:
 
 
 def turn_end(tokenizer: Any) -> int | None:
-    """The token that the chat template writes after what the assistant says; None where it writes none, or there is no template."""
+    """The token that the chat template writes after what the assistant says; None where it writes none, or there is no template.
+
+    InputError: the template goes beyond a bound of time, memory or length.
+    """
     if not getattr(tokenizer, "chat_template", None):
         return None
     messages = [{"role": "user", "content": _ASKED}, {"role": "assistant", "content": _ANSWERED}]
     # a template may refuse this conversation, for a reason of its own: it is no prompt of the user's
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False)
+    except TooMuch as error:
+        raise InputError(f"the chat template of {tokenizer.name_or_path} {error}; change the template") from None
     except Exception:
         return None
     _, answered, rest = text.rpartition(_ANSWERED)
@@ -148,7 +154,7 @@ def _own_token(tokenizer: Any, name: str, vocabulary: int | None, folder: str) -
     if token_id is None or vocabulary is None or token_id < vocabulary:
         return token_id
     for path in (Path(folder) / "tokenizer_config.json", Path(folder) / "special_tokens_map.json"):
-        if path.exists() and json.loads(path.read_text()).get(name) is not None:
+        if path.exists() and json.loads(path.read_text(encoding="utf-8")).get(name) is not None:
             _check_below(token_id, f"{path}: {name} {getattr(tokenizer, name)}", vocabulary)
     return None
 

@@ -6,13 +6,12 @@ data set of the Hugging Face hub.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cropi_tools.data.jsonl import Record, is_stream
+from cropi_tools.data.jsonl import Record, decoded, is_stream
 from cropi_tools.data.manifest import Input, file_digest, folder_digest
 from cropi_tools.prompts.families import near, plain
 from cropi_tools.prompts.options import HUB
@@ -70,12 +69,21 @@ def _saved_files(folder: Path, split: str | None) -> list[Path] | None:
     """The Arrow files of a folder that `datasets` saved; None for another folder."""
     if (folder / "dataset_dict.json").is_file():
         names = _read_json(folder / "dataset_dict.json").get("splits", [])
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise InputError(
+                f"{folder / 'dataset_dict.json'}: 'splits' must be a list of names; save the data set again"
+            )
         chosen = _chosen_split(folder, names, split)
         return _saved_files(folder / chosen, None)
     if not (folder / "state.json").is_file():
         return None
     state = _read_json(folder / "state.json")
-    files = [folder / file["filename"] for file in state.get("_data_files", [])]
+    listed = state.get("_data_files", [])
+    if not isinstance(listed, list) or not all(
+        isinstance(file, dict) and isinstance(file.get("filename"), str) for file in listed
+    ):
+        raise InputError(f"{folder / 'state.json'}: '_data_files' must be a list of files; save the data set again")
+    files = [folder / file["filename"] for file in listed]
     if not files:
         raise InputError(f"{folder}: state.json names no data file; save the data set again")
     for file in files:
@@ -142,7 +150,7 @@ def _chosen_split(folder: Path, names: list[str], split: str | None) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text())
+        value = decoded(path.read_text(encoding="utf-8"))
     except ValueError:
         raise InputError(f"{path}: broken JSON; save the data set again") from None
     if not isinstance(value, dict):

@@ -91,14 +91,34 @@ def _plain_columns(records: Sequence[Record]) -> list[str]:
     ]
 
 
-def write_table(rows: list[Record], path: Path) -> None:
-    """Write rows that have the same keys as a parquet file."""
+def write_table(rows: list[Record], path: Path, called: str | Path | None = None) -> None:
+    """Write rows that have the same keys as a parquet file, in messages `called` otherwise. InputError: a column has values of several kinds,
+    which a table cannot hold."""
     import pyarrow
     from pyarrow import parquet
 
-    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    try:
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    except (pyarrow.ArrowException, OverflowError) as error:
+        path.unlink(missing_ok=True)
+        raise InputError(_not_a_table(rows, called or path, error)) from None
     with open(path, "rb+") as written:
         os.fsync(written.fileno())
+
+
+def _not_a_table(rows: Sequence[Record], path: str | Path, error: Exception) -> str:
+    """Which column cannot be one, and why."""
+    import pyarrow
+    from pyarrow import parquet
+
+    for name in rows[0] if rows else ():
+        try:
+            column = pyarrow.Table.from_pylist([{name: row.get(name)} for row in rows])
+            parquet.write_table(column, pyarrow.BufferOutputStream())
+        except (pyarrow.ArrowException, OverflowError) as found:
+            reason = str(found).partition("\n")[0]
+            return f"{path}: '{name}' cannot be a column of one kind ({reason}); make its values alike, or write JSON lines"
+    return f"{path}: the rows cannot be a table ({str(error).partition(chr(10))[0]}); write JSON lines"
 
 
 class TableOutput(Output):
@@ -109,7 +129,7 @@ class TableOutput(Output):
     def append(self, rows: Iterable[Record]) -> None:
         """Write the rows, which have the same keys; once."""
         held = list(rows)
-        write_table(held, self.part)
+        write_table(held, self.part, self.path)
         self._rows = len(held)
 
     def finish(self, **described: Any) -> None:

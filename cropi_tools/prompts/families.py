@@ -46,7 +46,7 @@ def family_maker(family: str, settings: Mapping[str, Any], start: int) -> Callab
             raise UsageError(f"{family} has no setting {key!r}{instead}")
         try:
             values[key] = _typed(value, hints[key], defaults[key])
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, ArithmeticError, LookupError, AttributeError):
             raise UsageError(f"{family}: {key}={value} is not {_kind(hints[key])}") from None
 
     def make(size: int) -> Any:
@@ -83,7 +83,10 @@ def _typed(value: Any, hint: Any, default: Any = None) -> Any:
     if kind in (float, str):
         return kind(value)
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
-        return next(member for member in kind if value in (member.value, member.name))
+        found = next((member for member in kind if value in (member.value, member.name)), None)
+        if found is None:
+            raise ValueError(value)
+        return found
     if kind in (datetime.date, datetime.time):
         return kind.fromisoformat(value)
     raise TypeError(hint)
@@ -110,7 +113,7 @@ def check_scorable(family: str, dataset: Any, entry: Mapping[str, Any]) -> None:
 
 
 def plain(value: Any) -> Any:
-    """The value as JSON would give it back: tuples as lists, sets sorted, dates as text, enumerations and arrays by
+    """The value as JSON would give it back: tuples as lists, sets sorted, dates and bytes as text, enumerations and arrays by
     their values."""
     if value is None or (isinstance(value, (bool, int, float, str)) and not isinstance(value, enum.Enum)):
         return value
@@ -124,7 +127,17 @@ def plain(value: Any) -> Any:
         return plain(value.value)
     if hasattr(value, "tolist"):
         return plain(value.tolist())
+    if isinstance(value, bytes):
+        return _text_of(value)
     return value.isoformat() if hasattr(value, "isoformat") else str(value)
+
+
+def _text_of(value: bytes) -> str:
+    """Bytes as the text they are (parquet files of many programs call no column text), or as Python writes them."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return str(value)
 
 
 class _Shaper(string.Formatter):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cropi_tools.options import CommandOptions, Option, Output, Seed, at_least, named
+from cropi_tools.options import CommandOptions, Option, Output, Seed, as_text, at_least, named
 from cropi_tools.runtime.errors import UsageError
 
 HUB, FAMILY, RECIPE = "hf:", "reasoning-gym:", "recipe:"
@@ -24,10 +24,10 @@ def has_splits(name: str) -> bool:
 
 
 def not_empty(text: str) -> str:
-    """Text with something in it."""
+    """Text with something in it, as UTF-8."""
     if not text.strip():
         raise UsageError("is empty; leave it out")
-    return text
+    return as_text(text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +109,7 @@ class PromptsOptions(CommandOptions):
             "For the policy's chat template, such as enable_thinking=false; may be repeated.",
             "Templates",
             "KEY=VALUE",
+            read=as_text,
         ),
     ] = ()
     last_assistant: Annotated[

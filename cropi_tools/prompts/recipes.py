@@ -6,6 +6,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from cropi_tools.data import fields
+from cropi_tools.data.fields import check_fields
 from cropi_tools.data.jsonl import Record, read_jsonl, shown
 from cropi_tools.prompts.duplicates import Exclusion
 from cropi_tools.prompts.families import check_scorable, family_maker, near, plain, shape
@@ -14,7 +16,7 @@ from cropi_tools.runtime.errors import InputError, UsageError
 OVERSAMPLING = 20  # items tried for each record wanted, before a family counts as exhausted
 SEED_DISTANCE = 1_000_003  # reasoning-gym's item i of seed s is item i-1 of seed s+1: our seeds are this far apart
 
-_RECIPE_KEYS = ("family", "name", "source", "size", "set", "template", "answer_template")
+_RECIPE_KEYS = tuple(fields.RECIPE)
 
 
 def reasoning_gym_prompts(
@@ -108,14 +110,7 @@ def _recipe_lines(path: str | Path) -> Iterator[tuple[int, Record]]:
                 raise InputError(f"{where}: unknown key {key!r}{near(key, _RECIPE_KEYS)}")
         if "family" not in line:
             raise InputError(f"{where}: no 'family'; name a family of reasoning-gym")
-        for key in ("family", "name", "source", "template", "answer_template"):
-            if not isinstance(line.get(key, ""), str):
-                raise InputError(f"{where}: {key!r} must be a text, found {line[key]!r}")
-        if not isinstance(line.get("set", {}), dict):
-            raise InputError(f"{where}: 'set' must be an object of settings")
-        wanted = line.get("size")
-        if wanted is not None and (type(wanted) is not int or wanted < 1):
-            raise InputError(f"{where}: 'size' must be a whole number above 0, found {wanted!r}")
+        check_fields(line, fields.RECIPE, where)
         source = line.get("source") or line["family"]
         name = line.get("name") or source
         if name in names:
@@ -134,6 +129,25 @@ def _items(make: Callable[[int], Any], size: int) -> Iterator[tuple[Any, dict[st
     """The family's items with the dataset that made them: `size` of them, then, from a larger dataset, up to
     OVERSAMPLING times."""
     dataset = make(size)
-    yield from ((dataset, dataset[index]) for index in range(size))
+    yield from ((dataset, _item(dataset, index)) for index in range(size))
     dataset = make(size * OVERSAMPLING)
-    yield from ((dataset, dataset[index]) for index in range(size, size * OVERSAMPLING))
+    yield from ((dataset, _item(dataset, index)) for index in range(size, size * OVERSAMPLING))
+
+
+def _item(dataset: Any, index: int) -> dict[str, Any]:
+    """An item of a family; UsageError where its generator fails, which it does on settings that it did not refuse."""
+    try:
+        item: dict[str, Any] = dataset[index]
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        ArithmeticError,
+        AttributeError,
+        AssertionError,
+        RecursionError,
+    ) as error:
+        raise UsageError(
+            f"reasoning-gym cannot make item {index} at these settings ({type(error).__name__}: {error})"
+        ) from None
+    return item

@@ -9,9 +9,12 @@ what rollouts and selections added to a prompt (responses, ranks) is left behind
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from cropi_tools.data import fields
+from cropi_tools.data.fields import check_fields
 from cropi_tools.data.jsonl import Record
 from cropi_tools.data.message_text import ReadAsMessages, is_message, parsed
 from cropi_tools.data.nonfinite import Carried, telling
@@ -26,6 +29,7 @@ MAPPED = ("prompt", "answer", "source", "id", "verifier")
 _ANSWERS = ("answer", "solution", "ground_truth")
 _QUESTIONS = ("prompt", "question", "problem", "query", "instruction", "input", "messages", "conversations", "text")
 _USUAL_ANSWERS = (*_ANSWERS, "final_answer", "final", "target", "label", "output", "response")
+_NUMBER = re.compile("-?[0-9]{1,9}")
 _OURS = frozenset({"id", "prompt", "answer", "source", "verifier", "extra", "chat_template_kwargs"})
 _ADDED_LATER = frozenset(
     {*ROLLOUT_FIELDS, "responses", "rewards", "rank", "score", "pass_rate"}
@@ -69,6 +73,9 @@ def dataset_prompts(
             verl = "reward_model" in row or "data_source" in row
             known = carried.record(row, where, read, answers if verl else _answer_column(row, answers))
             record = (_from_verl if verl else _from_columns)(known, where, mapping or {}, reader)
+            # objects that a table keeps as text may hold what the row itself did not
+            record = carried.record(record, where, _READ)
+            check_fields(record, fields.ROW, where)
             identity = index if record["id"] in (None, "") else record["id"]
             if isinstance(identity, int):
                 identity = f"{source or dataset.stem}-{identity}"
@@ -134,7 +141,7 @@ def _from_verl(row: Record, where: str, mapping: Mapping[str, str], reader: Read
         if ours
         else {**{name: value for name, value in row.items() if name not in _VERL and value is not None}, **rest},
         "chat_template_kwargs": _object(rest, "chat_template_kwargs", where) if ours else None,
-        **(_object(rest, "rest", where) if ours else {}),
+        **({name: value for name, value in _object(rest, "rest", where).items() if name not in _OURS} if ours else {}),
     }
 
 
@@ -191,7 +198,7 @@ def _value(row: Record, column: str) -> Any:
     for part in column.split("."):
         if isinstance(value, dict):
             value = value.get(part)
-        elif isinstance(value, list) and part.lstrip("-").isdigit() and -len(value) <= int(part) < len(value):
+        elif isinstance(value, list) and _NUMBER.fullmatch(part) and -len(value) <= int(part) < len(value):
             value = value[int(part)]
         else:
             return None

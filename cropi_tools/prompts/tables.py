@@ -8,17 +8,19 @@ import csv
 import io
 import itertools
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from cropi_tools.data import jsonl
 from cropi_tools.data.jsonl import (
     Record,
     bounded_lines,
     is_stream,
     open_binary,
     parse_line,
+    reason_of,
+    refuse_depth,
     refuse_half_characters,
     shown,
 )
@@ -30,6 +32,8 @@ SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 
 _BATCH_ROWS = 1024
 _READ_BYTES = 1 << 20
+_UNREADABLE = (ValueError, ArithmeticError, TypeError, LookupError, SystemError)
+"""What pyarrow raises of values that Python has none for, and of what is no value."""
 
 
 def kind_of(path: str | Path) -> str | None:
@@ -63,15 +67,17 @@ def _line_rows(stream: Any, path: str | Path) -> Iterator[tuple[str, Record]]:
 
 def _csv_rows(path: str | Path, delimiter: str) -> Iterator[tuple[str, Record]]:
     """Rows under the names of the first line; empty fields are text too."""
-    csv.field_size_limit(sys.maxsize)
+    csv.field_size_limit(jsonl.MAX_LINE)
     with open_binary(path) as stream, io.TextIOWrapper(stream, encoding="utf-8-sig", newline="") as text:
-        reader = csv.DictReader(text, delimiter=delimiter, strict=True)
+        lines = _Texts(text, path)
+        reader = csv.DictReader(lines, delimiter=delimiter, strict=True)
         try:
             names = list(reader.fieldnames or ())
             twice = next((name for name in names if names.count(name) > 1), None)
             if twice is not None:
                 raise InputError(f"{shown(path)}:1: two columns are named '{twice}'; rename one of them")
             for row in reader:
+                lines.next_row()
                 where = f"{shown(path)}:{reader.line_num}"
                 if None in row:
                     raise InputError(f"{where}: more fields than the first line has names; quote those with a comma")
@@ -80,6 +86,29 @@ def _csv_rows(path: str | Path, delimiter: str) -> Iterator[tuple[str, Record]]:
             raise InputError(f"{shown(path)}:{reader.reader.line_num}: broken CSV ({error}); mend the line") from None
         except UnicodeDecodeError:
             raise InputError(f"{shown(path)}: not UTF-8; convert the file") from None
+
+
+class _Texts:
+    """The lines of a text, one after another; a row of more than MAX_LINE characters, on one line or on many, is refused before it is
+    read whole."""
+
+    def __init__(self, stream: IO[str], path: str | Path) -> None:
+        self._stream, self._path = stream, path
+        self._number = self._held = 0
+
+    def __iter__(self) -> Iterator[str]:
+        while line := self._stream.readline(jsonl.MAX_LINE + 1):
+            self._number, self._held = self._number + 1, self._held + len(line)
+            if self._held > jsonl.MAX_LINE:
+                size = f"a row of more than {jsonl.MAX_LINE >> 20} MiB"
+                raise InputError(
+                    f"{shown(self._path)}:{self._number}: {size}; is this a table, with its quotes closed?"
+                )
+            yield line
+
+    def next_row(self) -> None:
+        """What was read so far is behind."""
+        self._held = 0
 
 
 def _json_rows(path: str | Path) -> Iterator[tuple[str, Record]]:
@@ -103,7 +132,8 @@ def _json_rows(path: str | Path) -> Iterator[tuple[str, Record]]:
 
 
 def _array_items(stream: IO[str], path: str | Path) -> Iterator[tuple[Any, bool]]:
-    """The items, and whether halves of surrogate pairs may be written in one by escapes."""
+    """The items, and whether halves of surrogate pairs may be written in one by escapes. InputError: one is broken, nested deeper than
+    lines may be, or not whole within MAX_LINE characters."""
     decoder = json.JSONDecoder()
     text, place, number = stream.read(_READ_BYTES), 0, 0
     place = text.index("[") + 1
@@ -116,15 +146,25 @@ def _array_items(stream: IO[str], path: str | Path) -> Iterator[tuple[Any, bool]
             value, end = decoder.raw_decode(text, place)
         except (ValueError, RecursionError) as error:
             # perhaps it goes on in what was not read yet; as much again, so that a long item is not tried too often
-            more = stream.read(max(_READ_BYTES, len(text) - place))
+            held = len(text) - place
+            more = "" if isinstance(error, RecursionError) else stream.read(max(_READ_BYTES, held))
+            if held > jsonl.MAX_LINE:
+                size = f"an item of more than {jsonl.MAX_LINE >> 20} MiB"
+                raise InputError(
+                    f"{shown(path)}: item {number + 1}: {size}, or broken JSON; mend or remove it"
+                ) from None
             if not more:
-                reason = getattr(error, "msg", type(error).__name__)
+                reason = reason_of(error) if isinstance(error, ValueError) else "nested too deep"
                 raise InputError(
                     f"{shown(path)}: item {number + 1}: broken JSON ({reason}); mend or remove it"
                 ) from None
             text, place = text[place:] + more, 0
             continue
         number += 1
+        try:
+            refuse_depth(text[place:end])
+        except ValueError as error:
+            raise InputError(f"{shown(path)}: item {number}: broken JSON ({error}); mend or remove it") from None
         yield value, "\\ud" in text[place:end].lower()
         place = end
 
@@ -139,10 +179,32 @@ def _column_rows(path: Path, kind: str) -> Iterator[tuple[str, Record]]:
     numbers = itertools.count(1)
     try:
         for batch in _parquet_batches(path) if kind == ".parquet" else _arrow_batches(path):
-            for row in batch.to_pylist():
+            for row in _rows_of(batch, path):
                 yield f"{path}: row {next(numbers)}", plain(row)
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a readable {kind} file ({first_line(error)})") from None
+
+
+def _rows_of(batch: Any, path: Path) -> list[Record]:
+    """The rows of a batch as Python values. InputError: a column holds what Python or JSON has no value for (text that is not UTF-8, dates
+    beyond the year 9999, nanoseconds)."""
+    try:
+        batch.validate(full=True)  # what a harmed file points to may lie outside of it
+        rows: list[Record] = batch.to_pylist()
+        if any(str(kind).count("<") > jsonl.MAX_DEPTH for kind in batch.schema.types):
+            refuse_depth(json.dumps(plain(rows)))
+        return rows
+    except (*_UNREADABLE, RecursionError):
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            try:
+                column.validate(full=True)
+                column.to_pylist()
+            except _UNREADABLE as error:
+                reason = "text that is not UTF-8" if isinstance(error, UnicodeDecodeError) else first_line(error)
+                raise InputError(
+                    f"{path}: column '{name}' of type {column.type} holds what cannot be read ({reason}); convert it, or leave it out"
+                ) from None
+        raise InputError(f"{path}: not a readable table (nested too deep)") from None
 
 
 def _parquet_batches(path: Path) -> Iterator[Any]:

@@ -43,8 +43,8 @@ class Dressing:
                 if found is not None:
                     raise refused(where, record["id"], *found)
         if self.template is not None:
-            prompt = _with_question(prompt, shape(self.template, fields), where)
-        answer = record["answer"] if self.answer_template is None else shape(self.answer_template, fields)
+            prompt = _with_question(prompt, _shaped(self.template, fields, where), where)
+        answer = record["answer"] if self.answer_template is None else _shaped(self.answer_template, fields, where)
         return self.of_prompt({**record, "prompt": prompt, "answer": answer}, where)
 
     def of_prompt(self, record: Record, where: str) -> Record:
@@ -77,6 +77,13 @@ def question_text(prompt: str | list[Record]) -> str:
     if isinstance(prompt, str):
         return prompt
     return next((m["content"] for m in reversed(prompt) if m["role"] == "user"), prompt[-1]["content"])
+
+
+def _shaped(template: str, fields: Mapping[str, Any], where: str) -> str:
+    try:
+        return shape(template, fields)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from None
 
 
 def _with_question(prompt: str | list[Record], text: str, where: str) -> str | list[Record]:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from cropi_tools.data.fields import AMOUNT
 from cropi_tools.report.reading import Arm, Manifest, Run, Seed, Stage
 
 UNITS = ("seconds", "tokens")
@@ -84,7 +85,7 @@ def _sum(values: Iterable[float | None]) -> float | None:
 
 def _amount(record: Mapping[str, Any], key: str) -> float | None:
     value = record.get(key)
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+    return value if AMOUNT.holds(value) else None
 
 
 def manifest_cost(manifest: Manifest) -> Cost:

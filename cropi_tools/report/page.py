@@ -16,6 +16,7 @@ from cropi_tools.report.formatting import NOTHING, arm_name, limits, percent, su
 from cropi_tools.report.reading import Manifest
 from cropi_tools.report.structures import ArmFigures, Comparison
 from cropi_tools.report.tables import sections
+from cropi_tools.runtime.errors import printable
 
 _PAGE = Template(
     """<!doctype html>
@@ -80,41 +81,41 @@ def page(comparison: Comparison) -> str:
     found = sections(comparison)
     before, after = found[:-1], found[-1:]
     return _PAGE.substitute(
-        title=escape("Report: " + ", ".join(run.name for run in comparison.runs)),
-        summary=escape(" ".join(summary(comparison))),
+        title=_text("Report: " + ", ".join(run.name for run in comparison.runs)),
+        summary=_text(" ".join(summary(comparison))),
         notes=_list(comparison.notes, "notes") if comparison.notes else "",
         tables="\n".join(
-            f"<h2>{escape(item.title)}</h2>\n{_table(item.headings, item.rows, comparison)}\n{_caption(item.caption)}"
+            f"<h2>{_text(item.title)}</h2>\n{_table(item.headings, item.rows, comparison)}\n{_caption(item.caption)}"
             for item in before
         ),
         curves=_curves(comparison),
         selection=_selection(comparison)
         + "\n".join(
-            f"<h2>{escape(item.title)}</h2>\n{_table(item.headings, item.rows, comparison)}\n{_caption(item.caption)}"
+            f"<h2>{_text(item.title)}</h2>\n{_table(item.headings, item.rows, comparison)}\n{_caption(item.caption)}"
             for item in after
         ),
-        limits="".join(f"<li>{escape(text)}</li>" for text in limits(comparison)),
+        limits="".join(f"<li>{_text(text)}</li>" for text in limits(comparison)),
         provenance="\n".join(_provenance(comparison)),
     )
 
 
 def _list(texts: Iterable[str], name: str) -> str:
-    return f'<ul class="{name}">' + "".join(f"<li>{escape(text)}</li>" for text in texts) + "</ul>"
+    return f'<ul class="{name}">' + "".join(f"<li>{_text(text)}</li>" for text in texts) + "</ul>"
 
 
 def _caption(text: str) -> str:
-    return f'<p class="caption">{escape(text[:1].upper() + text[1:])}.</p>'
+    return f'<p class="caption">{_text(text[:1].upper() + text[1:])}.</p>'
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], comparison: Comparison) -> str:
     """The row of the arm the summary is about stands out."""
     subject = comparison.subject
     name = arm_name(subject) if subject else None
-    head = "".join(f"<th>{escape(heading)}</th>" for heading in headings)
+    head = "".join(f"<th>{_text(heading)}</th>" for heading in headings)
     body = []
     for row in rows:
         mark = ' class="subject"' if row[0].rstrip("*") == name else ""
-        body.append(f"<tr{mark}>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>")
+        body.append(f"<tr{mark}>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>")
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
 
 
@@ -123,7 +124,7 @@ def _picture(light: bytes, dark: bytes, description: str) -> str:
     sources = [f"data:image/png;base64,{base64.b64encode(image).decode()}" for image in (light, dark)]
     return (
         f'<figure><picture><source media="(prefers-color-scheme: dark)" srcset="{sources[1]}">'
-        f'<img src="{sources[0]}" alt="{escape(description)}"></picture></figure>'
+        f'<img src="{sources[0]}" alt="{_text(description)}"></picture></figure>'
     )
 
 
@@ -203,9 +204,9 @@ def _provenance(comparison: Comparison) -> Iterable[str]:
     devices = sorted({str(device) for manifest in everything if (device := manifest.ledger.get("device"))})
     shown = [f"{name} {', '.join(sorted(found))}" for name, found in sorted(versions.items())]
     if shown:
-        yield f"<p>Versions: {escape('; '.join(shown))}.</p>"
+        yield f"<p>Versions: {_text('; '.join(shown))}.</p>"
     if devices:
-        yield f"<p>Devices: {escape(', '.join(devices))}.</p>"
+        yield f"<p>Devices: {_text(', '.join(devices))}.</p>"
     for run in comparison.runs:
         if run.start:
             yield _commands(f"{run.name}: shared first stage", run.start)
@@ -227,7 +228,12 @@ def _commands(title: str, manifests: Sequence[Manifest]) -> str:
     for manifest in manifests:
         hashes = ", ".join(digest[:12] for digest in manifest.digests[:3])
         hashes += ", …" if len(manifest.digests) > 3 else ""
-        command = escape(shlex.join(manifest.argv) or manifest.command)
-        written = escape(f"{manifest.path} {hashes}")
+        command = _text(shlex.join(manifest.argv) or manifest.command)
+        written = _text(f"{manifest.path} {hashes}")
         lines.append(f'<li><code>{command}</code> <code class="hash">{written}</code></li>')
-    return f"<details><summary>{escape(title)} ({len(manifests)} commands)</summary><ul>{''.join(lines)}</ul></details>"
+    return f"<details><summary>{_text(title)} ({len(manifests)} commands)</summary><ul>{''.join(lines)}</ul></details>"
+
+
+def _text(text: str) -> str:
+    """Text for the page: no markup, and no character that is not visible."""
+    return escape(printable(text))

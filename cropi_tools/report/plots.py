@@ -7,6 +7,7 @@ mean, rings the ends of stages.
 from __future__ import annotations
 
 import io
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from typing import Any
 
 import matplotlib
 import matplotlib.style
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -27,6 +29,7 @@ from cropi_tools.report.costs import UNITS
 from cropi_tools.report.formatting import arm_name
 from cropi_tools.report.reading import Stage
 from cropi_tools.report.structures import ArmFigures, Comparison, CurvePoint
+from cropi_tools.runtime.errors import printable
 
 DOTS_PER_INCH = 160
 _COLOURS = {
@@ -43,6 +46,7 @@ _SPARE_COLOURS = ("#8c564b", "#17a2a2", "#b03060", "#6b8e23", "#4060c0", "#a0522
 Dashes = tuple[float, tuple[float, ...]]
 _DASHES: tuple[Dashes, ...] = ((0, ()), (0, (5, 2)), (0, (2, 2)), (0, (6, 2, 1, 2)))
 _SOURCE_COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#dd8452", "#937860")
+_LONGEST_NAME = 28  # letters of a name in a picture
 _OTHER_COLOUR = "#b8b8b8"
 _RATE_COLOURS = ("#440154", "#3b528b", "#21918c", "#5ec962", "#b5de2b", "#fde725")
 _AXIS = {"steps": "training steps", "seconds": "device time, {}", "tokens": "tokens through the model, {}"}
@@ -86,6 +90,7 @@ def _style(theme: Theme) -> Iterator[None]:
         "legend.fontsize": 10,
         "legend.frameon": False,
         "figure.constrained_layout.h_pad": 0.08,
+        "text.parse_math": False,  # names are no formulas
     }
     with matplotlib.style.context("default"), matplotlib.rc_context(settings):
         yield
@@ -94,8 +99,23 @@ def _style(theme: Theme) -> Iterator[None]:
 def _png(figure: Figure) -> bytes:
     """The picture without software names or dates, so that the bytes depend on the data alone."""
     stream = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(stream, metadata={"Software": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a box is drawn in its place
+        FigureCanvasAgg(figure).print_png(stream, metadata={"Software": None})
     return stream.getvalue()
+
+
+def _label(name: str) -> str:
+    """A name as a picture shows it: on one line, and not longer than there is room for."""
+    shown = printable(name)
+    return shown if len(shown) <= _LONGEST_NAME else shown[: _LONGEST_NAME - 1] + "…"
+
+
+def _legend(place: Figure | Axes, entries: Sequence[tuple[Artist, str]], **options: Any) -> None:
+    """A legend of (handle, name). The names are put in afterwards: matplotlib leaves out those that begin with `_`."""
+    legend = place.legend([handle for handle, _ in entries], [str(i) for i in range(len(entries))], **options)
+    for text, (_, name) in zip(legend.get_texts(), entries, strict=True):
+        text.set_text(_label(name))
 
 
 def arm_styles(comparison: Comparison) -> dict[str, tuple[str, Dashes]]:
@@ -129,19 +149,18 @@ def curves(comparison: Comparison, units: Sequence[str] | None = None, theme: Th
         for axis, unit in zip(axes, panels, strict=True):
             _curve_panel(axis, comparison, unit, styles)
         axes[0].set_ylabel("mean target accuracy, %")
-        handles = [
-            Line2D(
-                [], [], color=styles[arm.label][0], linestyle=styles[arm.label][1], linewidth=2.4, label=arm_name(arm)
+        entries = [
+            (
+                Line2D([], [], color=styles[arm.label][0], linestyle=styles[arm.label][1], linewidth=2.4),
+                arm_name(arm),
             )
             for arm in comparison.arms
             if any(arm.seed_curves.values())
         ]
-        if handles:
-            fitting = 4 if max(len(arm_name(arm)) for arm in comparison.arms) < 14 else 2
-            columns = min(len(handles), fitting * len(panels))
-            figure.legend(
-                handles=handles, loc="outside upper center", ncols=columns, handlelength=1.8, columnspacing=1.4
-            )
+        if entries:
+            fitting = 4 if max(len(_label(arm_name(arm))) for arm in comparison.arms) < 14 else 2
+            columns = min(len(entries), fitting * len(panels))
+            _legend(figure, entries, loc="outside upper center", ncols=columns, handlelength=1.8, columnspacing=1.4)
         return _png(figure)
 
 
@@ -321,9 +340,10 @@ def _stacked(
     axis.yaxis.set_major_formatter(PercentFormatter(1.0))
     axis.spines["bottom"].set_visible(False)
     axis.tick_params(axis="x", length=0)
-    handles = [Patch(facecolor=colour, label=name) for name, colour in colours.items() if name in used]
-    axis.legend(
-        handles=handles[::-1],
+    entries = [(Patch(facecolor=colour), name) for name, colour in colours.items() if name in used]
+    _legend(
+        axis,
+        entries[::-1],
         title=legend,
         loc="center left",
         bbox_to_anchor=(1.0, 0.5),
@@ -337,10 +357,10 @@ def _name_bars(axis: Axes, shown: _Shown) -> None:
     places = _positions(shown)
     axis.set_xticks([place for group in places for place in group])
     axis.set_xticklabels([share.stages for _, shares in shown for share in shares])
-    slanted = any(len(arm_name(arm)) > 4 + 5 * len(shares) for arm, shares in shown)
+    slanted = any(len(_label(arm_name(arm))) > 4 + 5 * len(shares) for arm, shares in shown)
     for (arm, _), group in zip(shown, places, strict=True):
         axis.annotate(
-            arm_name(arm),
+            _label(arm_name(arm)),
             ((group[0] + group[-1]) / 2, 0),
             xycoords=("data", "axes fraction"),
             xytext=(0, -20),

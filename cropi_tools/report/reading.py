@@ -7,15 +7,15 @@ being written is passed over.
 
 from __future__ import annotations
 
-import json
-import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cropi_tools.data.jsonl import Record, parse_line, read_jsonl
+from cropi_tools.data import fields
+from cropi_tools.data.fields import Field, check_fields
+from cropi_tools.data.jsonl import Record, bounded_lines, decoded, parse_line, read_jsonl
 from cropi_tools.data.manifest import FOLDER_MANIFEST, file_digest
 from cropi_tools.runtime.errors import InputError
 
@@ -125,7 +125,10 @@ def read_run(folder: Path) -> Run:
     known: dict[str, Selection] = {}
     scored = sorted((folder / START).glob("scores*.jsonl"))
     rates = {
-        record["id"]: record.get("pass_rate") for path in scored for _, record in read_jsonl(path) if "id" in record
+        record["id"]: record.get("pass_rate")
+        for path in scored
+        for record in _checked(path, read_jsonl(path), fields.SELECTED)
+        if "id" in record
     }
     for arm in _folders(folder):
         if arm.name == START:
@@ -151,10 +154,12 @@ def _read_seed(folder: Path, root: Path, known: dict[str, Selection], rates: Map
         whole = stage_folder / "policy"
         finished = (whole / FOLDER_MANIFEST).exists()
         training = whole if whole.is_dir() else stage_folder / "policy.part"
-        metrics = tuple(_steps(training / "metrics.jsonl", finished))
+        metrics = tuple(_records(training / "metrics.jsonl", finished, fields.STEP, ("step",)))
         found = [
-            _evaluation(record, training / "evaluations.jsonl", line, offset)
-            for line, record in _lines(training / "evaluations.jsonl", finished)
+            _evaluation(record, offset)
+            for record in _records(
+                training / "evaluations.jsonl", finished, fields.EVALUATION, ("set", "step", "accuracy")
+            )
         ]
         for evaluation in found:
             # At a stage's step 0 the weights are those the stage before ended with: the earlier measurement stands.
@@ -169,7 +174,7 @@ def _read_seed(folder: Path, root: Path, known: dict[str, Selection], rates: Map
                 steps=last,
                 finished=finished,
                 metrics=metrics,
-                timings=tuple(_steps(training / "timings.jsonl", finished)),
+                timings=tuple(_records(training / "timings.jsonl", finished, fields.STEP, ("step",))),
                 selection=_selection(stage_folder / "selected.jsonl", known, rates),
                 manifests=tuple(manifests),
                 policy=_manifest(whole / FOLDER_MANIFEST, root) if finished else None,
@@ -198,35 +203,33 @@ def _lines(path: Path, finished: bool) -> Iterator[tuple[int, Record]]:
     if finished:
         yield from read_jsonl(path)
         return
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
-        if line.strip() and line.endswith(b"\n"):
-            yield number, parse_line(line, path, number)
+    with open(path, "rb") as stream:
+        for number, line in bounded_lines(stream, path):
+            if line.endswith(b"\n"):
+                yield number, parse_line(line, path, number)
 
 
-def _steps(path: Path, finished: bool) -> Iterator[Record]:
-    for line, record in _lines(path, finished):
-        _number(record, "step", path, line)
+def _records(path: Path, finished: bool, table: Mapping[str, Field], needed: Sequence[str]) -> Iterator[Record]:
+    """The records of a file that may be missing, each with the fields that are needed."""
+    return _checked(path, _lines(path, finished), table, needed)
+
+
+def _checked(
+    path: Path, lines: Iterable[tuple[int, Record]], table: Mapping[str, Field], needed: Sequence[str] = ()
+) -> Iterator[Record]:
+    for number, record in lines:
+        for name in needed:
+            if name not in record:
+                raise InputError(f"{path}:{number}: no field '{name}'; mend or remove the line")
+        check_fields(record, table, f"{path}:{number}")
         yield record
 
 
-def _number(record: Record, key: str, path: Path, line: int) -> float:
-    value = record.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise InputError(
-            f'{path}:{line}: "{key}" should be a number, found {json.dumps(value)}; mend or remove the line'
-        )
-    return value
-
-
-def _evaluation(record: Record, path: Path, line: int, offset: int) -> Evaluation:
-    name = record.get("set")
-    if not isinstance(name, str):
-        raise InputError(f'{path}:{line}: "set" should name the evaluation set; mend or remove the line')
-    step = int(_number(record, "step", path, line)) + offset
-    prompts, samples = record.get("prompts"), record.get("samples")
+def _evaluation(record: Record, offset: int) -> Evaluation:
     limits = record.get("accuracy_interval")
-    interval = (float(limits[0]), float(limits[1])) if isinstance(limits, list) and len(limits) == 2 else None
-    return Evaluation(step, name, _number(record, "accuracy", path, line), prompts, samples, interval)
+    interval = None if limits is None else (float(limits[0]), float(limits[1]))
+    step, counts = record["step"] + offset, (record.get("prompts"), record.get("samples"))
+    return Evaluation(step, record["set"], record["accuracy"], *counts, interval)
 
 
 def _selection(path: Path, known: dict[str, Selection], pool: Mapping[str, Any]) -> Selection | None:
@@ -241,12 +244,11 @@ def _selection(path: Path, known: dict[str, Selection], pool: Mapping[str, Any])
     ids: set[str] = set()
     sources: Counter[str] = Counter()
     rates: list[float | None] = []
-    for line, record in read_jsonl(path):
-        ids.add(str(record.get("id", line)))
-        sources[str(record.get("source") or "unknown")] += 1
-        if record.get("pass_rate") is None:
-            record["pass_rate"] = pool.get(str(record.get("id")))
-        rates.append(None if record["pass_rate"] is None else _number(record, "pass_rate", path, line))
+    for number, record in enumerate(_checked(path, read_jsonl(path), fields.SELECTED), 1):
+        ids.add(record.get("id", str(number)))
+        sources[record.get("source") or "unknown"] += 1
+        rate = record.get("pass_rate")
+        rates.append(pool.get(record.get("id", "")) if rate is None else rate)
     known[digest] = Selection(frozenset(ids), dict(sorted(sources.items())), tuple(rates))
     return known[digest]
 
@@ -270,7 +272,7 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 def _manifest(path: Path, root: Path) -> Manifest:
     try:
-        content = json.loads(path.read_bytes())
+        content = decoded(path.read_bytes().decode())
     except ValueError:
         raise InputError(f"{path}: broken manifest; remove it if you trust the data beside it") from None
     if not isinstance(content, dict):

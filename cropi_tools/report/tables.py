@@ -35,6 +35,7 @@ from cropi_tools.report.formatting import (
 )
 from cropi_tools.report.speeds import Null, Speed
 from cropi_tools.report.structures import ArmFigures, Comparison, SetFigure
+from cropi_tools.runtime.errors import printable
 
 
 @dataclass(frozen=True)
@@ -165,23 +166,32 @@ def _without_empty_columns(section: Section) -> Section:
 
 
 def print_tables(comparison: Comparison, stream: TextIO) -> None:
-    """The summary, the tables and the notes as text; not cut to a width when the stream is no terminal."""
+    """The summary, the tables and the notes as text; not cut to a width when the stream is no terminal.
+
+    Names in them stand as they are, without what is no visible character, and are no markup.
+    """
     console = Console(file=stream, highlight=False, width=None if stream.isatty() else 250)
-    console.print(Text(" ".join(summary(comparison))), soft_wrap=not stream.isatty())
+    console.print(_literal(" ".join(summary(comparison))), soft_wrap=not stream.isatty())
     for section in sections(comparison):
         table = Table(
             title=section.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False
         )
         table.pad_edge, table.collapse_padding = False, True
-        table.caption, table.caption_justify = section.caption, "left"
+        table.caption, table.caption_justify = _literal(section.caption, "table.caption"), "left"
         for index, heading in enumerate(section.headings):
-            table.add_column(Text(heading), justify="right" if index else "left", overflow="fold", no_wrap=index == 0)
+            table.add_column(
+                _literal(heading), justify="right" if index else "left", overflow="fold", no_wrap=index == 0
+            )
         for row in section.rows:
-            table.add_row(*(Text(cell) for cell in row))
+            table.add_row(*(_literal(cell) for cell in row))
         console.print()
         console.print(table)
     for note in comparison.notes:
-        console.print(Text(f"* {note}"), soft_wrap=not stream.isatty())
+        console.print(_literal(f"* {note}"), soft_wrap=not stream.isatty())
+
+
+def _literal(text: str, style: str = "") -> Text:
+    return Text(printable(text), style)
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:

@@ -7,6 +7,8 @@ import importlib.util
 from collections.abc import Collection, Sequence
 from importlib.metadata import version
 
+from cropi_tools.data import fields
+from cropi_tools.data.fields import check_fields
 from cropi_tools.data.jsonl import bounded_lines, open_binary, parse_line, shown
 from cropi_tools.rewards.functions import split_name
 from cropi_tools.rewards.pool import VerifierPool
@@ -20,6 +22,7 @@ _LIBRARIES = {
     "reasoning-gym": {"reasoning-gym": "reasoning_gym"},
 }
 
+_NAMED = {"verifier": fields.PROMPT["verifier"]}
 _RULES = {"maths": 3, "choice": 2, "exact": 2, "reasoning-gym": 2}
 """Raised with every change of our own code that may change a grade."""
 
@@ -58,9 +61,8 @@ def check_own_verifiers(paths: Sequence[str], verifier: str) -> dict[str, str]:
                 name = record.get("verifier")
                 if not name or (isinstance(name, str) and name in found):
                     continue
+                check_fields(record, _NAMED, f"{shown(path)}:{number}")
                 try:
-                    if not isinstance(name, str):
-                        raise InputError(f"'verifier' must be a text, found {name!r}")
                     verifier_of(record, verifier)
                     check_verifier(name)
                     found[name] = verifier_fingerprint(name)

@@ -24,6 +24,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from cropi_tools.data.fields import LARGEST_NUMBER, is_reward
 from cropi_tools.data.records import ROLLOUT_FIELDS
 from cropi_tools.rewards.grades import Grade, Record, prompt_name, scored
 from cropi_tools.runtime.errors import InputError, UsageError
@@ -170,10 +171,10 @@ def _number(value: Any, name: str, record: Record) -> float:
         number = float(score) if isinstance(score, numbers.Real) else math.nan
     except OverflowError:
         number = math.nan
-    if not math.isfinite(number):
+    if not is_reward(number):
         raise InputError(
-            f"verifier {name}, {prompt_name(record)}: it returned {_shortened(value)}: return a finite number, or a dict"
-            " with one as its 'score'"
+            f"verifier {name}, {prompt_name(record)}: it returned {_shortened(value)}: return a finite number of at most {LARGEST_NUMBER:g}"
+            " either way, or a dict with one as its 'score'"
         )
     return number
 

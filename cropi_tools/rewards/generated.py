@@ -38,7 +38,11 @@ _UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticErr
 def source_of(record: Record) -> Mapping[str, Any]:
     """The record's `extra.reasoning_gym`: the name of its data set, and the entry as the data set made it. Raises InputError."""
     source = (record.get("extra") or {}).get("reasoning_gym")
-    if not isinstance(source, Mapping) or not isinstance(source.get("entry"), Mapping) or "dataset" not in source:
+    if not (
+        isinstance(source, Mapping)
+        and isinstance(source.get("entry"), Mapping)
+        and isinstance(source.get("dataset"), str)
+    ):
         raise InputError(
             f"{prompt_name(record)} has no extra.reasoning_gym with 'dataset' and 'entry': make it with cropi-prompts, or"
             " choose another verifier"

@@ -16,19 +16,18 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import select
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from queue import SimpleQueue
 from typing import Any, BinaryIO, NamedTuple
 
 from cropi_tools.rewards import verifiers
 from cropi_tools.runtime.errors import CropiError, UsageError
+from cropi_tools.runtime.limits import bounded_memory
 
 GRACE = 3.0
 """Seconds after an answer's time limit at which the kernel ends a worker that its parent did not."""
@@ -80,7 +79,7 @@ def _serve(work: dict[str, Any], seconds: float, replies: Replies, process: int)
         for index, name, record, response in work["items"]:
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
             signal.setitimer(signal.ITIMER_REAL, seconds + GRACE)
-            with _bounded_memory(own=name not in verifiers.BUILT_IN):
+            with _bounded(name):
                 grade = verifiers.load(name)(record, response)
             if os.getpid() != process:
                 os._exit(0)
@@ -92,6 +91,13 @@ def _serve(work: dict[str, Any], seconds: float, replies: Replies, process: int)
         _reply(replies, {"mistake": str(error), "usage": isinstance(error, UsageError)})
     except Exception:
         _reply(replies, {"defect": traceback.format_exc()})
+
+
+def _bounded(name: str) -> AbstractContextManager[None]:
+    """The limit of a verifier's memory."""
+    if name in verifiers.BUILT_IN:
+        return bounded_memory(EXTRA_MEMORY, address_space=True)
+    return bounded_memory(OWN_MEMORY)
 
 
 def _reply(replies: Replies, message: Any) -> None:
@@ -118,30 +124,6 @@ def _read_slices(descriptor: int, slices: SimpleQueue[dict[str, Any]]) -> None:
     if os.getpgrp() == os.getpid():  # the pool gives each worker a group of its own: take along what a verifier started
         os.killpg(0, signal.SIGKILL)
     os._exit(0)
-
-
-@contextmanager
-def _bounded_memory(own: bool) -> Iterator[None]:
-    """Limit memory to what is in use and some more (on Linux; elsewhere the time limit must do). own: for a function of the user's own."""
-    try:
-        with open("/proc/self/statm", "rb") as statm:
-            pages = statm.read().split()
-    except FileNotFoundError:
-        yield
-        return
-    # the whole of the address space, or data and stack
-    kind, used, extra = (
-        (resource.RLIMIT_DATA, pages[5], OWN_MEMORY) if own else (resource.RLIMIT_AS, pages[0], EXTRA_MEMORY)
-    )
-    soft, hard = resource.getrlimit(kind)
-    limit = int(used) * resource.getpagesize() + extra
-    if resource.RLIM_INFINITY != soft < limit:
-        limit = soft
-    resource.setrlimit(kind, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(kind, (soft, hard))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from cropi_tools.data.digest_set import Seen
 from cropi_tools.data.external_rollouts import TextRollout, text_rollouts
 from cropi_tools.data.jsonl import Record, shown
 from cropi_tools.data.records import outcome_of_score, prompt_of, read_prompts
-from cropi_tools.policy.prompts import check_vocabulary, encoded_prompt
+from cropi_tools.policy.prompts import check_size, check_vocabulary, encoded_prompt
 from cropi_tools.policy.tokens import Tokens
 from cropi_tools.runtime.errors import InputError
 
@@ -60,6 +60,7 @@ def _imported(record: Record, rollout: TextRollout, tokens: Tokens, longest: int
     rewards: Sequence[float | None] = rollout.rewards or [None] * len(rollout.responses)
     samples = []
     for text, reward in zip(rollout.responses, rewards, strict=True):
+        check_size(tokens, record["id"], len(text))
         ids, finish_reason = _response(text, tokens, longest)
         check_vocabulary(tokens, record["id"], ids)
         outcome = None if reward is None else outcome_of_score(reward)

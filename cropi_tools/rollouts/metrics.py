@@ -3,13 +3,49 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from cropi_tools.data.metadata import AT_LEAST_ONE, COUNT, NUMBER, OBJECT, TEXT, Each, Kind, Listed, Maybe, Shape
 from cropi_tools.data.records import outcome_of_score
 from cropi_tools.intervals import Cell, share_interval
 from cropi_tools.runtime.errors import printable
+
+_CELL = re.compile(r"\d{1,9}/\d{1,9}", re.ASCII)
+_COUNTED = {
+    **dict.fromkeys(("prompts", "samples", "tokens", "prompt_tokens", "truncated", "equal_rewards"), COUNT),
+    "reward": NUMBER,
+    "by_correct": Each(COUNT, key=Kind("a pair of counts such as 1/8", lambda key: _CELL.fullmatch(key) is not None)),
+    "outcomes": Each(COUNT),
+}
+SAVED = {
+    "sources": Each({**_COUNTED, "prompts": AT_LEAST_ONE, "samples": AT_LEAST_ONE}),
+    "sampled": _COUNTED,
+    "served_model?": Maybe(TEXT),
+}
+"""What a commit of rollouts says beside its lines."""
+
+_INTERVAL = Maybe(Listed(NUMBER, 2))
+_K = Kind("a number of samples", lambda key: key.isascii() and key.isdigit() and len(key) < 10)
+_FIGURES = {
+    **dict.fromkeys(("prompts", "samples"), AT_LEAST_ONE),
+    **dict.fromkeys(
+        ("accuracy", "mean_reward", "response_tokens", "truncated_fraction", "equal_rewards_fraction"), NUMBER
+    ),
+    "partial_fraction?": NUMBER,  # later than the others
+    "accuracy_interval": _INTERVAL,
+    "pass_at": Each(NUMBER, key=_K),
+    "pass_at_interval?": Each(_INTERVAL),
+    "outcomes": Each(COUNT),
+}
+
+
+def summary_shape(summary: Any) -> Shape:
+    """What a summary in a manifest must hold: all figures, unless nothing was counted."""
+    empty = isinstance(summary, Mapping) and summary.get("samples") == 0
+    return {"samples": COUNT, "by_source": OBJECT} if empty else {**_FIGURES, "by_source": Each(_FIGURES)}
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:
@@ -146,7 +182,7 @@ def table(summary: Mapping[str, Any]) -> list[str]:
         return ["no prompts"]
     sources = summary["by_source"]
     rows = [*sources.items(), ("all", summary)] if len(sources) > 1 else [*sources.items()]
-    most = max(summary["pass_at"], key=int)
+    most = max(summary["pass_at"], key=int, default="1")
     head = (
         "source",
         "prompts",
@@ -159,14 +195,22 @@ def table(summary: Mapping[str, Any]) -> list[str]:
     cells: list[tuple[str, ...]] = [(*head, "partial", "unparsed", "timeouts", "errors", "equal rewards")]
     for name, found in rows:
         lost = [found["outcomes"].get(outcome, 0) / found["samples"] for outcome in ("unparsed", "timeout", "error")]
-        shares = (found["truncated_fraction"], found["partial_fraction"], *lost, found["equal_rewards_fraction"])
+        shares = (
+            found["truncated_fraction"],
+            found.get("partial_fraction", 0.0),
+            *lost,
+            found["equal_rewards_fraction"],
+        )
         cells.append(
             (
                 printable(name),
                 str(found["prompts"]),
                 _with_interval(found["accuracy"], found["accuracy_interval"], found["prompts"]),
                 f"{found['mean_reward']:.3f}",
-                _with_interval(found["pass_at"][most], found.get("pass_at_interval", {}).get(most), found["prompts"]),
+                # a source whose prompts have more samples than others' has no figure for the fewest of all
+                _with_interval(found["pass_at"][most], found.get("pass_at_interval", {}).get(most), found["prompts"])
+                if most in found["pass_at"]
+                else "-",
                 f"{found['response_tokens']:.1f}",
                 *(f"{share:.3f}" for share in shares),
             )

@@ -12,7 +12,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from cropi_tools.data import fields
 from cropi_tools.data.digest_set import Seen
+from cropi_tools.data.fields import check_fields
 from cropi_tools.data.jsonl import Record, read_jsonl
 from cropi_tools.data.records import STORE_INDEX, read_rollouts
 from cropi_tools.runtime.errors import InputError, UsageError
@@ -93,7 +95,9 @@ def wanted_ids(indexes: Sequence[str], wish: Wish) -> tuple[set[str], Seen]:
     most = 0  # weights of a prompt: its effective sample size is 1 / weights or more
     for path in indexes:
         for number, line in read_jsonl(path):
-            if not isinstance(line.get("id"), str) or "status" not in line:
+            # not all that a store needs: importing what opens one takes seconds, and these are all that is read here
+            check_fields(line, fields.STORE, f"{path}:{number}")
+            if "id" not in line or "status" not in line:
                 raise InputError(f"{path}:{number}: no 'id' and 'status'; expected the index of a gradient store")
             known.add(line["id"])
             ess, weights = line.get("effective_sample_size"), line.get("weight_count")

@@ -21,6 +21,7 @@ from cropi_tools.policy.tokens import load_tokens
 from cropi_tools.rewards import VerifierPool, check_record
 from cropi_tools.rollouts.estimate import Estimate, estimate, probe_places
 from cropi_tools.rollouts.grading import Row
+from cropi_tools.rollouts.metrics import SAVED
 from cropi_tools.rollouts.refreshing import marked, parse_wish, wanted_ids
 from cropi_tools.rollouts.sampling import Task, chunks, sample_groups
 from cropi_tools.rollouts.writing import write
@@ -131,7 +132,7 @@ def sample(plan: Plan, target: JsonLinesOutput) -> Mapping[str, Any]:
     try:
         settings = engine.settings(plan.sampling)
         # which model a server serves is known only now; the rest of what decides a sample is in the fingerprint
-        served, before = settings.get("served_model"), target.state.get("served_model")
+        served, before = settings.get("served_model"), target.resumed(SAVED).get("served_model")
         if target.lines and served != before:
             raise InputError(
                 f"the unfinished output was sampled from {before}, now the server has {served}; --force starts anew"

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from cropi_tools import runtime
 from cropi_tools.data.jsonl_output import JsonLinesOutput
 from cropi_tools.rollouts.grading import Row
-from cropi_tools.rollouts.metrics import Tallies, Tally
+from cropi_tools.rollouts.metrics import SAVED, Tallies, Tally
 from cropi_tools.runtime.errors import InputError
 
 FEW = 8  # responses; fewer say nothing about a verifier
@@ -34,8 +34,9 @@ def write(
     remembered: for a later try, beside the counts. Raises Interrupted, with everything finished on disk, when a signal asked to stop before
     the end; InputError when the groups end before it without one.
     """
-    tallies = Tallies(target.state.get("sources"))
-    fresh = Tally(**target.state.get("sampled", {}))
+    state = target.resumed(SAVED)
+    tallies = Tallies(state.get("sources"))
+    fresh = Tally(**state.get("sampled", {}))
     started, tokens_before = time.monotonic(), fresh.tokens
     with runtime.progress(label, total, target.lines) as shown:
         for rows in groups:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from cropi_tools.runtime.console import say
 from cropi_tools.runtime.errors import printable
 from cropi_tools.runtime.signals import install_signal_handlers, stop_if_requested, stop_now, stop_requested
 
@@ -57,12 +58,12 @@ def is_quiet() -> bool:
 def notify(message: str) -> None:
     """Print one line for the user on stderr, unless --quiet."""
     if not _quiet:
-        print(printable(message), file=sys.stderr, flush=True)
+        say(message)
 
 
 def warn(message: str) -> None:
     """Print one line that must not be missed, --quiet or not."""
-    print(f"warning: {printable(message)}", file=sys.stderr, flush=True)
+    say(f"warning: {message}")
 
 
 def _fitting(note: str, room: int) -> str:
@@ -118,7 +119,7 @@ class Progress:
     """
 
     def __init__(self, label: str, total: int, done: int = 0) -> None:
-        self.label, self.total, self.done = label, total, done
+        self.label, self.total, self.done = printable(label), total, done
         self._note, self._below = "", False
         self._pace = _Pace()
         self._printed = time.monotonic()

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
@@ -69,3 +71,25 @@ def at_once() -> Iterator[None]:
         yield
     finally:
         _at_once = before
+
+
+@contextlib.contextmanager
+def ending_the_process(message: str) -> Iterator[None]:
+    """Around a library's call whose threads nothing but the end of the process stops, and which goes on where it was: Ctrl-C, TERM and USR2
+    end the process then and there, with a line on stderr. Elsewhere than in the main thread signals are left as they are.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        os.write(2, f"{os.path.basename(sys.argv[0])}: {message}\n".encode())
+        os._exit(130 if number == signal.SIGINT else Interrupted.exit_code)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    stop_if_requested()
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cropi_tools import runtime
-from cropi_tools.data.means import check_whole, read_facts, read_tensors
+from cropi_tools.data.means import check_whole, read_facts, read_finished, read_tensors
 from cropi_tools.data.store import Store
-from cropi_tools.runtime.errors import InputError, UsageError
+from cropi_tools.runtime.errors import InputError, UsageError, printable
 from cropi_tools.scores.influence import exact_scores
 from cropi_tools.scores.rank_metrics import BOOTSTRAP_ROUNDS, bootstrap_interval, precision_at, spearman
 from cropi_tools.sketches.project_stores import projection_of
@@ -139,7 +139,7 @@ def check_mean(store: Store, name: str, mean: str) -> None:
         raise InputError(
             f"{store.path}: holds no exact inner products with '{name}'{others}; make it with cropi-grad --against {name}={mean}"
         )
-    facts = read_facts(mean)
+    facts = read_finished(mean)
     if facts.get("content") != against[name]["sha256"]:
         raise InputError(
             f"{mean}: is not the mean gradient that {store.path} holds inner products with as '{name}'; "
@@ -264,10 +264,10 @@ def _or_none(value: float) -> float | None:
 
 def as_table(fidelity: Fidelity) -> str:
     """The figures as lines of text, in words where there are none."""
-    told = f"{fidelity.store}: {fidelity.prompts} prompts with a gradient"
+    told = printable(f"{fidelity.store}: {fidelity.prompts} prompts with a gradient")
     if not fidelity.agreements:
         return f"{told}, too few to say how well a sketch ranks them: {LEAST_PROMPTS} or more are needed"
-    told += f", exact cosines with '{fidelity.name}' of spread {fidelity.spread:.4g}"
+    told += f", exact cosines with '{printable(fidelity.name)}' of spread {fidelity.spread:.4g}"
     if fidelity.spread == 0:
         return f"{told}: all prompts have the same influence, so there is nothing to rank"
     kept = f", keeping {fidelity.keep:g}" if fidelity.keep is not None else ""

@@ -35,7 +35,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cropi_tools.data.store import Store
-from cropi_tools.runtime.errors import InputError
+from cropi_tools.data.store_shapes import check_live
+from cropi_tools.runtime.errors import InputError, printable
 from cropi_tools.scores.influence import Similarity, shared_means
 from cropi_tools.scores.rank_metrics import BOOTSTRAP_ROUNDS, precision_at, spearman
 from cropi_tools.selection.rules import selection_size
@@ -170,8 +171,15 @@ def _read_halves(stores: Sequence[Store], against: dict[str, dict[str, Any]]) ->
                 )
             if None in halves:
                 continue
+            check_live(entry, store.path, against)
             for place, half in enumerate(halves):
-                norm = half["gradient_norm"]
+                norm = half.get("gradient_norm")
+                lacking = next((name for name in against if name not in half["inner"]), None)
+                if lacking is not None:
+                    raise InputError(
+                        f"{store.path}: prompt '{entry['id']}' has no product with {lacking} in half {place + 1}; the store is damaged, "
+                        "make it again"
+                    )
                 numbers.append(math.nan if norm is None else norm)
                 numbers.extend(half["inner"][name] for name in against)
                 for name, count in zip(against, counts, strict=False):  # none without groups
@@ -363,7 +371,7 @@ def as_table(found: Reliability) -> str:
         ]
         if found.similarity == "cosine":
             lines.append(UPPER_BOUND)
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def _shown(value: Estimate) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import ROUND_FLOOR, Decimal, InvalidOperation, localcontext
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal, InvalidOperation, localcontext
 from fractions import Fraction
 from functools import lru_cache
 from hashlib import blake2b
@@ -65,6 +65,20 @@ def selection_size(ratio: str | Decimal, population: int) -> int:
     with localcontext() as context:
         context.prec = len(share.as_tuple().digits) + len(str(population))  # enough for the product to be exact
         return int((share * population).to_integral_value(ROUND_FLOOR))
+
+
+def check_ratio(ratio: str | Decimal, population: int) -> None:
+    """UsageError: the ratio selects none of the prompts, though there are some; or as `selection_size`."""
+    if population and not selection_size(ratio, population):
+        raise UsageError(
+            f"ratio {ratio} of {population} prompts selects none, as it is rounded down; give {least_ratio(population):f} or more"
+        )
+
+
+def least_ratio(population: int) -> Decimal:
+    """A short decimal that selects one prompt of so many, the smallest with its number of digits: 0.34 of 3."""
+    digits = len(str(population)) + 1
+    return (Decimal(1) / population).quantize(Decimal(1).scaleb(-digits), ROUND_CEILING).normalize()
 
 
 def tie_key(seed: int, prompt_id: str) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cropi_tools import runtime
-from cropi_tools.data.means import check_whole, read_facts, read_tensors
+from cropi_tools.data.means import check_whole, read_finished, read_tensors
 from cropi_tools.data.output import Output
 from cropi_tools.data.store import Store, StoreWriter
 from cropi_tools.runtime.errors import InputError, UsageError
@@ -70,7 +70,7 @@ def project_store(store: Store, spec: ProjectionSpec, output: Output) -> None:
 
 def project_mean(path: str, spec: ProjectionSpec, output: Output) -> None:
     """Write a mean gradient as a store of one row, its id the file's name."""
-    facts = read_facts(path)
+    facts = read_finished(path, "policy", "tokenizer", "objective")
     check_whole(path, facts)
     layout = Layout.from_json(facts["parameters"])
     row = sketch_vector(spec, layout, read_tensors(path))
@@ -96,7 +96,7 @@ def project_mean(path: str, spec: ProjectionSpec, output: Output) -> None:
 
 def mean_spec(path: str, method: str, dim: int, seed: int, keep: float | None) -> ProjectionSpec:
     """The spec of a sketch of a mean gradient."""
-    facts: Mapping[str, Any] = read_facts(path)
+    facts: Mapping[str, Any] = read_finished(path)
     return ProjectionSpec.create(method, Layout.from_json(facts["parameters"]), dim, seed, keep)
 
 

@@ -14,11 +14,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from cropi_tools.data import fields
+from cropi_tools.data.fields import check_fields
 from cropi_tools.data.jsonl import Record, dump_line, read_jsonl
 from cropi_tools.data.manifest import write_json
+from cropi_tools.data.metadata import (
+    AT_LEAST_ONE,
+    COUNT,
+    FLAG,
+    NUMBER,
+    WHOLE,
+    Each,
+    Listed,
+    Maybe,
+)
 from cropi_tools.data.policies import OPTIMIZER_STATE
+from cropi_tools.data.records import rollout_of
 from cropi_tools.policy.adapters import save_adapters
 from cropi_tools.policy.loading import Policy, save_policy
 from cropi_tools.policy.weights import alike, whole
@@ -26,6 +40,21 @@ from cropi_tools.runtime.errors import InputError
 
 STATE = "state"
 PENDING = "pending.jsonl"
+PROGRESS = {
+    **dict.fromkeys(("step?", "place?", "pending?"), COUNT),
+    "evaluated?": WHOLE,
+    "tokens_per_pass?": AT_LEAST_ONE,
+    "promoted?": FLAG,
+    "logs?": Each(COUNT),
+    "counters?": Each(COUNT),
+    "watch?": Maybe(
+        {
+            **dict.fromkeys(("first?", "last?"), Each(Listed(NUMBER))),
+            **dict.fromkeys(("flat?", "before?", "live?"), COUNT),
+        }
+    ),
+}
+"""What a commit of cropi-train says."""
 
 
 def checkpoint_folder(part: Path, step: int) -> Path:
@@ -94,7 +123,15 @@ def optimizer_tensors(policy: Policy, optimizer: torch.optim.Optimizer) -> Itera
 
 def load_optimizer(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> None:
     """Give AdamW the moments of a policy folder that cropi-train wrote. InputError: they are of other parameters, such as adapters."""
-    tensors = load_file(folder / OPTIMIZER_STATE)
+    path = folder / OPTIMIZER_STATE
+    try:
+        tensors = load_file(path)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; cropi-train writes it with the policy") from None
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{path}: does not open as safetensors ({error}); give --carry weights, or start anew"
+        ) from None
     names = {f"exp_avg/{name}" for name, _ in policy.trained}
     strange = next((name for name in tensors if name.startswith("exp_avg/") and name not in names), None)
     if strange is not None:
@@ -103,11 +140,22 @@ def load_optimizer(folder: Path, policy: Policy, optimizer: torch.optim.Optimize
         )
     for name, parameter in policy.trained:
         if f"exp_avg/{name}" in tensors:
+            _check_moments(path, name, tensors, parameter.shape)
             optimizer.state[parameter] = {
                 "step": tensors[f"step/{name}"],
                 "exp_avg": alike(tensors[f"exp_avg/{name}"], parameter),
                 "exp_avg_sq": alike(tensors[f"exp_avg_sq/{name}"], parameter),
             }
+
+
+def _check_moments(path: Path, name: str, tensors: Mapping[str, torch.Tensor], shape: torch.Size) -> None:
+    """InputError unless the state of a parameter is AdamW's: a count and two moments of its shape."""
+    for key, wanted in (("step", torch.Size()), ("exp_avg", shape), ("exp_avg_sq", shape)):
+        found = tensors.get(f"{key}/{name}")
+        if found is None or found.shape != wanted or not found.is_floating_point():
+            raise InputError(
+                f"{path}: {key}/{name} is missing or of another shape; give --carry weights, or start anew"
+            )
 
 
 def write_pending(part: Path, pending: Mapping[int, Record]) -> None:
@@ -122,10 +170,21 @@ def write_pending(part: Path, pending: Mapping[int, Record]) -> None:
 
 
 def read_pending(part: Path, state: Mapping[str, Any]) -> dict[int, Record]:
-    """The rollouts that a stopped run kept, by place; none unless the last commit says so."""
+    """The rollouts that a stopped run kept, by place; none unless the last commit says so. InputError: a line is no rollout."""
     if not state.get("pending"):
         return {}
-    return {line["place"]: line["rollout"] for _, line in read_jsonl(part / PENDING)}
+    path, found = part / PENDING, {}
+    for number, line in read_jsonl(path):
+        where = f"{path}:{number}"
+        check_fields(line, fields.PENDING, where)
+        if not fields.PENDING.keys() <= line.keys():
+            raise InputError(f"{where}: no 'place' and 'rollout'; --force starts the training anew")
+        found[line["place"]] = rollout_of(line["rollout"], where).record
+    if len(found) != state["pending"]:
+        raise InputError(
+            f"{path}: holds {len(found)} rollouts, {state['pending']} were saved; remove {part} to start anew"
+        )
+    return found
 
 
 def drop_pending(part: Path) -> None:

@@ -90,5 +90,5 @@ def _part(path: str, target: Path) -> tuple[str, float]:
     """The first prompts of a set as a file, and how many times as many there are."""
     records = list(read_prompts([path]))
     part = list(itertools.islice(records, PROBE_PROMPTS))
-    target.write_text("".join(dump_line(record) + "\n" for record in part))
+    target.write_text("".join(dump_line(record) + "\n" for record in part), encoding="utf-8")
     return str(target), len(records) / max(len(part), 1)

@@ -320,7 +320,7 @@ class Trainer:
             raise
         except Exception as error:
             told = self._output.part / FAILURE
-            told.write_text(traceback.format_exc())
+            told.write_text(traceback.format_exc(), encoding="utf-8", errors="backslashreplace")
             raise self._failed(
                 f"the engine failed at step {step} ({type(error).__name__}: {first_line(error)}; all of it in {told})"
             ) from error

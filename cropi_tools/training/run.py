@@ -21,7 +21,7 @@ from cropi_tools.policy.loading import Policy, choose_device, load_policy
 from cropi_tools.policy.prompts import PromptCheck
 from cropi_tools.policy.sharding import share_out
 from cropi_tools.rewards import VerifierPool, check_record
-from cropi_tools.training.checkpoints import resume_folder
+from cropi_tools.training.checkpoints import PROGRESS, resume_folder
 from cropi_tools.training.distributed import Ranks
 from cropi_tools.training.loop import Trainer
 from cropi_tools.training.settings import LossSettings, TrainSettings
@@ -95,7 +95,7 @@ def train(job: Job, output: Output, ranks: Ranks) -> None:
     autocast = options["dtype"] == "bfloat16" or (options["dtype"] == "auto" and choose_device(device).type == "cuda")
     settings = settings_of(job, autocast)
     # adapters are kept apart from the weights they are beside, which a resumed run takes from the beginning
-    resumed = resume_folder(output.part, output.state)
+    resumed = resume_folder(output.part, output.resumed(PROGRESS))
     start = job.model if resumed is None or options["lora"] else str(resumed)
     shared = ranks.size > 1
     # what processes share is loaded on the CPU, so that a GPU holds no more than its part

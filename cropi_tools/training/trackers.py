@@ -114,8 +114,8 @@ class _WandB(Tracker):
 def _run_id(file: Path, new: bool) -> str:
     """The id that a resumed run goes on under. A run from the start has its own, whatever was under the same name before."""
     if new or not file.exists():
-        file.write_text(secrets.token_hex(8) + "\n")
-    return file.read_text().strip()
+        file.write_text(secrets.token_hex(8) + "\n", encoding="utf-8")
+    return file.read_text(encoding="utf-8").strip()
 
 
 def _said(error: Exception) -> str:

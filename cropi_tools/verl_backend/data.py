@@ -59,7 +59,7 @@ def prepare(
         failed=str(here / FAILED),
         programs=_programs([*prompts, *(record for records in evaluations.values() for record in records)], verifier),
     )
-    (folder / REWARD_FILE).write_text(text)
+    (folder / REWARD_FILE).write_text(text, encoding="utf-8")
 
 
 def _programs(records: Sequence[Record], verifier: str) -> list[str]:

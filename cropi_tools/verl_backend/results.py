@@ -12,12 +12,14 @@ import torch
 from safetensors import safe_open
 
 from cropi_tools import runtime
-from cropi_tools.data.jsonl import Record, dump_line
+from cropi_tools.data import fields
+from cropi_tools.data.fields import check_fields, is_float
+from cropi_tools.data.jsonl import Record, decoded, dump_line
 from cropi_tools.data.manifest import write_json
 from cropi_tools.data.policies import tokenizer_files
 from cropi_tools.policy.checkpoint import check_weights
 from cropi_tools.policy.precision import LIMIT, lost_updates, warning
-from cropi_tools.runtime.errors import CropiError
+from cropi_tools.runtime.errors import CropiError, InputError
 from cropi_tools.verl_backend.config import CHECKPOINTS, rate_of
 
 METRICS, EARLIER = "metrics.verl.jsonl", "metrics.earlier.jsonl"
@@ -43,7 +45,7 @@ _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 def last_step(folder: Path) -> int | None:
     """The step of verl's last checkpoint in its work folder; None when there is none."""
     try:
-        return int((folder / CHECKPOINTS / "latest_checkpointed_iteration.txt").read_text())
+        return int((folder / CHECKPOINTS / "latest_checkpointed_iteration.txt").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 
@@ -62,7 +64,7 @@ def bring_back(step: int, folder: Path, model: str, target: Path) -> None:
     kept = [*tokenizer_files(model), *([settings] if settings.exists() else [])]
     for path in [*weights, *saved.glob("*.safetensors.index.json"), *kept]:
         shutil.copyfile(path, target / path.name)
-    configuration = json.loads((Path(model) / "config.json").read_text())
+    configuration = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
     configuration.pop("torch_dtype", None)
     with safe_open(weights[0], framework="numpy") as tensors:
         stored = tensors.get_slice(next(iter(tensors.keys()))).get_dtype()
@@ -105,7 +107,7 @@ def write_figures(
                 size = {"prompts": len(records), "samples": options["eval_samples"]}
                 accuracies.append({"step": step, "set": name, "accuracy": accuracy, **size})
     for name, lines in (("metrics", metrics), ("evaluations", accuracies), ("timings", timings)):
-        (target / f"{name}.jsonl").write_text("".join(dump_line(line) + "\n" for line in lines))
+        (target / f"{name}.jsonl").write_text("".join(dump_line(line) + "\n" for line in lines), encoding="utf-8")
     return {name: sum(line[name] for line in metrics) for name in ("tokens_generated", "tokens_trained")}
 
 
@@ -114,19 +116,25 @@ def _logged(folder: Path) -> dict[int, dict[str, Any]]:
     checkpoint's step again, which adds to the line that is there. A figure that is no number is null there, and left out."""
     steps: dict[int, dict[str, Any]] = {}
     for line in _whole_lines(folder):
-        known = {name: value for name, value in line["data"].items() if value is not None}
+        known = {name: value for name, value in line["data"].items() if is_float(value)}
         steps.setdefault(line["step"], {}).update(known)
     return steps
 
 
 def _whole_lines(folder: Path) -> Iterator[dict[str, Any]]:
-    """The lines of the log; one that a kill cut short is left out."""
+    """The lines of the log; one that a kill cut short is left out. InputError: a whole one is none of verl's."""
     for path in (folder / EARLIER, folder / METRICS):
-        for text in path.read_text().splitlines() if path.exists() else ():
+        for number, text in enumerate(path.read_bytes().splitlines() if path.exists() else (), 1):
             try:
-                yield json.loads(text)
+                line = decoded(text.decode())
             except ValueError:
                 continue
+            if not isinstance(line, dict) or not fields.VERL_LOG.keys() <= line.keys():
+                raise InputError(
+                    f"{path}:{number}: expected an object with 'step' and 'data', as verl's file logger writes"
+                )
+            check_fields(line, fields.VERL_LOG, f"{path}:{number}")
+            yield line
 
 
 def _figures(data: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, float]:

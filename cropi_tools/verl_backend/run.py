@@ -12,7 +12,6 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections import deque
@@ -31,6 +30,7 @@ from cropi_tools.policy.prompts import check_room, depends_on_date, encoded_prom
 from cropi_tools.policy.tokens import load_tokens
 from cropi_tools.prompts.exports import settings_needed
 from cropi_tools.rewards.verifiers import check_record, verifier_of
+from cropi_tools.runtime.console import Relay
 from cropi_tools.runtime.errors import CropiError, InputError
 from cropi_tools.verl_backend.config import evaluation_file, override, overrides, refuse_what_verl_has_not
 from cropi_tools.verl_backend.data import FAILED, copy_package, prepare
@@ -170,7 +170,9 @@ def check_environment(job: VerlJob) -> None:
     with tempfile.TemporaryDirectory() as folder:
         copy_package(Path(folder))
         try:
-            done = subprocess.run([job.python, "-c", _CHECK, folder, *names], capture_output=True, text=True)
+            done = subprocess.run(
+                [job.python, "-c", _CHECK, folder, *names], capture_output=True, encoding="utf-8", errors="replace"
+            )
         except OSError as error:
             raise InputError(f"--verl-python {job.python}: cannot be run ({error.strerror})") from None
     if done.returncode:
@@ -193,8 +195,9 @@ def run(line: Sequence[str], folder: Path) -> None:
         process = subprocess.Popen(
             line, cwd=folder, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, pass_fds=[lock]
         )
+        relay = Relay()
         try:
-            _follow(process, written, failed)
+            _follow(process, written, failed, relay)
         except KeyboardInterrupt:
             _end(process, signal.SIGINT)
             raise
@@ -203,10 +206,12 @@ def run(line: Sequence[str], folder: Path) -> None:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            _pass_on(written.read())
+            _pass_on(relay, written.read())
+            relay.close()
     runtime.stop_if_requested()
     if failed.exists():
-        raise InputError(f"{failed.read_text()} (in verl, whose output is in {folder / LOG})")
+        said = failed.read_text(encoding="utf-8")
+        raise InputError(f"{said} (in verl, whose output is in {folder / LOG})")
     if process.returncode:
         with open(folder / LOG, encoding="utf-8", errors="replace") as lines:
             last = "".join(deque(lines, LAST_LINES)).rstrip()
@@ -218,7 +223,7 @@ def run(line: Sequence[str], folder: Path) -> None:
 @contextmanager
 def _alone(folder: Path) -> Iterator[int]:
     """A lock that verl inherits: held as long as it runs, even where the command that started it was killed."""
-    with open(folder / LOCK, "w") as lock:
+    with open(folder / LOCK, "wb") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -226,12 +231,12 @@ def _alone(folder: Path) -> Iterator[int]:
         yield lock.fileno()
 
 
-def _follow(process: subprocess.Popen[bytes], written: Any, failed: Path) -> None:
+def _follow(process: subprocess.Popen[bytes], written: Any, failed: Path, relay: Relay) -> None:
     """Pass verl's output on until it ends; end it when a signal asks to stop, or when a verifier has failed."""
     while process.poll() is None:
         if runtime.stop_requested() or failed.exists():
             _end(process, signal.SIGTERM)
-        _pass_on(written.read())
+        _pass_on(relay, written.read())
         time.sleep(0.1)
 
 
@@ -245,7 +250,6 @@ def _end(process: subprocess.Popen[bytes], number: int) -> None:
         process.wait()
 
 
-def _pass_on(text: bytes) -> None:
+def _pass_on(relay: Relay, text: bytes) -> None:
     if text and not runtime.is_quiet():
-        sys.stderr.buffer.write(text)
-        sys.stderr.flush()
+        relay.write(text)

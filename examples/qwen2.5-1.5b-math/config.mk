@@ -2,7 +2,7 @@
 # choice, "not published" beside ours. Not run yet: it needs GPUs. README.md beside this file says how to get model and data.
 
 RUN := runs/qwen2.5-1.5b-math
-MODEL := models/Qwen2.5-1.5B-Instruct
+MODEL := Qwen/Qwen2.5-1.5B-Instruct
 POOL := $(RUN)/data/pool.jsonl
 
 # Targets: GSM8K and MATH, at most 100 validation prompts each (paper). Which 100: not published; ours are the first 100 of the sets named in

@@ -81,7 +81,8 @@ def become(request: dict[str, Any]) -> NoReturn:
         opened = os.open(request[name], flags | (os.O_CREAT | os.O_TRUNC if descriptor else 0))
         os.dup2(opened, descriptor)
         os.close(opened)
-    sys.argv = request["argv"]
+    # as a shell would hand them over, whatever the encoding of file names
+    sys.argv = [os.fsdecode(word.encode("utf-8", "surrogateescape")) for word in request["argv"]]
     main = importlib.import_module(request["module"]).main
     counted = watch(os.path.abspath(request["cwd"]), request["kill_at"])
     code = 1

@@ -42,7 +42,7 @@ class Done:
 class Shell:
     """Runs one command at a time in processes forked from the server."""
 
-    def __init__(self, scratch: Path) -> None:
+    def __init__(self, scratch: Path, **environment: str) -> None:
         self._scratch = scratch
         self._numbers = itertools.count()
         self._server = subprocess.Popen(
@@ -51,7 +51,7 @@ class Shell:
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            env={**os.environ, **SILENT},
+            env={**os.environ, **SILENT, **environment},
         )
 
     def __enter__(self) -> Shell:
@@ -106,8 +106,8 @@ class Shell:
         events = place / "events"
         counted = events.read_text() if events.exists() else ""  # a kill may come before it is written
         changes = int(counted) if counted else None
-        said = "" if stdout else (place / "stdout").read_text()
-        done = Done(ended["code"], said, (place / "stderr").read_text(), changes)
+        said = "" if stdout else (place / "stdout").read_text(errors="replace")
+        done = Done(ended["code"], said, (place / "stderr").read_text(errors="replace"), changes)
         assert code is None or done.code == code, f"{' '.join(words)}: exit {done.code}\n{done.stdout}\n{done.stderr}"
         return done
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -57,6 +58,63 @@ def test_every_reader_of_lines_keeps_to_the_bound(tmp_path: Path, monkeypatch: p
     for read in readers:
         with pytest.raises(InputError, match=r"x\.jsonl:1: a line of more than 1 MiB"):
             read()
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "filling", "said"),
+    [
+        ("x.json", b'[{"a": "b"}, {"a": "', b"c", "item 2: an item of more than 1 MiB"),
+        ("x.json", b"[[", b"[],", "item 1: an item of more than 1 MiB"),
+        ("x.csv", b"a,b\nc,d\n", b"e", "3: a row of more than 1 MiB"),
+        ("x.csv", b'a,b\nc,"', b"e\n", ": a row of more than 1 MiB"),
+        ("x.tsv", b"", b"e\t", "1: a row of more than 1 MiB"),
+        ("x.csv.gz", b"", b"e", "1: a row of more than 1 MiB"),
+    ],
+)
+def test_items_and_rows_are_bounded_as_lines_are(
+    name: str, start: bytes, filling: bytes, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jsonl, "MAX_LINE", 1 << 20)
+    path = tmp_path / name
+    content = start + filling * (SIZE // 2 // len(filling))
+    path.write_bytes(gzip.compress(content, 1) if name.endswith("gz") else content)
+    del content
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match=said):
+            list(file_rows(path))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < SIZE // 2
+
+
+@pytest.mark.parametrize("depth", [99, 100, 400, 5000, 100_000])
+def test_records_are_nested_a_hundred_times_at_most(depth: int, tmp_path: Path) -> None:
+    for name, opening, closing in (("x.jsonl", b"[", b"]"), ("x.json", b'{"b":', b"}")):
+        path = tmp_path / name
+        record = b'{"a": ' + opening * depth + b"1" + closing * depth + b"}"
+        path.write_bytes(b"[" + record + b"]" if name == "x.json" else record)
+        if depth < 100:
+            assert len(list(file_rows(path))) == 1
+            continue
+        with pytest.raises(InputError, match=r"x\.jsonl?: ?(item )?1: broken JSON \(.*(within each other|nested)"):
+            list(file_rows(path))
+
+
+def test_brackets_in_a_text_do_not_count(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps({"a": '"[{\\' * 5000}))
+    assert len(list(read_jsonl(path))) == 1
+
+
+@pytest.mark.parametrize("harm", [b"\xff", b"\xed\xa0\x80", b"\xc3", b"\\ud800"])
+def test_no_text_is_none(harm: bytes, tmp_path: Path) -> None:
+    """Halves of surrogate pairs by escapes and in bytes, and bytes that are not UTF-8."""
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b'{"a": 1}\n{"b": "' + harm + b'"}')
+    with pytest.raises(InputError, match=r"x\.jsonl:2: broken (JSON \(not UTF-8\)|Unicode)"):
+        list(read_jsonl(path))
 
 
 def test_the_longest_line_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,6 +96,9 @@ class Behaviour:
     hold: dict[int, threading.Event] = field(default_factory=dict)  # seeds that wait
     change: dict[str, Any] = field(default_factory=dict)  # of every choice
     junk: bool = False
+    answers: dict[str, Any] = field(default_factory=dict)  # by page, what becomes of its answer
+    raw_answers: dict[str, tuple[int, dict[str, str], bytes]] = field(default_factory=dict)  # status, headers, body
+    endless: dict[str, float] = field(default_factory=dict)  # by page, the pause between pieces
 
 
 class FakeServer:
@@ -108,6 +111,7 @@ class FakeServer:
         self.answered: Counter[tuple[Any, ...]] = Counter()
         self.tries: Counter[tuple[Any, ...]] = Counter()
         self.now = self.most = 0
+        self.closing = threading.Event()
         outer = self
 
         class Handler(_Handler):
@@ -119,6 +123,7 @@ class FakeServer:
         self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
 
     def close(self) -> None:
+        self.closing.set()
         for event in self.behaviour.hold.values():
             event.set()
         self._server.shutdown()
@@ -275,7 +280,14 @@ class _Handler(BaseHTTPRequestHandler):
         return True
 
     def _json(self, found: Any, status: int = 200) -> None:
-        data = json.dumps(found).encode()
+        behaviour = self.server_state.behaviour
+        if self.path in behaviour.raw_answers:
+            self._raw(*behaviour.raw_answers[self.path])
+            return
+        if self.path in behaviour.endless:
+            self._without_end(behaviour.endless[self.path])
+            return
+        data = json.dumps(behaviour.answers.get(self.path, lambda given: given)(found)).encode()
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the client may have given up
             self.send_response(status)
             self.send_header("content-type", "application/json")
@@ -283,3 +295,25 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("retry-after-ms", "5")
             self.end_headers()
             self.wfile.write(data)
+
+    def _raw(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        told = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close", **headers}
+        self.close_connection = True
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.send_response(status)
+            for name, value in told.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+    def _without_end(self, pause: float) -> None:
+        self.close_connection = True
+        piece = b" " * (1 if pause else 1 << 20)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.send_response(200)
+            self.send_header("content-type", "application/json")
+            self.send_header("transfer-encoding", "chunked")
+            self.end_headers()
+            while not self.server_state.closing.wait(pause):
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+                self.wfile.flush()

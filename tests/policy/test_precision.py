@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import manifests
 import pytest
 import tiny_policy
 import torch
@@ -40,7 +41,7 @@ def trained(parent: Path, folder: Path, step: float, steps: int = 10) -> Path:
 
     rewrite(folder, moved)
     inputs = {"policy": {"path": str(parent), "sha256": "0"}}
-    (folder / "manifest.json").write_text(json.dumps({"command": "cropi-train", "inputs": inputs}))
+    (folder / "manifest.json").write_text(json.dumps(manifests.manifest("cropi-train", inputs=inputs)))
     return folder
 
 
@@ -107,5 +108,5 @@ def test_without_its_parent_the_learning_rate_tells(
         estimated = lost_updates(policy, parent, torch.bfloat16, 10 * rate)
         assert estimated is not None
         assert estimated.share <= measured.share + 0.02, "no more is told than is sure"
-    (policy / "manifest.json").write_text(json.dumps({"command": "cropi-train", "inputs": {}}))
+    (policy / "manifest.json").write_text(json.dumps(manifests.manifest("cropi-rollout")))
     assert warnings_of(policy, capsys, "bfloat16") == []

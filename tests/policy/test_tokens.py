@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import tiny_policy
@@ -255,6 +255,27 @@ def test_a_prompt_without_room_is_found_wherever_it_is(template: str | None, pla
         InputError, match=f"prompt 'p{place}': its 241 tokens and --max-tokens 16 .* to 15, or leave the"
     ):
         room(tokens, 16, prompts)
+
+
+@pytest.mark.parametrize("positions", [None, 256, 1 << 40])
+@pytest.mark.parametrize(
+    "prompt", ["1" * (1 << 25), [{"role": "user", "content": "1" * (1 << 25)}]], ids=["text", "messages"]
+)
+def test_a_book_is_refused_before_it_is_made_into_tokens(prompt: Any, positions: int | None, tmp_path: Path) -> None:
+    tokens = load_tokens(folder(tmp_path / "P0", eos=1))._replace(positions=positions)
+
+    class Untouched:
+        chat_template = None
+        vocab_size = 1
+        added_tokens_decoder: ClassVar[dict[int, str]] = {}
+
+        def __call__(self, text: str) -> None:
+            raise AssertionError("made into tokens")
+
+    tokens = tokens._replace(tokenizer=Untouched())
+    for take in (encoded_prompt, lambda tokens, record: PromptCheck(tokens, 8)(record)):
+        with pytest.raises(InputError, match=r"prompt 'p': a text of 33,554,\d+ characters is too long for .*P0"):
+            take(tokens, {"id": "p", "prompt": prompt})
 
 
 def test_most_prompts_are_not_rendered_for_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,7 +135,7 @@ def test_recipe_lines_share_one_exclusion(tmp_path: Path) -> None:
         ({"famly": "gcd"}, "unknown key 'famly'; did you mean family"),
         ({"source": "gcd"}, "no 'family'"),
         ({"family": "gcd", "size": 0}, "'size' must be"),
-        ({"family": "gcd", "size": 1, "template": 3}, "'template' must be a text"),
+        ({"family": "gcd", "size": 1, "template": 3}, "'template' must be text"),
         ({"family": "gcd"}, "no 'size'"),
         ({"family": "lcm", "size": 1}, "the name 'lcm' stands on line 1 too"),
         ({"family": "gcd", "size": 1, "set": {"low": 1}}, "gcd has no setting 'low'"),

@@ -101,11 +101,11 @@ def test_missing_stage(run_folder: Path) -> None:
         (
             "policy/evaluations.jsonl",
             '{"step": 1, "set": "gcd"}',
-            r'evaluations\.jsonl:2: "accuracy" should be a number',
+            r"evaluations\.jsonl:2: no field 'accuracy'",
         ),
-        ("policy/evaluations.jsonl", '{"step": 1, "accuracy": 1}', r'evaluations\.jsonl:2: "set" should name'),
+        ("policy/evaluations.jsonl", '{"step": 1, "accuracy": 1}', r"evaluations\.jsonl:2: no field 'set'"),
         ("policy/evaluations.jsonl", '{"step": 1, "set": "a", "accuracy": NaN}', r"evaluations\.jsonl:2: "),
-        ("selected.jsonl", '{"id": "a", "pass_rate": "high"}', r'selected\.jsonl:2: "pass_rate" should be a number'),
+        ("selected.jsonl", '{"id": "a", "pass_rate": "high"}', r"selected\.jsonl:2: 'pass_rate' must be a number"),
     ],
 )
 def test_broken_line_is_named(run_folder: Path, name: str, line: str, message: str) -> None:

@@ -74,6 +74,15 @@ def test_summary() -> None:
     assert Tally().samples == 0
 
 
+def test_sources_of_different_numbers_of_samples() -> None:
+    """The fewest samples of all prompts may be a number that a source has no pass@k for."""
+    tallies = Tallies()
+    tallies.add([row("a", [1.0, 0.0, 0.0], [1, 1, 1]), row("b", [1.0, 0.0, 0.0, 0.0], [1, 1, 1, 1])])
+    head, first, second, both = table(tallies.summary())
+    assert "pass@3" in head
+    assert [line.split()[6] == "-" for line in (first, second, both)] == [False, True, False]
+
+
 def counted(correct: list[int], samples: int) -> Tally:
     """A tally of prompts with these numbers of correct samples."""
     found = Tally(prompts=len(correct), samples=samples * len(correct), outcomes={"correct": sum(correct)})

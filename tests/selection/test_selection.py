@@ -19,6 +19,8 @@ from cropi_tools.selection.rules import (
     RULES,
     Score,
     Selected,
+    check_ratio,
+    least_ratio,
     permutation,
     select,
     selection_size,
@@ -471,3 +473,20 @@ def test_imports_nothing_heavy() -> None:
     )
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert shown.stdout.split() == ["cropi_tools"]
+
+
+@pytest.mark.parametrize("population", [1, 2, 3, 7, 9, 10, 11, 99, 1000, 1001, 123457])
+def test_the_least_ratio_selects_one(population: int) -> None:
+    least = least_ratio(population)
+    check_ratio(f"{least:f}", population)
+    assert selection_size(least, population) == 1
+    assert least - Decimal(1) / population < Decimal("0.01")
+
+
+def test_a_ratio_that_selects_none_is_refused_with_one_that_does() -> None:
+    with pytest.raises(UsageError, match=r"ratio 0\.1 of 3 prompts selects none.*give 0\.34 or more"):
+        check_ratio("0.1", 3)
+    with pytest.raises(UsageError, match=r"give 0\.0001 or more"):
+        check_ratio("0.00001", 10000)
+    check_ratio("0.1", 10)
+    check_ratio("0.1", 0)  # an empty pool has a word of its own
