@@ -62,10 +62,11 @@ Date = Annotated[
     ),
 ]
 Verifier = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--verifier",
-        help="maths, choice, exact, reasoning-gym, or FILE.py:FUNCTION; a record's own `verifier` comes first.",
+        help="maths, choice, exact, reasoning-gym, or FILE.py:FUNCTION, for all records. [default: each record's own, else maths]",
+        metavar="NAME",
     ),
 ]
 PartialCredit = Annotated[
@@ -113,8 +114,12 @@ def console_script(
     example: str,
     cls: type[TyperCommand] | None = None,
     renamed: Mapping[str, str] = MappingProxyType({}),
+    moved: Mapping[str, str] = MappingProxyType({}),
 ) -> Callable[[], NoReturn]:
-    """What a console script calls: `function` behind the error boundary. renamed: former options, and what they are called now."""
+    """What a console script calls: `function` behind the error boundary.
+
+    renamed: former options, and what they are called now. moved: former options that are commands now, and how these are called.
+    """
     app = typer.Typer(
         add_completion=False,
         rich_markup_mode=None,
@@ -141,12 +146,12 @@ def console_script(
     )(cancellable)
 
     def main() -> NoReturn:
-        sys.exit(_flushed(_run(app, name, renamed), name))
+        sys.exit(_flushed(_run(app, name, renamed, moved), name))
 
     return main
 
 
-def _run(app: typer.Typer, name: str, renamed: Mapping[str, str]) -> int:
+def _run(app: typer.Typer, name: str, renamed: Mapping[str, str], moved: Mapping[str, str]) -> int:
     from cropi_tools import runtime
 
     command_begins()
@@ -162,7 +167,11 @@ def _run(app: typer.Typer, name: str, renamed: Mapping[str, str]) -> int:
     try:
         return app(prog_name=name, standalone_mode=False) or 0
     except _CommandLineError as error:
-        now = renamed.get(getattr(error, "option_name", ""))
+        option = getattr(error, "option_name", "")
+        if option in moved:
+            print(f"{name}: {option} is now a command: {moved[option]}", file=sys.stderr)
+            return error.exit_code
+        now = renamed.get(option)
         print(
             f"{name}: {printable(error.format_message())}{f'; it is now {now}' if now else ''}\ntry '{name} --help'",
             file=sys.stderr,

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, 
 import typer
 from typer.core import TyperCommand
 
+from cropi_tools import runtime
 from cropi_tools.cli.common import Version, console_script
 from cropi_tools.options import GROUPS, CommandOptions, Option, default_of, described, types_of
 from cropi_tools.runtime.errors import UsageError
@@ -22,7 +23,9 @@ def entry(record: type[Record], work: Callable[[Record], object], *, name: str, 
     """The console entry point of a command: `work` with the record of its options; its docstring is the help, `example` stands at the end."""
 
     def callback(**given: Any) -> None:
-        work(_made(record, {field: value for field, value in given.items() if value not in (None, [], ())}))
+        asked = _made(record, {field: value for field, value in given.items() if value not in (None, [], ())})
+        runtime.set_quiet(asked.quiet)
+        work(asked)
 
     callback.__doc__ = work.__doc__
     options, kinds = described(record), types_of(record)
@@ -48,6 +51,7 @@ def entry(record: type[Record], work: Callable[[Record], object], *, name: str, 
         example=example,
         cls=type("Command", (_Grouped,), {"record": record}),
         renamed=record.renamed,
+        moved=record.moved,
     )
     main.record = record  # type: ignore[attr-defined]  # for those who walk the options of all commands
     return main

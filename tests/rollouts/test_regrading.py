@@ -1,4 +1,4 @@
-"""`cropi-rollout --verify-only`: responses graded again, and rollouts of others."""
+"""`cropi-verify`: responses graded again, and rollouts of others."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 import tiny_policy
-from test_refreshing import ROLLOUTS, run
+from test_refreshing import ROLLOUTS
 
+from cropi_tools.cli.verify import main
 from cropi_tools.data.records import read_rollouts
 
 
@@ -21,9 +22,18 @@ def policy(tmp_path: Path) -> Path:
     return tiny_policy.save(tmp_path / "P0")
 
 
+def run(*words: str) -> int:
+    """cropi-verify in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["cropi-verify", *words])
+        with pytest.raises(SystemExit) as stop:
+            main()
+    return int(stop.value.code or 0)
+
+
 def refused(*words: str) -> str:
-    """What cropi-rollout says when it fails; in a process of its own, which gives back the lock of its output."""
-    program = str(Path(sys.executable).parent / "cropi-rollout")
+    """What cropi-verify says when it fails; in a process of its own, which gives back the lock of its output."""
+    program = str(Path(sys.executable).parent / "cropi-verify")
     found = subprocess.run([program, *words], capture_output=True, text=True)
     assert found.returncode == 1
     return found.stderr
@@ -35,7 +45,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def test_only_rewards_and_outcomes_change(tmp_path: Path) -> None:
     source = tiny_policy.write_jsonl(tmp_path / "r.jsonl", ROLLOUTS)
-    assert run("--verify-only", str(source), "--verifier", "exact", "-o", str(tmp_path / "new.jsonl"), "--quiet") == 0
+    assert run(str(source), "--verifier", "exact", "-o", str(tmp_path / "new.jsonl"), "--quiet") == 0
     rows = read(tmp_path / "new.jsonl")
     for old, new in zip(ROLLOUTS, rows, strict=True):
         assert {**new, "samples": old["samples"]} == old
@@ -44,13 +54,13 @@ def test_only_rewards_and_outcomes_change(tmp_path: Path) -> None:
             assert list(after) == list(before)
 
 
-def test_a_record_s_own_verifier_comes_first(tmp_path: Path) -> None:
+def test_a_record_s_own_verifier_counts_where_none_is_chosen(tmp_path: Path) -> None:
     (tmp_path / "never.py").write_text(
         "def reward(data_source, solution_str, ground_truth, extra_info):\n    return 0.25\n"
     )
     rows = [{**ROLLOUTS[0], "verifier": f"{tmp_path}/never.py:reward"}, ROLLOUTS[1]]
     source = tiny_policy.write_jsonl(tmp_path / "r.jsonl", rows)
-    words = ["--verify-only", str(source), "-o", str(tmp_path / "new.jsonl"), "--quiet"]
+    words = [str(source), "-o", str(tmp_path / "new.jsonl"), "--quiet"]
     assert run(*words) == 1  # a program that the command line does not name
     assert run(*words, "--allow-verifier", f"{tmp_path}/never.py") == 0
     first, second = read(tmp_path / "new.jsonl")
@@ -73,7 +83,7 @@ def test_partial_scores_are_counted_and_rewarded_only_where_wanted(
 ) -> None:
     rows = [gym_rollouts("spell_backward", ["ANSWERq", "zzzz", "The answer is ANSWER."]), ROLLOUTS[1]]
     source, new = tiny_policy.write_jsonl(tmp_path / "r.jsonl", rows), tmp_path / "new.jsonl"
-    line = ["--verify-only", str(source), "-o", str(new)]
+    line = [str(source), "-o", str(new)]
     assert run(*line, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     gym, other = read(new)
@@ -95,10 +105,9 @@ def test_partial_scores_are_counted_and_rewarded_only_where_wanted(
 @pytest.mark.parametrize("verifier", ["maths", "recorded", "choice"])
 def test_partial_credit_of_verifiers_that_give_none_is_refused(tmp_path: Path, verifier: str) -> None:
     source = tiny_policy.write_jsonl(tmp_path / "r.jsonl", ROLLOUTS)
-    program = str(Path(sys.executable).parent / "cropi-rollout")
+    program = str(Path(sys.executable).parent / "cropi-verify")
     line = [
         program,
-        "--verify-only",
         str(source),
         "--verifier",
         verifier,
@@ -109,7 +118,7 @@ def test_partial_credit_of_verifiers_that_give_none_is_refused(tmp_path: Path, v
     found = subprocess.run(line, capture_output=True, text=True)
     assert found.returncode == 2
     assert "--partial-credit" in found.stderr
-    assert "reasoning-gym" in found.stderr
+    assert ("leave one of them out" if verifier == "recorded" else "reasoning-gym") in found.stderr
 
 
 AUTHORS = [
@@ -121,7 +130,7 @@ AUTHORS = [
 def test_the_authors_rollouts(tmp_path: Path, policy: Path) -> None:
     source = tiny_policy.write_jsonl(tmp_path / "theirs.jsonl", AUTHORS)
     target = tmp_path / "ours.jsonl"
-    line = ["--verify-only", str(source), "--verifier", "exact", "-o", str(target), "--quiet"]
+    line = [str(source), "--verifier", "exact", "-o", str(target), "--quiet"]
     assert "--model" in refused(*line)
     assert run(*line, "--model", str(policy)) == 0
     found = list(read_rollouts([target], 71))
@@ -138,7 +147,7 @@ def test_the_authors_rollouts(tmp_path: Path, policy: Path) -> None:
 def test_recorded_rewards_stay(tmp_path: Path, policy: Path) -> None:
     source = tiny_policy.write_jsonl(tmp_path / "theirs.jsonl", AUTHORS)
     target = tmp_path / "ours.jsonl"
-    line = ["--verify-only", "--model", str(policy), "--verifier", "recorded", "-o", str(target), "--quiet"]
+    line = ["--model", str(policy), "--verifier", "recorded", "-o", str(target), "--quiet"]
     assert run(*line, str(source), "--max-tokens", "2") == 0
     found = list(read_rollouts([target], 71))
     assert [rollout.rewards for rollout in found] == [[1.0, 0.0, 0.0], [0.5, 0.0, 0.0]]
@@ -149,7 +158,6 @@ def test_recorded_rewards_stay(tmp_path: Path, policy: Path) -> None:
     source = tiny_policy.write_jsonl(tmp_path / "bare.jsonl", bare)
     said = refused(*line[:-2], str(tmp_path / "other.jsonl"), str(source))
     assert "'a1' has samples without a reward" in said
-    assert run("--model", str(policy), "--verifier", "recorded", str(source)) == 2
 
 
 def test_verl_dumps(tmp_path: Path, policy: Path) -> None:
@@ -168,7 +176,7 @@ def test_verl_dumps(tmp_path: Path, policy: Path) -> None:
     ]
     dump = tiny_policy.write_jsonl(tmp_path / "1.jsonl", lines)
     target = tmp_path / "ours.jsonl"
-    line = ["--verify-only", "--model", str(policy), "--verifier", "exact", "-o", str(target), "--quiet", str(dump)]
+    line = ["--model", str(policy), "--verifier", "exact", "-o", str(target), "--quiet", str(dump)]
     assert "--prompts FILE" in refused(*line)
     assert run(*line, "--prompts", str(plain)) == 0
     found = list(read_rollouts([target], 71))
@@ -178,7 +186,7 @@ def test_verl_dumps(tmp_path: Path, policy: Path) -> None:
 
 def test_shards_one_after_another_are_the_whole(tmp_path: Path) -> None:
     source = tiny_policy.write_jsonl(tmp_path / "r.jsonl", ROLLOUTS)
-    line = ["--verify-only", str(source), "--verifier", "exact", "--quiet"]
+    line = [str(source), "--verifier", "exact", "--quiet"]
     assert run(*line, "-o", str(tmp_path / "all.jsonl")) == 0
     for i in (1, 2):
         assert run(*line, "-o", str(tmp_path / f"{i}.jsonl"), "--shard", f"{i}/2") == 0
@@ -197,17 +205,17 @@ def test_rollouts_without_outcomes_or_texts(tmp_path: Path) -> None:
         return str(tiny_policy.write_jsonl(tmp_path / f"{'-'.join(names)}.jsonl", rows))
 
     source = without("outcome", "finish_reason")
-    assert run("--verify-only", source, "--verifier", "recorded", "-o", str(tmp_path / "a.jsonl"), "--quiet") == 0
+    assert run(source, "--verifier", "recorded", "-o", str(tmp_path / "a.jsonl"), "--quiet") == 0
     assert (tmp_path / "a.jsonl").read_text() == Path(source).read_text()
-    said = refused("--verify-only", without("text"), "--verifier", "exact", "-o", str(tmp_path / "b.jsonl"))
-    assert said == "cropi-rollout: prompt 'none' has a sample without 'text', which a verifier reads; add it\n"
+    said = refused(without("text"), "--verifier", "exact", "-o", str(tmp_path / "b.jsonl"))
+    assert said == "cropi-verify: prompt 'none' has a sample without 'text', which a verifier reads; add it\n"
 
 
 def test_a_signal_ends_verifying_soon(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text("import time\n\ndef reward(solution_str, **more):\n    time.sleep(600)\n")
     source = tiny_policy.write_jsonl(tmp_path / "r.jsonl", ROLLOUTS)
-    program = str(Path(sys.executable).parent / "cropi-rollout")
-    words = ["--verify-only", str(source), "--verifier", f"{tmp_path}/slow.py:reward", "--verify-seconds", "600"]
+    program = str(Path(sys.executable).parent / "cropi-verify")
+    words = [str(source), "--verifier", f"{tmp_path}/slow.py:reward", "--verify-seconds", "600"]
     process = subprocess.Popen([program, *words, "-o", str(tmp_path / "new.jsonl")], stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + 60
     while not (tmp_path / "new.jsonl.part").exists():
@@ -217,4 +225,4 @@ def test_a_signal_ends_verifying_soon(tmp_path: Path) -> None:
     process.terminate()
     _, said = process.communicate(timeout=20)
     assert process.returncode == 143
-    assert said.splitlines()[-1].startswith("cropi-rollout: stopped by SIGTERM")
+    assert said.splitlines()[-1].startswith("cropi-verify: stopped by SIGTERM")
