@@ -86,7 +86,7 @@ def check_own_verifiers(paths: Sequence[str], chosen: str | None) -> dict[str, s
                         continue
                     if chosen is None:
                         check_verifier(verifier_of(record, None))
-                    found[name] = verifier_fingerprint(name)
+                    found[name] = verifier_fingerprint(name if chosen is None else chosen)
                 except (InputError, UsageError) as error:
                     raise InputError(f"{shown(path)}:{number}: {error}") from None
     if overridden:

@@ -6,15 +6,27 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny_policy
 from test_refreshing import ROLLOUTS
+from test_refreshing import run as sampled
 
 from cropi_tools.cli.verify import main
+from cropi_tools.data.manifest import file_digest, read_manifest
 from cropi_tools.data.records import read_rollouts
+from cropi_tools.rewards import grade, verifier_fingerprint, verifiers
+
+
+@pytest.fixture(autouse=True)
+def nothing_allowed() -> Iterator[None]:
+    """What one command allowed in this process is not allowed to the next test's."""
+    yield
+    verifiers._allowed.clear()
+    verifiers._may_run.cache_clear()
 
 
 @pytest.fixture
@@ -66,6 +78,92 @@ def test_a_record_s_own_verifier_counts_where_none_is_chosen(tmp_path: Path) -> 
     first, second = read(tmp_path / "new.jsonl")
     assert [sample["reward"] for sample in first["samples"]] == [0.25, 0.25]
     assert [sample["reward"] for sample in second["samples"]] == [1.0, 1.0]
+
+
+OWN = ("exact", "reasoning-gym", "mine.py:half")
+
+
+def asked_variously() -> list[dict[str, Any]]:
+    """Prompts with verifiers of their own: one that needs no process, one of a library, a program; and one without."""
+    import reasoning_gym
+
+    entry = reasoning_gym.create_dataset("chain_sum", size=1, seed=3)[0]
+    source = {"dataset": "chain_sum", "entry": {key: entry[key] for key in ("question", "answer", "metadata")}}
+    plain = tiny_policy.prompts(8)
+    owned = [{**prompt, "verifier": name} for prompt, name in zip(plain, 2 * OWN, strict=False)]
+    return [{**prompt, "answer": "0", "extra": {"reasoning_gym": source}} for prompt in [*owned, *plain[6:]]]
+
+
+@pytest.mark.parametrize("chosen", [None, "maths", OWN[0], pytest.param(OWN[1], marks=pytest.mark.slow), OWN[2]])
+def test_rollouts_are_verified_as_they_were_first(
+    tmp_path: Path,
+    policy: Path,
+    chosen: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Whoever's verifiers grade: the same rewards of both commands, those of `grade`; the records keep their own."""
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text("def half(solution_str, **more):\n    return len(solution_str) / 2\n")
+    prompts = asked_variously()
+    tiny_policy.write_jsonl(Path("p.jsonl"), prompts)
+    option = ["--verifier", chosen] if chosen else ["--allow-verifier", "mine.py"]
+    assert sampled("--model", str(policy), "p.jsonl", "-n", "3", "--max-tokens", "2", *option, "-o", "r.jsonl") == 0
+    first = capsys.readouterr().err
+    assert run("r.jsonl", *option, "-o", "again.jsonl") == 0
+    assert Path("again.jsonl").read_text() == Path("r.jsonl").read_text()
+    others = sum(prompt.get("verifier", chosen) != chosen for prompt in prompts)
+    told = f"--verifier {chosen} overrides the verifiers of {others} of 8 records\n" if chosen else ""
+    assert first.count("overrides") == (chosen is not None)
+    assert first.startswith(told)
+    assert capsys.readouterr().err.startswith(told)
+    for prompt, row in zip(prompts, read(Path("r.jsonl")), strict=True):
+        assert row.get("verifier") == prompt.get("verifier")
+        for sample in row["samples"]:
+            assert (sample["reward"], sample["outcome"]) == grade(prompt, sample["text"], chosen)
+    manifest = read_manifest("again.jsonl")
+    assert manifest is not None
+    own = manifest["fingerprint"]["options"]["own_verifiers"]
+    assert set(own) == (set(OWN) if chosen is None else {chosen} & set(OWN))
+
+
+def test_overriding_is_another_result_and_naming_what_records_name_is_none(tmp_path: Path) -> None:
+    for own, code in (("exact", 0), ("choice", 1)):
+        rows = [{**row, "verifier": own, "answer": "A"} for row in ROLLOUTS]
+        source = tiny_policy.write_jsonl(tmp_path / f"{own}.jsonl", rows)
+        line = [str(source), "-o", str(tmp_path / f"{own}.new.jsonl"), "--quiet"]
+        assert run(*line) == 0
+        # the options' own names are "maths" and "exact"
+        assert run(*line, "--verifier", "maths") == 1
+        assert run(*line, "--verifier", "exact", "-o", str(tmp_path / f"{own}.exact.jsonl")) == 0
+        same = (tmp_path / f"{own}.exact.jsonl").read_text() == (tmp_path / f"{own}.new.jsonl").read_text()
+        assert same is (code == 0)
+
+
+def test_what_the_former_command_made_is_up_to_date(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the fingerprint of `cropi-rollout --verify-only`."""
+    source = tiny_policy.write_jsonl(tmp_path / "r.jsonl", ROLLOUTS)
+    line = [str(source), "--verifier", "exact", "-o", str(tmp_path / "new.jsonl")]
+    assert run(*line) == 0
+    manifest = read_manifest(tmp_path / "new.jsonl")
+    assert manifest is not None
+    assert manifest["fingerprint"] == {
+        "command": "cropi-rollout",
+        "options": {
+            "verifier": verifier_fingerprint("exact"),
+            "own_verifiers": {},
+            "partial_credit": False,
+            "verify_seconds": 10.0,
+            "verify_only": True,
+            "max_tokens": None,
+            "shard": "1/1",
+            "limit": None,
+        },
+        "inputs": {"rollouts": file_digest(source)},
+    }
+    capsys.readouterr()
+    assert run(*line) == 0
+    assert "new.jsonl: up to date" in capsys.readouterr().err
 
 
 def gym_rollouts(family: str, texts: list[str]) -> dict[str, Any]:
@@ -182,6 +280,25 @@ def test_verl_dumps(tmp_path: Path, policy: Path) -> None:
     found = list(read_rollouts([target], 71))
     assert [rollout.id for rollout in found] == ["p0", "p1"]
     assert [rollout.rewards for rollout in found] == [[1.0, 0.0], [0.0, 1.0]]
+
+
+@pytest.mark.parametrize("chosen", [None, "exact", "choice"])
+def test_a_dump_is_graded_by_what_its_prompts_name(
+    tmp_path: Path, policy: Path, chosen: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = [{**prompt, "verifier": "choice", "answer": "A"} for prompt in tiny_policy.prompts(3)]
+    plain = tiny_policy.write_jsonl(tmp_path / "p.jsonl", prompts)
+    lines = [{"input": prompts[0]["prompt"], "output": text, "score": 0.0, "step": 1} for text in ("A", "a", "B")]
+    dump = tiny_policy.write_jsonl(tmp_path / "1.jsonl", lines)
+    line = [str(dump), "--model", str(policy), "--prompts", str(plain), "-o", str(tmp_path / "ours.jsonl")]
+    assert run(*line, *(["--verifier", chosen] if chosen else [])) == 0
+    (row,) = read(tmp_path / "ours.jsonl")
+    assert [sample["reward"] for sample in row["samples"]] == [1.0, 0.0 if chosen == "exact" else 1.0, 0.0]
+    said = "--verifier exact overrides the verifiers of 3 of 3 records"
+    assert (said in capsys.readouterr().err) is (chosen == "exact")
+    manifest = read_manifest(tmp_path / "ours.jsonl")
+    assert manifest is not None
+    assert set(manifest["fingerprint"]["options"]["own_verifiers"]) == (set() if chosen == "exact" else {"choice"})
 
 
 def test_shards_one_after_another_are_the_whole(tmp_path: Path) -> None:
