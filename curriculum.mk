@@ -12,6 +12,7 @@
 #   RUN MODEL POOL             the run's folder, the starting policy (a folder, or ORG/NAME of the hub), the pool's prompts
 #   VALID TEST                 names of validation and test sets; their prompts are VALID_FILE.NAME and TEST_FILE.NAME
 #   STAGES STEPS ARMS SEEDS    stages, steps a stage, arms (cropi full random static shuffled learnability pass-rate), seeds
+#   VERIFIER                   grades all prompts; none: each prompt's own verifier does, else maths
 #   ROLLOUT_OPTIONS            such as --engine vllm
 #   REPORT_OPTIONS             such as --threshold 0.6: the accuracy that speed-ups are measured up to, fixed before the run
 #   REFRESH                    statuses (zero-advantage, low-ess=0.1, ...) whose prompts the later stages of cropi and shuffled sample
@@ -25,7 +26,7 @@ SAMPLES ?= 8
 VALID_SAMPLES ?= 32
 MAX_TOKENS ?= 1024
 ROLLOUT_TEMPERATURE ?= 1.0
-VERIFIER ?= maths
+VERIFIER ?=
 ROLLOUT_OPTIONS ?=
 REFRESH ?=
 GRAD_OPTIONS ?=
@@ -144,7 +145,8 @@ $(RUN)/report.html: $(ALL:%=%/policy/manifest.json)
 .SECONDEXPANSION:
 
 # -- once: rollouts of the starting policy
-SAMPLING = --max-tokens $(MAX_TOKENS) --temperature $(ROLLOUT_TEMPERATURE) --verifier $(VERIFIER) $(ROLLOUT_OPTIONS)
+VERIFYING = $(if $(strip $(VERIFIER)),--verifier $(VERIFIER))
+SAMPLING = --max-tokens $(MAX_TOKENS) --temperature $(ROLLOUT_TEMPERATURE) $(VERIFYING) $(ROLLOUT_OPTIONS)
 ROLLOUT = cropi-rollout --model $(MODEL) $(SAMPLING)
 TRAIN_ROLLOUT = $(ROLLOUT) $(POOL) -n $(SAMPLES) --seed 0
 $(eval $(call remember,train-rollouts,TRAIN_ROLLOUT))
@@ -205,7 +207,7 @@ $(ALL:%=%/selected.jsonl.manifest.json): %/selected.jsonl.manifest.json: \
 	@mkdir -p $*
 	$(call run,$(SELECT) $(addsuffix /scores.jsonl,$(call scores,$*)) --by $(call rule,$(call part,$*,1)) --seed $(call select-seed,$*),$*/selected.jsonl)
 
-TRAIN = cropi-train --steps $(STEPS) -n $(SAMPLES) --max-tokens $(MAX_TOKENS) --verifier $(VERIFIER) \
+TRAIN = cropi-train --steps $(STEPS) -n $(SAMPLES) --max-tokens $(MAX_TOKENS) $(VERIFYING) \
   $(foreach name,$(TEST),--eval $(name)=$(TEST_FILE.$(name))) $(TRAIN_OPTIONS)
 # what is carried is told from stage 2 on; a run that carries weights need not remember that
 TRAINED = $(TRAIN)$(if $(filter full,$(CARRY)), --carry full)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields
 from typing import Annotated, Any, ClassVar, Literal, Self, get_type_hints
 
+from cropi_tools.data.dates import parse_date
 from cropi_tools.runtime.errors import UsageError
 
 GROUPS = (
@@ -124,6 +125,9 @@ class CommandOptions:
 
     renamed: ClassVar[Mapping[str, str]] = {}
     """Former names of options, and what they are called now."""
+
+    moved: ClassVar[Mapping[str, str]] = {}
+    """Former options that are commands of their own now, and how these are called."""
 
     force: Annotated[
         bool,
@@ -245,4 +249,43 @@ Device = Annotated[str, Option("--device", "cpu, cuda, cuda:1, or auto (cuda if 
 Dtype = Annotated[
     Literal["float32", "bfloat16", "auto"],
     Option("--dtype", "Number format; auto is float32 on a CPU, else as stored.", "Device"),
+]
+MaxTokens = Annotated[int, Option("--max-tokens", "Longest response, in tokens.", "Sampling", "N", at_least(1))]
+Temperature = Annotated[
+    float, Option("--temperature", "Sampling temperature; 0 is greedy.", "Sampling", range=at_least(0))
+]
+Date = Annotated[
+    str,
+    Option(
+        "--date",
+        "The date for chat templates that ask for one (Llama 3, Granite); never today's.",
+        metavar="YYYY-MM-DD",
+        read=parse_date,
+    ),
+]
+AllowVerifier = Annotated[
+    tuple[str, ...],
+    Option(
+        "--allow-verifier",
+        "A Python file that records may name as their verifier; may be repeated. No other program that data names is run.",
+        "Verification",
+        "FILE.py",
+    ),
+]
+VerifySeconds = Annotated[
+    float,
+    Option("--verify-seconds", "How long verifying one response may take.", "Verification", range=at_least(0.1)),
+]
+PartialCredit = Annotated[
+    bool,
+    Option(
+        "--partial-credit",
+        "Reward partial scores of reasoning-gym as they are; without it, 1 for a full score, else 0.",
+        "Verification",
+    ),
+]
+VERIFIERS = "maths, choice, exact, reasoning-gym, or FILE.py:FUNCTION, for all records"
+Verifier = Annotated[
+    str | None,
+    Option("--verifier", f"{VERIFIERS}.", "Verification", "NAME", shown="each record's own, else maths"),
 ]

@@ -65,10 +65,11 @@ Date = Annotated[
     ),
 ]
 Verifier = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--verifier",
-        help="maths, choice, exact, reasoning-gym, or FILE.py:FUNCTION; a record's own `verifier` comes first.",
+        help="maths, choice, exact, reasoning-gym, or FILE.py:FUNCTION, for all records. [default: each record's own, else maths]",
+        metavar="NAME",
     ),
 ]
 PartialCredit = Annotated[
@@ -116,8 +117,12 @@ def console_script(
     example: str,
     cls: type[TyperCommand] | None = None,
     renamed: Mapping[str, str] = MappingProxyType({}),
+    moved: Mapping[str, str] = MappingProxyType({}),
 ) -> Callable[[], NoReturn]:
-    """What a console script calls: `function` behind the error boundary. renamed: former options, and what they are called now."""
+    """What a console script calls: `function` behind the error boundary.
+
+    renamed: former options, and what they are called now. moved: former options that are commands now, and how these are called.
+    """
     app = typer.Typer(
         add_completion=False,
         rich_markup_mode=None,
@@ -144,12 +149,12 @@ def console_script(
     )(cancellable)
 
     def main() -> NoReturn:
-        sys.exit(_flushed(_run(app, name, renamed), name))
+        sys.exit(_flushed(_run(app, name, renamed, moved), name))
 
     return main
 
 
-def _run(app: typer.Typer, name: str, renamed: Mapping[str, str]) -> int:
+def _run(app: typer.Typer, name: str, renamed: Mapping[str, str], moved: Mapping[str, str]) -> int:
     from cropi_tools import runtime
 
     command_begins()
@@ -171,7 +176,11 @@ def _run(app: typer.Typer, name: str, renamed: Mapping[str, str]) -> int:
     try:
         return app(prog_name=name, standalone_mode=False) or 0
     except _CommandLineError as error:
-        now = renamed.get(getattr(error, "option_name", ""))
+        option = getattr(error, "option_name", "")
+        if option in moved:
+            say(f"{name}: {option} is now a command: {moved[option]}")
+            return error.exit_code
+        now = renamed.get(option)
         say(f"{name}: {error.format_message()}{f'; it is now {now}' if now else ''}")
         say(f"try '{name} --help'")
         return error.exit_code

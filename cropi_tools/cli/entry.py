@@ -23,9 +23,9 @@ def entry(record: type[Record], work: Callable[[Record], object], *, name: str, 
     """The console entry point of a command: `work` with the record of its options; its docstring is the help, `example` stands at the end."""
 
     def callback(**given: Any) -> None:
-        options = _made(record, {field: value for field, value in given.items() if value not in (None, [], ())})
-        runtime.set_quiet(options.quiet)
-        work(options)
+        asked = _made(record, {field: value for field, value in given.items() if value not in (None, [], ())})
+        runtime.set_quiet(asked.quiet)
+        work(asked)
 
     callback.__doc__ = work.__doc__
     options, kinds = described(record), types_of(record)
@@ -51,6 +51,7 @@ def entry(record: type[Record], work: Callable[[Record], object], *, name: str, 
         example=example,
         cls=type("Command", (_Grouped,), {"record": record}),
         renamed=record.renamed,
+        moved=record.moved,
     )
     main.record = record  # type: ignore[attr-defined]  # for those who walk the options of all commands
     return main

@@ -56,7 +56,7 @@ def train(
     samples: Samples = 8,
     max_tokens: MaxTokens = 1024,
     temperature: Temperature = 1.0,
-    verifier: Verifier = "maths",
+    verifier: Verifier = None,
     allow_verifier: AllowVerifier = None,
     verify_seconds: VerifySeconds = 10.0,
     partial_credit: PartialCredit = False,
@@ -209,13 +209,7 @@ def train(
     from cropi_tools.data.manifest import Fingerprint, file_input, numbered
     from cropi_tools.data.output import Output
     from cropi_tools.data.policies import optimizer_input, policy_input
-    from cropi_tools.rewards import (
-        allow_files,
-        check_own_verifiers,
-        check_partial_credit,
-        check_verifier,
-        verifier_fingerprint,
-    )
+    from cropi_tools.rewards import checked_verifiers
     from cropi_tools.runtime.errors import UsageError
     from cropi_tools.training.presets import LOSSES
 
@@ -231,8 +225,6 @@ def train(
         )
     bounds = _pair(given["clip"] if "," in given["clip"] else f"{given['clip']},{given['clip']}", "--clip")
     sets = dict(parse_named(text, "--eval") for text in evaluation or [])
-    allow_files(allow_verifier or [])
-    check_verifier(verifier)
     if engine == "vllm":
         from cropi_tools.engines.vllm_engine import check_vllm
 
@@ -246,8 +238,7 @@ def train(
         inputs["reference"] = policy_input(known)
     if carry == "full":
         inputs["optimizer"] = optimizer_input(model)
-    own_verifiers = check_own_verifiers([*prompts, *sets.values()], verifier)
-    check_partial_credit(partial_credit, {verifier, *own_verifiers})
+    verifiers = checked_verifiers([*prompts, *sets.values()], verifier, allow_verifier or [], partial_credit)
     named = LOSSES[given["loss"]]
     options = {
         "steps": steps,
@@ -256,10 +247,9 @@ def train(
         "samples": given["samples"],
         "max_tokens": given["max_tokens"],
         "temperature": given["temperature"],
-        "verifier": verifier_fingerprint(verifier),
+        "verifier": verifiers.pop("verifier"),
         "verify_seconds": verify_seconds,
-        "own_verifiers": own_verifiers,
-        "partial_credit": partial_credit,
+        **verifiers,
         "dynamic_sampling": given["dynamic_sampling"],
         "aggregation": aggregation or named["aggregation"],
         "advantage": advantage or named["advantage"],

@@ -27,7 +27,7 @@ def parse_date(text: str) -> str:
     try:
         date = datetime.datetime.strptime(text, "%Y-%m-%d").date()
     except ValueError:
-        raise UsageError(f"--date {text}: expected a date as YYYY-MM-DD, such as {DEFAULT_DATE}") from None
+        raise UsageError(f"expected a date as YYYY-MM-DD, such as {DEFAULT_DATE}") from None
     return date.isoformat()
 
 

@@ -145,7 +145,7 @@ def _refuse_foreign(record: Record, where: str) -> None:
     form = foreign_form(record)
     if form != "ours":
         raise InputError(
-            f"{where}: {FORMS[form]}, text without tokens; cropi-rollout --verify-only FILE --model FOLDER makes our rollouts of it"
+            f"{where}: {FORMS[form]}, text without tokens; cropi-verify FILE --model FOLDER makes our rollouts of it"
         )
 
 

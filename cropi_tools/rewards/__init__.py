@@ -14,6 +14,7 @@ from cropi_tools.rewards.check import (
     check_own_verifiers,
     check_partial_credit,
     check_verifier,
+    checked_verifiers,
     verifier_fingerprint,
 )
 from cropi_tools.rewards.grades import Grade, Outcome
@@ -30,6 +31,7 @@ __all__ = [
     "check_partial_credit",
     "check_record",
     "check_verifier",
+    "checked_verifiers",
     "final_answer",
     "grade",
     "reasoning_is_open",

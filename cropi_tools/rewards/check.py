@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from importlib.metadata import version
+from typing import Any
 
+from cropi_tools import runtime
 from cropi_tools.data import fields
 from cropi_tools.data.fields import check_fields
 from cropi_tools.data.jsonl import bounded_lines, open_binary, parse_line, shown
 from cropi_tools.rewards.functions import split_name
 from cropi_tools.rewards.pool import VerifierPool
-from cropi_tools.rewards.verifiers import BUILT_IN, PARTIAL, verifier_of
+from cropi_tools.rewards.verifiers import BUILT_IN, DEFAULT, PARTIAL, allow_files, same_verifier, verifier_of
 from cropi_tools.runtime.errors import InputError, UsageError
 
 _LIBRARIES = {
@@ -25,6 +27,22 @@ _LIBRARIES = {
 _NAMED = {"verifier": fields.PROMPT["verifier"]}
 _RULES = {"maths": 3, "choice": 2, "exact": 2, "reasoning-gym": 2}
 """Raised with every change of our own code that may change a grade."""
+
+
+def checked_verifiers(
+    paths: Sequence[str], chosen: str | None, allowed: Iterable[str], partial_credit: bool
+) -> dict[str, Any]:
+    """Check, before any work, what will grade the records of these files; a line says whose own verifiers a chosen one overrides.
+
+    chosen: the value of --verifier, None where it was not given. allowed: the files of --allow-verifier. Returns what decides the grades, for
+    the fingerprint of the work. Raises what `check_verifier`, `check_own_verifiers` and `check_partial_credit` raise.
+    """
+    allow_files(allowed)
+    general = DEFAULT if chosen is None else chosen
+    check_verifier(general)
+    own = check_own_verifiers(paths, chosen)
+    check_partial_credit(partial_credit, {general, *own})
+    return {"verifier": verifier_fingerprint(general), "own_verifiers": own, "partial_credit": partial_credit}
 
 
 def check_verifier(name: str) -> None:
@@ -46,16 +64,18 @@ def check_verifier(name: str) -> None:
         pool.load(name)
 
 
-def check_own_verifiers(paths: Sequence[str], verifier: str) -> dict[str, str]:
-    """The verifiers that records of these files name for themselves, each checked once, with their fingerprints.
+def check_own_verifiers(paths: Sequence[str], chosen: str | None) -> dict[str, str]:
+    """The verifiers that records of these files name for themselves and that grade them, each checked once, with their fingerprints.
 
-    verifier: the command's own. Raises InputError, naming file and line, where one of them cannot be used, or is a program that the command
-    line does not name.
+    chosen: what grades all records in place of their own, or None. A line says how many others it overrides; those are not looked at. Raises
+    InputError, naming file and line, where a record's own cannot be used, or is a program that the command line does not allow.
     """
     found: dict[str, str] = {}
+    records = overridden = 0
     for path in paths:
         with open_binary(path) as stream:
             for number, line in bounded_lines(stream, path):
+                records += 1
                 # most lines need no second parsing
                 record = parse_line(line, path, number) if b'"verifier"' in line else {}
                 name = record.get("verifier")
@@ -63,11 +83,16 @@ def check_own_verifiers(paths: Sequence[str], verifier: str) -> dict[str, str]:
                     continue
                 check_fields(record, _NAMED, f"{shown(path)}:{number}")
                 try:
-                    verifier_of(record, verifier)
-                    check_verifier(name)
-                    found[name] = verifier_fingerprint(name)
+                    if chosen is not None and not same_verifier(name, chosen):
+                        overridden += 1
+                        continue
+                    if chosen is None:
+                        check_verifier(verifier_of(record, None))
+                    found[name] = verifier_fingerprint(name if chosen is None else chosen)
                 except (InputError, UsageError) as error:
                     raise InputError(f"{shown(path)}:{number}: {error}") from None
+    if overridden:
+        runtime.notify(f"--verifier {chosen} overrides the verifiers of {overridden} of {records} records")
     return found
 
 

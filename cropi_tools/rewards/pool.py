@@ -72,8 +72,8 @@ def default_workers() -> int:
 class VerifierPool:
     """Grades batches of responses; use it as a context manager, from one thread at a time, which need not be the main one.
 
-    `verifier` is the default for records that name none; `workers` the most processes that run at once (unless told
-    `default_workers()`); `seconds` the time an answer may take; with `stoppable`, grading and
+    `verifier` grades every record; None: each record's own does, else maths (`verifier_of`). `workers` is the most
+    processes that run at once (unless told `default_workers()`); `seconds` the time an answer may take; with `stoppable`, grading and
     loading raise Interrupted soon after a signal has asked the command to stop; with `partial_credit`, partial scores of built-in verifiers
     are rewards (`credited`). Grades do not depend on the number of workers, nor on
     time, except for answers that really time out.
@@ -81,7 +81,7 @@ class VerifierPool:
 
     def __init__(
         self,
-        verifier: str = "maths",
+        verifier: str | None = None,
         *,
         workers: int | None = None,
         seconds: float = ANSWER_SECONDS,

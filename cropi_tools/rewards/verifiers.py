@@ -1,8 +1,8 @@
 """The verifiers by their names, from a prompt's record and a response to a grade.
 
-`maths`, `choice`, `exact`, `reasoning-gym`, or `path/file.py:function` for a function of the user's own (functions.py). A
-record's own `verifier` wins over the command's, so that one file may hold prompts of several kinds; a record names a file only if the
-command line names it too.
+`maths`, `choice`, `exact`, `reasoning-gym`, or `path/file.py:function` for a function of the user's own (functions.py). The
+verifier that the command line chooses grades every record. Where it chooses none, a record's own `verifier` does, so that one file may
+hold prompts of several kinds, and `maths` grades the rest; a record's own may be a file only if the command line allows that file.
 
 `grade` runs a verifier in this process, without any protection; `VerifierPool` runs the same code in processes that it
 can kill. Both take a response without the model's reasoning (reasoning.py).
@@ -22,16 +22,19 @@ from cropi_tools.runtime.errors import InputError
 
 BUILT_IN = ("maths", "choice", "exact", "reasoning-gym")
 
+DEFAULT = "maths"
+"""What grades a record that names no verifier, where none was chosen for all."""
+
 _allowed: set[str] = set()
 
 PARTIAL = frozenset({"reasoning-gym"})
 """The built-in verifiers whose scores may lie between 0 and 1."""
 
 
-def grade(record: Record, response: str, verifier: str = "maths", partial_credit: bool = False) -> Grade:
+def grade(record: Record, response: str, verifier: str | None = None, partial_credit: bool = False) -> Grade:
     """Grade one response in this process: it may hang or crash on a hostile response (VerifierPool does not).
 
-    partial_credit: see `credited`.
+    verifier: as of `verifier_of`. partial_credit: see `credited`.
     Raises InputError, naming the prompt, if the record lacks what its verifier needs or the user's own function fails
     on it; UsageError if there is no such verifier.
     """
@@ -53,7 +56,7 @@ def credited(found: Grade, verifier: str, partial_credit: bool) -> Grade:
     return found
 
 
-def grade_quickly(record: Record, response: str, verifier: str = "maths") -> Grade | None:
+def grade_quickly(record: Record, response: str, verifier: str | None = None) -> Grade | None:
     """The grade, where it can be told in microseconds, safely, and without loading a library; else None."""
     name = verifier_of(record, verifier)
     if name == "exact":
@@ -68,7 +71,7 @@ def grade_quickly(record: Record, response: str, verifier: str = "maths") -> Gra
     return None
 
 
-def check_record(record: Record, verifier: str = "maths") -> None:
+def check_record(record: Record, verifier: str | None = None) -> None:
     """Raise InputError, naming the prompt, if the record lacks what its verifier needs: to be called early."""
     name = verifier_of(record, verifier)
     if name == "exact":
@@ -81,13 +84,15 @@ def check_record(record: Record, verifier: str = "maths") -> None:
         generated.source_of(record)
 
 
-def verifier_of(record: Record, default: str) -> str:
-    """The name of the verifier that grades this record: its own, else the default.
+def verifier_of(record: Record, chosen: str | None) -> str:
+    """The name of the verifier that grades this record: the one chosen for all, if there is one, else its own, else DEFAULT.
 
-    InputError: its own is a file that neither the default nor `allow_files` names. Data may come from anybody, and must not run programs.
+    InputError: its own is a file that `allow_files` was not told. Data may come from anybody, and must not run programs.
     """
-    own = record.get("verifier") or default
-    if own != default and own not in BUILT_IN and not _may_run(own, default):
+    if chosen is not None:
+        return chosen
+    own = record.get("verifier") or DEFAULT
+    if own not in BUILT_IN and not _may_run(own):
         raise InputError(
             f"{prompt_name(record)} names the program {own} as its verifier; records run no program that the command line does not "
             f"name: give --allow-verifier {split_name(own, BUILT_IN)[0]} if you trust it"
@@ -102,10 +107,19 @@ def allow_files(files: Iterable[str]) -> None:
 
 
 @lru_cache(maxsize=1024)
-def _may_run(name: str, default: str) -> bool:
-    """Whether a record may name this file's function: one of the command's own verifier, or an allowed one."""
-    file = os.path.realpath(split_name(name, BUILT_IN)[0])
-    return file in _allowed or (default not in BUILT_IN and file == os.path.realpath(default.rpartition(":")[0]))
+def _may_run(name: str) -> bool:
+    """Whether a record may name this file's function. UsageError: it has not that form."""
+    return os.path.realpath(split_name(name, BUILT_IN)[0]) in _allowed
+
+
+def same_verifier(first: str, second: str) -> bool:
+    """Whether two names are of one verifier; a file may be spelled in several ways."""
+    return first == second or _place(first) == _place(second)
+
+
+def _place(name: str) -> tuple[str, str]:
+    path, _, function = name.rpartition(":")
+    return os.path.realpath(path) if path else "", function
 
 
 @lru_cache(maxsize=256)

@@ -43,7 +43,7 @@ def reasoning_mark(tokenizer: Any, prompt_token_ids: Sequence[int]) -> Record:
     return {"reasoning_open": True} if reasoning_is_open(tokenizer.decode(prompt_token_ids[-PROMPT_END:])) else {}
 
 
-def _told(record: Record, sample: Record, verifier: str) -> str:
+def _told(record: Record, sample: Record, verifier: str | None) -> str:
     """What the verifier is told of a response. verl and TRL give their functions the whole of it, which may reward how it reasons."""
     text = sample.get("text")
     if not isinstance(text, str):

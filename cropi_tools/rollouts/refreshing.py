@@ -49,13 +49,20 @@ class Wish(NamedTuple):
         return ess < min(least, 1.0)
 
 
+class Again(NamedTuple):
+    """What sampling again needs besides the options: the digest of the policy that does, and the index files of the stores of --index."""
+
+    policy_digest: str
+    indexes: Sequence[str]
+
+
 def parse_wish(texts: Sequence[str]) -> Wish:
     """`zero-advantage`, `low-ess`, `low-ess=0.2`, ... as a wish. UsageError: no such status, or a share that is not above 0 and up to 1."""
     statuses, least, at_least = set(), None, False
     for text in texts:
         name, equals, value = text.partition("=")
         if name not in STATUSES or (equals and name != "low-ess"):
-            raise UsageError(f"--where {text}: expected {', '.join(STATUSES)}, or low-ess=SHARE")
+            raise UsageError(f"expected {', '.join(STATUSES)}, or low-ess=SHARE")
         if name != "low-ess":
             statuses.add(name)
             continue
@@ -64,9 +71,7 @@ def parse_wish(texts: Sequence[str]) -> Wish:
         except ValueError:
             share = math.nan
         if not 0 < share <= 1:
-            raise UsageError(
-                f"--where {text}: expected a share of the weights above 0 and up to 1, such as low-ess=0.2"
-            )
+            raise UsageError("expected a share of the weights above 0 and up to 1, such as low-ess=0.2")
         least, at_least = max(share, least or 0.0), at_least or not equals
     return Wish(frozenset(statuses), least, at_least)
 

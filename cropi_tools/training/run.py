@@ -21,6 +21,7 @@ from cropi_tools.policy.loading import Policy, choose_device, load_policy
 from cropi_tools.policy.prompts import PromptCheck
 from cropi_tools.policy.sharding import share_out
 from cropi_tools.rewards import VerifierPool, check_record
+from cropi_tools.rewards.verifiers import DEFAULT
 from cropi_tools.training.checkpoints import PROGRESS, resume_folder
 from cropi_tools.training.distributed import Ranks
 from cropi_tools.training.loop import Trainer
@@ -38,7 +39,7 @@ class Job(NamedTuple):
     reference: str | None
     prompts: Sequence[str]
     evaluations: Mapping[str, str]
-    verifier: str
+    verifier: str | None
     options: Mapping[str, Any]
     trackers: Sequence[str]
     device: str
@@ -117,7 +118,7 @@ def train(job: Job, output: Output, ranks: Ranks) -> None:
             share_out(one, device, autocast)
     trackers = []
     if ranks.first:
-        write_json(output.part / TRAINING_OPTIONS, {**options, "verifier": job.verifier})
+        write_json(output.part / TRAINING_OPTIONS, {**options, "verifier": job.verifier or DEFAULT})
         trackers = open_trackers(job.trackers, output.path, dict(options), output.state.get("step"))
     engine = _engine(
         options["engine"], policy, device, "bfloat16" if autocast else "float32", job.engine_memory, shared

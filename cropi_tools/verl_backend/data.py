@@ -39,7 +39,7 @@ def prepare(
     prompts: Sequence[Record],
     evaluations: Mapping[str, Sequence[Record]],
     tokenizer: Any,
-    verifier: str,
+    verifier: str | None,
     seconds: float,
     partial_credit: bool = False,
     date: str = DEFAULT_DATE,
@@ -53,7 +53,7 @@ def prepare(
     here = folder.absolute()
     text = _REWARD.format(
         packages=str(here / PACKAGES),
-        verifier=_anywhere(verifier),
+        verifier=None if verifier is None else _anywhere(verifier),
         seconds=seconds,
         partial_credit=partial_credit,
         failed=str(here / FAILED),
@@ -62,7 +62,7 @@ def prepare(
     (folder / REWARD_FILE).write_text(text, encoding="utf-8")
 
 
-def _programs(records: Sequence[Record], verifier: str) -> list[str]:
+def _programs(records: Sequence[Record], verifier: str | None) -> list[str]:
     """The files that the records name as their verifiers, which the command line has allowed."""
     names = {verifier_of(record, verifier) for record in records} - {*BUILT_IN, verifier}
     return sorted({_anywhere(name).rpartition(":")[0] for name in names})

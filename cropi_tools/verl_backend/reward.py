@@ -28,7 +28,7 @@ class Scorer:
 
     def __init__(
         self,
-        verifier: str,
+        verifier: str | None,
         seconds: float,
         failed: str,
         partial_credit: bool = False,

@@ -29,7 +29,7 @@ from cropi_tools.data.policies import TRAINING_OPTIONS, tokenizer_digest
 from cropi_tools.policy.prompts import check_room, depends_on_date, encoded_prompt
 from cropi_tools.policy.tokens import load_tokens
 from cropi_tools.prompts.exports import settings_needed
-from cropi_tools.rewards.verifiers import check_record, verifier_of
+from cropi_tools.rewards.verifiers import DEFAULT, check_record, verifier_of
 from cropi_tools.runtime.console import Relay
 from cropi_tools.runtime.errors import CropiError, InputError
 from cropi_tools.verl_backend.config import evaluation_file, override, overrides, refuse_what_verl_has_not
@@ -57,7 +57,7 @@ class VerlJob(NamedTuple):
     options: Mapping[str, Any]
     model: str
     reference: str | None
-    verifier: str
+    verifier: str | None
     prompts: Sequence[Record]
     evaluations: Mapping[str, Sequence[Record]]
     python: str
@@ -138,7 +138,7 @@ def train(job: VerlJob, output: Output) -> None:
             job.options["partial_credit"],
             job.options.get("date", DEFAULT_DATE),
         )
-        write_json(output.part / TRAINING_OPTIONS, {**job.options, "verifier": job.verifier})
+        write_json(output.part / TRAINING_OPTIONS, {**job.options, "verifier": job.verifier or DEFAULT})
         output.commit({"engine": "verl"})  # from here on there is something to go on from
         output.begin_work()
         _finish_training(job, line, work)

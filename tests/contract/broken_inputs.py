@@ -245,7 +245,7 @@ BROKEN = [
         "grad: rollouts of others",
         row("grad-raw"),
         line("rollouts.jsonl", 1, '{"id": "p0", "prompt": "q", "answer": "1", "responses": ["1"], "rewards": [1]}'),
-        ("rollouts.jsonl:1", "authors", "--verify-only"),
+        ("rollouts.jsonl:1", "authors", "cropi-verify"),
     ),
     Broken(
         "rollout: not UTF-8",
@@ -268,12 +268,15 @@ BROKEN = [
         2,
     ),
     Broken(
-        "rollout: prompts to verify",
-        "cropi-rollout --verify-only prompts.jsonl",
+        "verify: prompts",
+        "cropi-verify prompts.jsonl",
         nothing,
         ("prompts.jsonl:1", "prompt_token_ids"),
     ),
-    Broken("rollout: nothing to verify", "cropi-rollout --verify-only", nothing, ("a file of rollouts",), 2),
+    Broken("verify: no file", "cropi-verify", nothing, ("FILE",), 2),
+    Broken("verify: no verifier", row("verify").replace("exact", "absent.py:f"), nothing, ("absent.py", "no file"), 1),
+    Broken("verify: an unknown verifier", row("verify").replace("exact", "math"), nothing, ("math", "maths"), 2),
+    Broken("rollout: no file", "cropi-rollout --model P0", nothing, ("a file of prompts",), 2),
     Broken("rollout: no such status", row("rollout-refresh") + " --where ok", nothing, ("--where ok", "low-ess"), 2),
     Broken(
         "rollout: a status that gradients tell", row("rollout-refresh") + " --where low-ess", nothing, ("--index",), 2

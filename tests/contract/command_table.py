@@ -12,7 +12,7 @@ from pathlib import Path
 
 HEAVY = frozenset({"torch", "numpy", "zarr", "numba", "transformers", "matplotlib", "reasoning_gym", "math_verify"})
 
-COMMANDS = ("prompts", "rollout", "grad", "project", "score", "select", "train", "report")
+COMMANDS = ("prompts", "rollout", "verify", "grad", "project", "score", "select", "train", "report")
 """Every console script, without `cropi-`."""
 
 
@@ -79,8 +79,8 @@ CASES = [
         inputs=("valid.jsonl",),
     ),
     Case(
-        name="rollout-verify",
-        words="cropi-rollout --verify-only rollouts.jsonl --verifier exact",
+        name="verify",
+        words="cropi-verify rollouts.jsonl --verifier exact",
         output="verified.jsonl",
         other="--limit 2",
         differs="limit None, now 2",

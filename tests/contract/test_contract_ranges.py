@@ -119,6 +119,10 @@ def test_former_names_are_told(name: str, said: Said) -> None:
         lines = said([*words(name), before, "1"], 2)
         assert before in lines[0]
         assert f"it is now {now}" in lines[0]
+    for before, now in record.moved.items():
+        # whatever else was asked in the former way
+        assert said([before, *words(name), "1"], 2) == [f"cropi-{name}: {before} is now a command: {now}"]
+        assert said(["1", before], 2) == [f"cropi-{name}: {before} is now a command: {now}"]
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -171,6 +171,17 @@ def test_every_value_reaches_the_steps_it_is_about(tmp_path: Path, change: str, 
     assert curriculum.nothing_left(change)
 
 
+@pytest.mark.parametrize(
+    ("values", "names"), [({}, []), ({"VERIFIER": ""}, []), ({"VERIFIER": "a/mine.py:f"}, ["a/mine.py:f"])]
+)
+def test_a_verifier_is_named_only_where_one_is_set(tmp_path: Path, values: dict[str, str], names: list[str]) -> None:
+    """Without one, prompts' own verifiers decide."""
+    shown = BookkeptCurriculum(tmp_path, STAGES=2, REFRESH="zero-advantage", **values).make("-n").stdout
+    lines = re.findall(r"^cropi-(?:rollout|train) .*", shown, re.M)
+    assert len(lines) == 3 + 4
+    assert [re.findall(r"--verifier (\S+)", line) for line in lines] == [names] * len(lines)
+
+
 def test_what_is_carried_from_stage_to_stage(tmp_path: Path) -> None:
     """The first stage begins with a policy that has no optimizer state; to change the value asks all stages again."""
     curriculum = BookkeptCurriculum(tmp_path, STAGES=2, ARMS="random", SEEDS="1")

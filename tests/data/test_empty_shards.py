@@ -86,8 +86,8 @@ def test_a_chain_of_three_shards_of_two_prompts(
     assert "s1.jsonl: holds no record" in call("cropi-select", *pools, "s1.jsonl", "--ratio", 0.5, code=1)
     call("cropi-project", "p1.zarr", "--dim", 512, "-o", "small.zarr")
     call("cropi-project", "p1.zarr", "--check")
-    call("cropi-rollout", "--verify-only", *p, "--verifier", "exact", "-o", "again.jsonl")
-    assert "p1.jsonl: holds no record" in call("cropi-rollout", "--verify-only", "p1.jsonl", "-o", "x.jsonl", code=1)
+    call("cropi-verify", *p, "--verifier", "exact", "-o", "again.jsonl")
+    assert "p1.jsonl: holds no record" in call("cropi-verify", "p1.jsonl", "-o", "x.jsonl", code=1)
     refresh = [word for file in p for word in ("--refresh", file)]
     index = [word for store in stores for word in ("--index", store)]
     call("cropi-rollout", *sampling, *refresh, "--where", "all", "-o", "anew.jsonl")

@@ -84,5 +84,5 @@ def test_a_file_without_rollouts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("row", [AUTHORS, dumped("a", "b")])
 def test_what_reads_our_rollouts_names_the_command(row: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"r.jsonl:1: .*, text without tokens; cropi-rollout --verify-only FILE"):
+    with pytest.raises(InputError, match=r"r.jsonl:1: .*, text without tokens; cropi-verify FILE"):
         list(read_rollouts([write(tmp_path / "r.jsonl", row)]))

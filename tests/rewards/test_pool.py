@@ -202,8 +202,9 @@ def test_mistakes_that_need_no_grading(tmp_path: Path) -> None:
 
 
 def test_exact_and_plain_numbers_start_no_worker() -> None:
-    with VerifierPool("exact") as pool:
-        assert [one.outcome for one in pool.grade_many(items("12", " 12 ", "13"))] == ["correct", "correct", "wrong"]
+    with VerifierPool() as pool:
+        exact = [({**record, "verifier": "exact"}, response) for record, response in items("12", " 12 ", "13")]
+        assert [one.outcome for one in pool.grade_many(exact)] == ["correct", "correct", "wrong"]
         assert pool.grade_many([({"id": "p", "answer": "1200", "verifier": "maths"}, r"\boxed{1,200}")])[0].reward == 1
         assert pool.grade_many([]) == []
         assert not pids(pool)

@@ -53,40 +53,41 @@ def test_a_record_names_no_program(helper: Path, tmp_path: Path) -> None:
         InputError, match=r"prompt 'a' names the program .*helper\.py:ok .*--allow-verifier .*helper\.py"
     ):
         grade(strange, "2")
-    with VerifierPool("exact") as pool, pytest.raises(InputError, match="names the program"):
+    with VerifierPool() as pool, pytest.raises(InputError, match="names the program"):
         pool.grade_many([(strange, "2")])
     (tmp_path / "p.jsonl").write_text("\n" + json.dumps(strange) + "\n")
     with pytest.raises(InputError, match=r"p\.jsonl:2: prompt 'a' names the program"):
-        check_own_verifiers([str(tmp_path / "p.jsonl")], "maths")
+        check_own_verifiers([str(tmp_path / "p.jsonl")], None)
+    assert grade(strange, "2", "exact").reward == 1.0
+    with VerifierPool("exact") as pool:
+        assert [found.reward for found in pool.grade_many([(strange, "2")])] == [1.0]
+    assert check_own_verifiers([str(tmp_path / "p.jsonl")], "exact") == {}
     assert not (tmp_path / MARK).exists()
 
 
 def test_what_the_command_line_names_runs(helper: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same file, another function of it, by another spelling of its path, or allowed by itself."""
+    """Chosen for all records, or allowed, by any spelling of its path."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link.py").symlink_to(helper)
-    for default, own in (
-        ("helper.py:ok", f"{helper}:other"),
-        (f"{helper}:ok", "./helper.py:other"),
-        ("link.py:ok", "helper.py:other"),
-    ):
-        assert grade(record(own), "2", default).reward == 0.5
+    for own in (None, "helper.py:other", "exact"):
+        assert grade(record(own), "2", "link.py:ok").reward == 1.0
     with pytest.raises(InputError, match="names the program"):
-        grade(record("helper.py:other"), "2", "exact")
+        grade(record("helper.py:other"), "2")
     allow_files(["helper.py"])
-    assert grade(record(f"{helper}:other"), "2", "exact").reward == 0.5
+    for own in ("helper.py:other", f"{helper}:other", "./helper.py:other", "link.py:other"):
+        assert grade(record(own), "2").reward == 0.5
     (tmp_path / "second.py").write_text(HELPER)
     with pytest.raises(InputError, match="names the program"):
-        grade(record("second.py:ok"), "2", "exact")
+        grade(record("second.py:ok"), "2")
 
 
 LINES = [
-    "cropi-rollout --model P0 data.jsonl -n 1 --max-tokens 2 --verifier exact -o out.jsonl",
-    "cropi-rollout --model P0 data.jsonl -n 1 --max-tokens 2 --verifier exact --dry-run",
-    "cropi-rollout --verify-only rollouts.jsonl --verifier exact -o out.jsonl",
-    "cropi-train --model P0 data.jsonl --steps 1 --max-tokens 2 --verifier exact -o out",
-    "cropi-train --model P0 good.jsonl --eval t=data.jsonl --steps 1 --max-tokens 2 --verifier exact -o out",
-    "cropi-train --model P0 data.jsonl --steps 1 --max-tokens 2 --verifier exact -o out --dry-run",
+    "cropi-rollout --model P0 data.jsonl -n 1 --max-tokens 2 -o out.jsonl",
+    "cropi-rollout --model P0 data.jsonl -n 1 --max-tokens 2 --dry-run",
+    "cropi-verify rollouts.jsonl -o out.jsonl",
+    "cropi-train --model P0 data.jsonl --steps 1 --max-tokens 2 -o out",
+    "cropi-train --model P0 good.jsonl --eval t=data.jsonl --steps 1 --max-tokens 2 -o out",
+    "cropi-train --model P0 data.jsonl --steps 1 --max-tokens 2 -o out --dry-run",
 ]
 
 
@@ -121,8 +122,12 @@ def test_no_command_runs_what_data_names(
     assert "names the program helper.py:ok" in said
     assert said.count("\n") == 1
     assert not (tmp_path / MARK).exists()
-    if "verify-only" in line:
-        run(*line.split(), "--allow-verifier", "helper.py")
+    if "cropi-verify" in line:
+        said = run(*line.split(), "--verifier", "exact").stderr
+        assert said.startswith("--verifier exact overrides the verifiers of 1 of 1 records\n")
+        assert json.loads((tmp_path / "out.jsonl").read_text())["samples"][0]["outcome"] == "correct"
+        assert not (tmp_path / MARK).exists()
+        run(*line.split(), "--allow-verifier", "helper.py", "--force")
         assert (tmp_path / MARK).exists()
 
 

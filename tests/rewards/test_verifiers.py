@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,16 @@ from typing import Any
 import pytest
 import reasoning_gym
 
-from cropi_tools.rewards import Grade, check_record, check_verifier, grade, verifier_fingerprint
+from cropi_tools.rewards import (
+    Grade,
+    VerifierPool,
+    check_own_verifiers,
+    check_record,
+    check_verifier,
+    checked_verifiers,
+    grade,
+    verifier_fingerprint,
+)
 from cropi_tools.runtime.errors import InputError, UsageError
 
 
@@ -40,9 +50,72 @@ def test_exact_reads_answer_tags() -> None:
         assert grade(record, wrong) == Grade(0.0, "wrong")
 
 
-def test_the_record_names_its_own_verifier() -> None:
-    assert grade({"id": "p", "answer": "0.50"}, "0.5", "maths").outcome == "correct"
-    assert grade({"id": "p", "answer": "0.50", "verifier": "exact"}, "0.5", "maths").outcome == "wrong"
+@pytest.mark.parametrize("own", [None, "", "maths", "exact"])
+@pytest.mark.parametrize("chosen", [None, "maths", "exact"])
+def test_a_chosen_verifier_comes_before_the_record_s_own(own: str | None, chosen: str | None) -> None:
+    expected = chosen or own or "maths"
+    record = {"id": "p", "answer": "0.50", "verifier": own}
+    outcome = "wrong" if expected == "exact" else "correct"
+    assert grade(record, "0.5", chosen).outcome == outcome
+    with VerifierPool(chosen) as pool:
+        assert [found.outcome for found in pool.grade_many([(record, "0.5")])] == [outcome]
+    nothing = {"id": "p", "answer": "", "verifier": own}
+    if expected == "maths":
+        with pytest.raises(InputError, match="the verifier 'maths'"):
+            check_record(nothing, chosen)
+    else:
+        check_record(nothing, chosen)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "own", "said"),
+    [
+        (None, {"exact", "choice", "maths"}, ""),
+        ("exact", {"exact"}, "--verifier exact overrides the verifiers of 3 of 7 records\n"),
+        ("maths", {"maths"}, "--verifier maths overrides the verifiers of 3 of 7 records\n"),
+        ("reasoning-gym", set(), "--verifier reasoning-gym overrides the verifiers of 5 of 7 records\n"),
+    ],
+)
+def test_which_records_verifiers_count(
+    tmp_path: Path, chosen: str | None, own: set[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [None, "exact", "choice", "exact", "", "maths", "maths"]
+    files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    for path, part in zip(files, (names[:3], names[3:]), strict=True):
+        path.write_text("\n".join(json.dumps({"answer": "a", "verifier": name}) for name in part) + "\n\n")
+    found = checked_verifiers([str(path) for path in files], chosen, [], False)
+    assert found == {
+        "verifier": verifier_fingerprint(chosen or "maths"),
+        "own_verifiers": {name: verifier_fingerprint(name) for name in own},
+        "partial_credit": False,
+    }
+    assert capsys.readouterr().err == said
+
+
+def test_what_is_overridden_is_not_looked_at(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A name that is none, and a program, of which other spellings are the same one."""
+    (tmp_path / "mine.py").write_text("def score(**k): return 1\n\ndef other(**k): return 0\n")
+    (tmp_path / "link.py").symlink_to("mine.py")
+    path, mine = tmp_path / "p.jsonl", f"{tmp_path}/mine.py:score"
+    names = ["nonsense", "absent.py:f", mine, f"{tmp_path}/x/../link.py:score", f"{tmp_path}/mine.py:other"]
+    path.write_text("".join(json.dumps({"verifier": name}) + "\n" for name in names))
+    assert set(check_own_verifiers([str(path)], mine)) == set(names[2:4])
+    assert capsys.readouterr().err == f"--verifier {mine} overrides the verifiers of 3 of 5 records\n"
+    for chosen in (None, "exact"):
+        path.write_text('{"verifier": ["exact"]}')
+        with pytest.raises(InputError, match=r"p\.jsonl:1: 'verifier' must be a text"):
+            check_own_verifiers([str(path)], chosen)
+
+
+@pytest.mark.parametrize(("chosen", "fits"), [(None, True), ("reasoning-gym", True), ("exact", False)])
+def test_partial_credit_needs_a_verifier_in_use_that_gives_it(tmp_path: Path, chosen: str | None, fits: bool) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"verifier": "reasoning-gym"}')
+    if fits:
+        assert checked_verifiers([str(path)], chosen, [], True)["partial_credit"]
+    else:
+        with pytest.raises(UsageError, match="--partial-credit: exact grades no answer in part"):
+            checked_verifiers([str(path)], chosen, [], True)
 
 
 def test_reasoning_gym_agrees_with_its_own_scorer() -> None:

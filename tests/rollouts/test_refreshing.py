@@ -118,7 +118,7 @@ def test_low_ess_over_many_weights_and_over_a_single_one(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("text", ["ok", "zero-advantage=1", "low-ess=", "low-ess=0", "low-ess=1.5", "low-ess=nan", ""])
 def test_no_such_status(text: str) -> None:
-    with pytest.raises(UsageError, match="--where"):
+    with pytest.raises(UsageError, match="expected"):
         parse_wish([text])
 
 

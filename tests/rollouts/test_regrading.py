@@ -1,4 +1,4 @@
-"""`cropi-rollout --verify-only`: responses graded again, and rollouts of others."""
+"""`cropi-verify`: responses graded again, and rollouts of others."""
 
 from __future__ import annotations
 
@@ -6,14 +6,27 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny_policy
-from test_refreshing import ROLLOUTS, run
+from test_refreshing import ROLLOUTS
+from test_refreshing import run as sampled
 
+from cropi_tools.cli.verify import main
+from cropi_tools.data.manifest import file_digest, read_manifest
 from cropi_tools.data.records import read_rollouts
+from cropi_tools.rewards import grade, verifier_fingerprint, verifiers
+
+
+@pytest.fixture(autouse=True)
+def nothing_allowed() -> Iterator[None]:
+    """What one command allowed in this process is not allowed to the next test's."""
+    yield
+    verifiers._allowed.clear()
+    verifiers._may_run.cache_clear()
 
 
 @pytest.fixture
@@ -21,9 +34,18 @@ def policy(tmp_path: Path) -> Path:
     return tiny_policy.save(tmp_path / "P0")
 
 
+def run(*words: str) -> int:
+    """cropi-verify in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["cropi-verify", *words])
+        with pytest.raises(SystemExit) as stop:
+            main()
+    return int(stop.value.code or 0)
+
+
 def refused(*words: str) -> str:
-    """What cropi-rollout says when it fails; in a process of its own, which gives back the lock of its output."""
-    program = str(Path(sys.executable).parent / "cropi-rollout")
+    """What cropi-verify says when it fails; in a process of its own, which gives back the lock of its output."""
+    program = str(Path(sys.executable).parent / "cropi-verify")
     found = subprocess.run([program, *words], capture_output=True, text=True)
     assert found.returncode == 1
     return found.stderr
@@ -35,7 +57,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def test_only_rewards_and_outcomes_change(tmp_path: Path) -> None:
     source = tiny_policy.write_jsonl(tmp_path / "r.jsonl", ROLLOUTS)
-    assert run("--verify-only", str(source), "--verifier", "exact", "-o", str(tmp_path / "new.jsonl"), "--quiet") == 0
+    assert run(str(source), "--verifier", "exact", "-o", str(tmp_path / "new.jsonl"), "--quiet") == 0
     rows = read(tmp_path / "new.jsonl")
     for old, new in zip(ROLLOUTS, rows, strict=True):
         assert {**new, "samples": old["samples"]} == old
@@ -44,18 +66,104 @@ def test_only_rewards_and_outcomes_change(tmp_path: Path) -> None:
             assert list(after) == list(before)
 
 
-def test_a_record_s_own_verifier_comes_first(tmp_path: Path) -> None:
+def test_a_record_s_own_verifier_counts_where_none_is_chosen(tmp_path: Path) -> None:
     (tmp_path / "never.py").write_text(
         "def reward(data_source, solution_str, ground_truth, extra_info):\n    return 0.25\n"
     )
     rows = [{**ROLLOUTS[0], "verifier": f"{tmp_path}/never.py:reward"}, ROLLOUTS[1]]
     source = tiny_policy.write_jsonl(tmp_path / "r.jsonl", rows)
-    words = ["--verify-only", str(source), "-o", str(tmp_path / "new.jsonl"), "--quiet"]
+    words = [str(source), "-o", str(tmp_path / "new.jsonl"), "--quiet"]
     assert run(*words) == 1  # a program that the command line does not name
     assert run(*words, "--allow-verifier", f"{tmp_path}/never.py") == 0
     first, second = read(tmp_path / "new.jsonl")
     assert [sample["reward"] for sample in first["samples"]] == [0.25, 0.25]
     assert [sample["reward"] for sample in second["samples"]] == [1.0, 1.0]
+
+
+OWN = ("exact", "reasoning-gym", "mine.py:half")
+
+
+def asked_variously() -> list[dict[str, Any]]:
+    """Prompts with verifiers of their own: one that needs no process, one of a library, a program; and one without."""
+    import reasoning_gym
+
+    entry = reasoning_gym.create_dataset("chain_sum", size=1, seed=3)[0]
+    source = {"dataset": "chain_sum", "entry": {key: entry[key] for key in ("question", "answer", "metadata")}}
+    plain = tiny_policy.prompts(8)
+    owned = [{**prompt, "verifier": name} for prompt, name in zip(plain, 2 * OWN, strict=False)]
+    return [{**prompt, "answer": "0", "extra": {"reasoning_gym": source}} for prompt in [*owned, *plain[6:]]]
+
+
+@pytest.mark.parametrize("chosen", [None, "maths", OWN[0], pytest.param(OWN[1], marks=pytest.mark.slow), OWN[2]])
+def test_rollouts_are_verified_as_they_were_first(
+    tmp_path: Path,
+    policy: Path,
+    chosen: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Whoever's verifiers grade: the same rewards of both commands, those of `grade`; the records keep their own."""
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text("def half(solution_str, **more):\n    return len(solution_str) / 2\n")
+    prompts = asked_variously()
+    tiny_policy.write_jsonl(Path("p.jsonl"), prompts)
+    option = ["--verifier", chosen] if chosen else ["--allow-verifier", "mine.py"]
+    assert sampled("--model", str(policy), "p.jsonl", "-n", "3", "--max-tokens", "2", *option, "-o", "r.jsonl") == 0
+    first = capsys.readouterr().err
+    assert run("r.jsonl", *option, "-o", "again.jsonl") == 0
+    assert Path("again.jsonl").read_text() == Path("r.jsonl").read_text()
+    others = sum(prompt.get("verifier", chosen) != chosen for prompt in prompts)
+    told = f"--verifier {chosen} overrides the verifiers of {others} of 8 records\n" if chosen else ""
+    assert first.count("overrides") == (chosen is not None)
+    assert first.startswith(told)
+    assert capsys.readouterr().err.startswith(told)
+    for prompt, row in zip(prompts, read(Path("r.jsonl")), strict=True):
+        assert row.get("verifier") == prompt.get("verifier")
+        for sample in row["samples"]:
+            assert (sample["reward"], sample["outcome"]) == grade(prompt, sample["text"], chosen)
+    manifest = read_manifest("again.jsonl")
+    assert manifest is not None
+    own = manifest["fingerprint"]["options"]["own_verifiers"]
+    assert set(own) == (set(OWN) if chosen is None else {chosen} & set(OWN))
+
+
+def test_overriding_is_another_result_and_naming_what_records_name_is_none(tmp_path: Path) -> None:
+    for own, code in (("exact", 0), ("choice", 1)):
+        rows = [{**row, "verifier": own, "answer": "A"} for row in ROLLOUTS]
+        source = tiny_policy.write_jsonl(tmp_path / f"{own}.jsonl", rows)
+        line = [str(source), "-o", str(tmp_path / f"{own}.new.jsonl"), "--quiet"]
+        assert run(*line) == 0
+        # the options' own names are "maths" and "exact"
+        assert run(*line, "--verifier", "maths") == 1
+        assert run(*line, "--verifier", "exact", "-o", str(tmp_path / f"{own}.exact.jsonl")) == 0
+        same = (tmp_path / f"{own}.exact.jsonl").read_text() == (tmp_path / f"{own}.new.jsonl").read_text()
+        assert same is (code == 0)
+
+
+def test_what_the_former_command_made_is_up_to_date(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the fingerprint of `cropi-rollout --verify-only`."""
+    source = tiny_policy.write_jsonl(tmp_path / "r.jsonl", ROLLOUTS)
+    line = [str(source), "--verifier", "exact", "-o", str(tmp_path / "new.jsonl")]
+    assert run(*line) == 0
+    manifest = read_manifest(tmp_path / "new.jsonl")
+    assert manifest is not None
+    assert manifest["fingerprint"] == {
+        "command": "cropi-rollout",
+        "options": {
+            "verifier": verifier_fingerprint("exact"),
+            "own_verifiers": {},
+            "partial_credit": False,
+            "verify_seconds": 10.0,
+            "verify_only": True,
+            "max_tokens": None,
+            "shard": "1/1",
+            "limit": None,
+        },
+        "inputs": {"rollouts": file_digest(source)},
+    }
+    capsys.readouterr()
+    assert run(*line) == 0
+    assert "new.jsonl: up to date" in capsys.readouterr().err
 
 
 def gym_rollouts(family: str, texts: list[str]) -> dict[str, Any]:
@@ -73,7 +181,7 @@ def test_partial_scores_are_counted_and_rewarded_only_where_wanted(
 ) -> None:
     rows = [gym_rollouts("spell_backward", ["ANSWERq", "zzzz", "The answer is ANSWER."]), ROLLOUTS[1]]
     source, new = tiny_policy.write_jsonl(tmp_path / "r.jsonl", rows), tmp_path / "new.jsonl"
-    line = ["--verify-only", str(source), "-o", str(new)]
+    line = [str(source), "-o", str(new)]
     assert run(*line, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     gym, other = read(new)
@@ -95,10 +203,9 @@ def test_partial_scores_are_counted_and_rewarded_only_where_wanted(
 @pytest.mark.parametrize("verifier", ["maths", "recorded", "choice"])
 def test_partial_credit_of_verifiers_that_give_none_is_refused(tmp_path: Path, verifier: str) -> None:
     source = tiny_policy.write_jsonl(tmp_path / "r.jsonl", ROLLOUTS)
-    program = str(Path(sys.executable).parent / "cropi-rollout")
+    program = str(Path(sys.executable).parent / "cropi-verify")
     line = [
         program,
-        "--verify-only",
         str(source),
         "--verifier",
         verifier,
@@ -109,7 +216,7 @@ def test_partial_credit_of_verifiers_that_give_none_is_refused(tmp_path: Path, v
     found = subprocess.run(line, capture_output=True, text=True)
     assert found.returncode == 2
     assert "--partial-credit" in found.stderr
-    assert "reasoning-gym" in found.stderr
+    assert ("leave one of them out" if verifier == "recorded" else "reasoning-gym") in found.stderr
 
 
 AUTHORS = [
@@ -121,7 +228,7 @@ AUTHORS = [
 def test_the_authors_rollouts(tmp_path: Path, policy: Path) -> None:
     source = tiny_policy.write_jsonl(tmp_path / "theirs.jsonl", AUTHORS)
     target = tmp_path / "ours.jsonl"
-    line = ["--verify-only", str(source), "--verifier", "exact", "-o", str(target), "--quiet"]
+    line = [str(source), "--verifier", "exact", "-o", str(target), "--quiet"]
     assert "--model" in refused(*line)
     assert run(*line, "--model", str(policy)) == 0
     found = list(read_rollouts([target], 71))
@@ -138,7 +245,7 @@ def test_the_authors_rollouts(tmp_path: Path, policy: Path) -> None:
 def test_recorded_rewards_stay(tmp_path: Path, policy: Path) -> None:
     source = tiny_policy.write_jsonl(tmp_path / "theirs.jsonl", AUTHORS)
     target = tmp_path / "ours.jsonl"
-    line = ["--verify-only", "--model", str(policy), "--verifier", "recorded", "-o", str(target), "--quiet"]
+    line = ["--model", str(policy), "--verifier", "recorded", "-o", str(target), "--quiet"]
     assert run(*line, str(source), "--max-tokens", "2") == 0
     found = list(read_rollouts([target], 71))
     assert [rollout.rewards for rollout in found] == [[1.0, 0.0, 0.0], [0.5, 0.0, 0.0]]
@@ -149,7 +256,6 @@ def test_recorded_rewards_stay(tmp_path: Path, policy: Path) -> None:
     source = tiny_policy.write_jsonl(tmp_path / "bare.jsonl", bare)
     said = refused(*line[:-2], str(tmp_path / "other.jsonl"), str(source))
     assert "'a1' has samples without a reward" in said
-    assert run("--model", str(policy), "--verifier", "recorded", str(source)) == 2
 
 
 def test_verl_dumps(tmp_path: Path, policy: Path) -> None:
@@ -168,7 +274,7 @@ def test_verl_dumps(tmp_path: Path, policy: Path) -> None:
     ]
     dump = tiny_policy.write_jsonl(tmp_path / "1.jsonl", lines)
     target = tmp_path / "ours.jsonl"
-    line = ["--verify-only", "--model", str(policy), "--verifier", "exact", "-o", str(target), "--quiet", str(dump)]
+    line = ["--model", str(policy), "--verifier", "exact", "-o", str(target), "--quiet", str(dump)]
     assert "--prompts FILE" in refused(*line)
     assert run(*line, "--prompts", str(plain)) == 0
     found = list(read_rollouts([target], 71))
@@ -176,9 +282,28 @@ def test_verl_dumps(tmp_path: Path, policy: Path) -> None:
     assert [rollout.rewards for rollout in found] == [[1.0, 0.0], [0.0, 1.0]]
 
 
+@pytest.mark.parametrize("chosen", [None, "exact", "choice"])
+def test_a_dump_is_graded_by_what_its_prompts_name(
+    tmp_path: Path, policy: Path, chosen: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = [{**prompt, "verifier": "choice", "answer": "A"} for prompt in tiny_policy.prompts(3)]
+    plain = tiny_policy.write_jsonl(tmp_path / "p.jsonl", prompts)
+    lines = [{"input": prompts[0]["prompt"], "output": text, "score": 0.0, "step": 1} for text in ("A", "a", "B")]
+    dump = tiny_policy.write_jsonl(tmp_path / "1.jsonl", lines)
+    line = [str(dump), "--model", str(policy), "--prompts", str(plain), "-o", str(tmp_path / "ours.jsonl")]
+    assert run(*line, *(["--verifier", chosen] if chosen else [])) == 0
+    (row,) = read(tmp_path / "ours.jsonl")
+    assert [sample["reward"] for sample in row["samples"]] == [1.0, 0.0 if chosen == "exact" else 1.0, 0.0]
+    said = "--verifier exact overrides the verifiers of 3 of 3 records"
+    assert (said in capsys.readouterr().err) is (chosen == "exact")
+    manifest = read_manifest(tmp_path / "ours.jsonl")
+    assert manifest is not None
+    assert set(manifest["fingerprint"]["options"]["own_verifiers"]) == (set() if chosen == "exact" else {"choice"})
+
+
 def test_shards_one_after_another_are_the_whole(tmp_path: Path) -> None:
     source = tiny_policy.write_jsonl(tmp_path / "r.jsonl", ROLLOUTS)
-    line = ["--verify-only", str(source), "--verifier", "exact", "--quiet"]
+    line = [str(source), "--verifier", "exact", "--quiet"]
     assert run(*line, "-o", str(tmp_path / "all.jsonl")) == 0
     for i in (1, 2):
         assert run(*line, "-o", str(tmp_path / f"{i}.jsonl"), "--shard", f"{i}/2") == 0
@@ -197,17 +322,17 @@ def test_rollouts_without_outcomes_or_texts(tmp_path: Path) -> None:
         return str(tiny_policy.write_jsonl(tmp_path / f"{'-'.join(names)}.jsonl", rows))
 
     source = without("outcome", "finish_reason")
-    assert run("--verify-only", source, "--verifier", "recorded", "-o", str(tmp_path / "a.jsonl"), "--quiet") == 0
+    assert run(source, "--verifier", "recorded", "-o", str(tmp_path / "a.jsonl"), "--quiet") == 0
     assert (tmp_path / "a.jsonl").read_text() == Path(source).read_text()
-    said = refused("--verify-only", without("text"), "--verifier", "exact", "-o", str(tmp_path / "b.jsonl"))
-    assert said == "cropi-rollout: prompt 'none' has a sample without 'text', which a verifier reads; add it\n"
+    said = refused(without("text"), "--verifier", "exact", "-o", str(tmp_path / "b.jsonl"))
+    assert said == "cropi-verify: prompt 'none' has a sample without 'text', which a verifier reads; add it\n"
 
 
 def test_a_signal_ends_verifying_soon(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text("import time\n\ndef reward(solution_str, **more):\n    time.sleep(600)\n")
     source = tiny_policy.write_jsonl(tmp_path / "r.jsonl", ROLLOUTS)
-    program = str(Path(sys.executable).parent / "cropi-rollout")
-    words = ["--verify-only", str(source), "--verifier", f"{tmp_path}/slow.py:reward", "--verify-seconds", "600"]
+    program = str(Path(sys.executable).parent / "cropi-verify")
+    words = [str(source), "--verifier", f"{tmp_path}/slow.py:reward", "--verify-seconds", "600"]
     process = subprocess.Popen([program, *words, "-o", str(tmp_path / "new.jsonl")], stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + 60
     while not (tmp_path / "new.jsonl.part").exists():
@@ -217,4 +342,4 @@ def test_a_signal_ends_verifying_soon(tmp_path: Path) -> None:
     process.terminate()
     _, said = process.communicate(timeout=20)
     assert process.returncode == 143
-    assert said.splitlines()[-1].startswith("cropi-rollout: stopped by SIGTERM")
+    assert said.splitlines()[-1].startswith("cropi-verify: stopped by SIGTERM")

@@ -209,7 +209,7 @@ def test_verifiers_of_records_are_checked_before_the_first_sample_and_count(tmp_
     records = tiny_policy.prompts(3)
     records[1]["verifier"] = f"{mine}:f"
     prompts = tiny_policy.write_jsonl(tmp_path / "p.jsonl", records)
-    line = ["--model", str(policy), str(prompts), "-n", "2", "--max-tokens", "2", "--verifier", "exact", "--quiet"]
+    line = ["--model", str(policy), str(prompts), "-n", "2", "--max-tokens", "2", "--quiet"]
     line += ["--allow-verifier", str(mine)]
     assert run(*line, "-o", str(tmp_path / "r.jsonl")) == 0
     mine.write_text("def f(solution_str, **more):\n    return 0.0\n")

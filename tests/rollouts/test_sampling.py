@@ -152,7 +152,7 @@ def test_reasoning_is_kept_apart_from_the_answer(special: bool, opened: bool) ->
     assert [text for _, text in pool.seen] == ["4", "", "" if opened else "4"]
     assert row.get("reasoning_open", False) is opened
     again = Parity()
-    assert graded(again, [row]) == [row]  # --verify-only sees the same
+    assert graded(again, [row]) == [row]  # cropi-verify sees the same
     assert [text for _, text in again.seen] == [text for _, text in pool.seen]
     whole = Parity("mine.py:reward")  # a function of the user's own may reward how the model reasons
     graded(whole, [row])
