@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields
 from typing import Annotated, Any, ClassVar, Literal, Self, get_type_hints
 
+from cropi_tools.data.dates import parse_date
 from cropi_tools.runtime.errors import UsageError
 
 GROUPS = (
@@ -201,6 +202,13 @@ def shard(text: str) -> tuple[int, int]:
     raise UsageError("expected I/N with 1 <= I <= N, such as 1/4")
 
 
+def setting(text: str) -> str:
+    """`KEY=VALUE` as it is written."""
+    if "=" not in text:
+        raise UsageError("expected KEY=VALUE")
+    return text
+
+
 def named(text: str) -> tuple[str, str]:
     """`NAME=VALUE` as a pair."""
     name, equals, value = text.partition("=")
@@ -226,4 +234,47 @@ Device = Annotated[str, Option("--device", "cpu, cuda, cuda:1, or auto (cuda if 
 Dtype = Annotated[
     Literal["float32", "bfloat16", "auto"],
     Option("--dtype", "Number format; auto is float32 on a CPU, else as stored.", "Device"),
+]
+
+# What sampling and verifying commands share.
+MaxTokens = Annotated[int, Option("--max-tokens", "Longest response, in tokens.", "Sampling", "N", at_least(1))]
+Verifier = Annotated[
+    str,
+    Option(
+        "--verifier",
+        "maths, choice, exact, reasoning-gym, or FILE.py:FUNCTION; a record's own `verifier` comes first.",
+        "Verification",
+        "VERIFIER",
+    ),
+]
+AllowVerifier = Annotated[
+    tuple[str, ...],
+    Option(
+        "--allow-verifier",
+        "A Python file that records may name as their verifier; may be repeated. No other program that data names is run.",
+        "Verification",
+        "FILE.py",
+    ),
+]
+VerifySeconds = Annotated[
+    float,
+    Option("--verify-seconds", "How long verifying one response may take.", "Verification", "SECONDS", at_least(0.1)),
+]
+PartialCredit = Annotated[
+    bool,
+    Option(
+        "--partial-credit",
+        "Reward partial scores of reasoning-gym as they are; without it a full score is 1, any other 0.",
+        "Verification",
+    ),
+]
+Date = Annotated[
+    str,
+    Option(
+        "--date",
+        "The date for chat templates that ask for one (Llama 3, Granite); never today's.",
+        "Sampling",
+        "YYYY-MM-DD",
+        read=parse_date,
+    ),
 ]

@@ -22,7 +22,11 @@ def entry(record: type[Record], work: Callable[[Record], object], *, name: str, 
     """The console entry point of a command: `work` with the record of its options; its docstring is the help, `example` stands at the end."""
 
     def callback(**given: Any) -> None:
-        work(_made(record, {field: value for field, value in given.items() if value not in (None, [], ())}))
+        from cropi_tools import runtime
+
+        options = _made(record, {field: value for field, value in given.items() if value not in (None, [], ())})
+        runtime.set_quiet(options.quiet)
+        work(options)
 
     callback.__doc__ = work.__doc__
     options, kinds = described(record), types_of(record)

@@ -149,7 +149,11 @@ def rollout(
     runtime.set_quiet(quiet)
     if as_json and is_stream(output) and not dry_run:
         raise UsageError("--json prints the summary on stdout, where the rollouts go; name a file with -o")
-    part, date = parse_shard(shard), parse_date(date)
+    part = parse_shard(shard)
+    try:
+        date = parse_date(date)
+    except UsageError as error:
+        raise UsageError(f"--date {date}: {error}") from None
     sources = refresh or prompts or []
     _check_mode(
         prompts=prompts,

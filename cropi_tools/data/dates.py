@@ -21,13 +21,13 @@ _TEMPLATE_FILES = ("tokenizer_config.json", "chat_template.jinja", "chat_templat
 
 
 def parse_date(text: str) -> str:
-    """`YYYY-MM-DD` as it stands in fingerprints. UsageError: it is no date of this form."""
+    """`YYYY-MM-DD` as it stands in fingerprints. UsageError, without the option's name: it is no date of this form."""
     import datetime
 
     try:
         date = datetime.datetime.strptime(text, "%Y-%m-%d").date()
     except ValueError:
-        raise UsageError(f"--date {text}: expected a date as YYYY-MM-DD, such as {DEFAULT_DATE}") from None
+        raise UsageError(f"expected a date as YYYY-MM-DD, such as {DEFAULT_DATE}") from None
     return date.isoformat()
 
 
