@@ -190,7 +190,7 @@ def overrides(
     folder: where data, reward function and checkpoints are. prompts, longest_prompt: how many, and tokens of the longest. evaluations: files.
     more: overrides before the user's own, which come last and win.
     """
-    actor, rollout, data = "actor_rollout_ref.actor", "actor_rollout_ref.rollout", "data"
+    actor, rollout, data = _ACTOR, _ROLLOUT, "data"
     samples, batch, steps = options.samples, options.batch, options.steps
     estimator, normalised = _ADVANTAGE[options.advantage]
     low, high = options.clip
