@@ -14,6 +14,8 @@ from typing import Any, get_args, get_origin
 import pytest
 from command_table import COMMANDS
 
+from cropi_tools import runtime
+from cropi_tools.cli.entry import entry
 from cropi_tools.options import LARGEST, CommandOptions, Option, Range, default_of, described, types_of
 
 
@@ -119,6 +121,18 @@ def test_former_names_are_told(name: str, said: Said) -> None:
         lines = said([*words(name), before, "1"], 2)
         assert before in lines[0]
         assert f"it is now {now}" in lines[0]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_quiet_is_heard_before_the_work_begins(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[bool] = []
+    main = entry(record_of(name), lambda options: heard.append(runtime.is_quiet()), name=name, example="none")
+    for more in ([], ["--quiet"]):
+        monkeypatch.setattr(sys, "argv", [name, *words(name), *more])
+        monkeypatch.setattr("cropi_tools.runtime.install_signal_handlers", lambda: None)
+        with pytest.raises(SystemExit):
+            main()
+    assert heard == [False, True]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
