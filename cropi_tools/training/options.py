@@ -120,7 +120,7 @@ class TrainOptions(CommandOptions):
         float,
         Option(
             "--kl",
-            "Weight of the KL term (k3), towards --reference; 0 loads none.",
+            "Weight of the KL term (k3); 0 loads no reference.",
             "Objective",
             range=at_least(0),
         ),
