@@ -26,9 +26,9 @@ def train(options: TrainOptions) -> None:
     from cropi_tools.data.output import Output
     from cropi_tools.rewards import verifier_fingerprint
     from cropi_tools.training.distributed import Ranks, several
-    from cropi_tools.training.inputs import check_means, inputs_of, own_verifiers_of
+    from cropi_tools.training.inputs import check_available, inputs_of, own_verifiers_of
 
-    check_means(options, several())
+    check_available(options, several())
     inputs = inputs_of(options)
     own_verifiers = own_verifiers_of(options)
     dated = asks_for_date(options.model)

@@ -1,4 +1,4 @@
-"""What cropi-train looks at before it loads torch: whether its means are at hand, and what it reads."""
+"""What cropi-train looks at before it loads torch: whether what it needs is installed, and what it reads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cropi_tools.training.options import TrainOptions
 from cropi_tools.training.trackers import check_trackers
 
 
-def check_means(options: TrainOptions, several: bool) -> None:
+def check_available(options: TrainOptions, several: bool) -> None:
     """Raise what would otherwise end a run later: an engine, verifier or tracker that is not installed, or cannot be asked so.
 
     several: whether this process is one of several.
