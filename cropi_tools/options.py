@@ -221,6 +221,13 @@ def as_text(text: str) -> str:
         raise UsageError("is not UTF-8") from None
 
 
+def setting(text: str) -> str:
+    """`KEY=VALUE` as it is written."""
+    if "=" not in text:
+        raise UsageError("expected KEY=VALUE")
+    return text
+
+
 def named(text: str) -> tuple[str, str]:
     """`NAME=VALUE` as a pair."""
     name, equals, value = text.partition("=")
@@ -274,13 +281,13 @@ AllowVerifier = Annotated[
 ]
 VerifySeconds = Annotated[
     float,
-    Option("--verify-seconds", "How long verifying one response may take.", "Verification", range=at_least(0.1)),
+    Option("--verify-seconds", "How long verifying one response may take.", "Verification", "SECONDS", at_least(0.1)),
 ]
 PartialCredit = Annotated[
     bool,
     Option(
         "--partial-credit",
-        "Reward partial scores of reasoning-gym as they are; without it, 1 for a full score, else 0.",
+        "Reward partial scores of reasoning-gym as they are; without it a full score is 1, any other 0.",
         "Verification",
     ),
 ]

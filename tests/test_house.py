@@ -16,7 +16,7 @@ BELOW: dict[str, set[str]] = {
     # what every running command shares, and what lies on disk
     "runtime": set(),
     "data": {"runtime"},
-    "options": {"runtime"},
+    "options": {"data", "runtime"},
     "intervals": set(),
     "objective": set(),
     # shared by several commands

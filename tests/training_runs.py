@@ -18,28 +18,108 @@ from cropi_tools.policy.adapters import inject_adapters
 from cropi_tools.policy.loading import load_policy
 from cropi_tools.rewards.pool import VerifierPool
 from cropi_tools.runtime import signals
+from cropi_tools.training.batches import advantage_groups
 from cropi_tools.training.checkpoints import resume_folder
 from cropi_tools.training.loop import Trainer
-from cropi_tools.training.settings import LossSettings, TrainSettings
+from cropi_tools.training.options import TrainOptions
+from cropi_tools.training.settings import LossSettings
 from cropi_tools.training.trackers import open_trackers
+from cropi_tools.training.update import Updater, _means
 
-SETTINGS = TrainSettings(
+
+def options(**given: Any) -> TrainOptions:
+    """A record of options where the names of files and folders have no part."""
+    return TrainOptions(**{"prompts": ("prompts.jsonl",), "model": "P0", "output": "P1", "steps": 1, **given})
+
+
+OTHER: dict[str, Any] = {
+    "prompts": ("other.jsonl",),
+    "model": "P8",
+    "output": "P9",
+    "steps": 9,
+    "preset": "paper",
+    "batch": 64,
+    "samples": 16,
+    "max_tokens": 99,
+    "temperature": 0.5,
+    "dynamic_sampling": 3,
+    "date": "2025-01-01",
+    "verifier": "exact",
+    "allow_verifier": ("mine.py",),
+    "verify_seconds": 3.0,
+    "partial_credit": True,
+    "aggregation": "sequence",
+    "advantage": "leave-one-out",
+    "clip": (0.1, 0.3),
+    "kl": 0.25,
+    "reference": "P7",
+    "entropy": 0.125,
+    "mask_truncated": True,
+    "importance_cap": 2.0,
+    "minibatch": 32,
+    "learning_rate": 2e-5,
+    "schedule": "cosine",
+    "warmup": 2,
+    "betas": (0.8, 0.95),
+    "weight_decay": 0.5,
+    "max_gradient_norm": 0.75,
+    "carry": "full",
+    "collapse": 0.2,
+    "lora": 4,
+    "evaluations": (("t", "test.jsonl"),),
+    "eval_every": 3,
+    "eval_samples": 4,
+    "eval_temperature": 0.375,
+    "save_every": 5,
+    "checkpoints": 6,
+    "track": ("tensorboard",),
+    "engine": "vllm",
+    "engine_memory": 0.7,
+    "verl_python": "/venv/bin/python",
+    "verl_option": ("trainer.nnodes=2",),
+    "device": "cpu",
+    "dtype": "float32",
+    "tokens_per_pass": 32768,
+    "checkpoint_activations": True,
+    "seed": 11,
+    "dry_run": True,
+    "force": True,
+    "quiet": True,
+}
+"""For each option a value that is not the default, nor what `options` says: for tests that no option is lost."""
+
+
+def options_of(loss: LossSettings, **given: Any) -> TrainOptions:
+    """Options with this loss; what is asked otherwise has no part in a gradient."""
+    words = loss._asdict()
+    return options(
+        max_tokens=words.pop("fixed_length"), **{"learning_rate": 1e-3, "betas": (0.9, 0.99), **words, **given}
+    )
+
+
+def add_gradient(updater: Updater, rollouts: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Add the gradient of one mini-batch's loss to the parameters' `.grad` and go no further; the figures of a step."""
+    return _means(updater._gradient(advantage_groups(rollouts, updater._loss, updater._ranks)))
+
+
+SETTINGS = options(
     steps=6,
     batch=3,
     samples=4,
-    sampling=Sampling(6, 1.0),
-    loss=LossSettings(1.0, (0.2, 0.2), 0.1, 0.01, "token"),
+    max_tokens=6,
+    kl=0.1,
+    entropy=0.01,
     learning_rate=3e-3,
     schedule="linear",
     warmup=2,
     betas=(0.9, 0.99),
     weight_decay=0.01,
     max_gradient_norm=1.0,
-    evaluate_every=2,
-    evaluation_samples=2,
-    evaluation_sampling=Sampling(6, 0.7),
+    eval_every=2,
+    eval_samples=2,
+    eval_temperature=0.7,
     save_every=4,
-    seed=0,
+    collapse=0.0,
 )
 PARITY = f"{Path(__file__).parent / 'parity.py'}:reward"
 
@@ -76,7 +156,7 @@ class Watched:
 def train(
     model: Path,
     path: Path,
-    settings: TrainSettings = SETTINGS,
+    settings: TrainOptions = SETTINGS,
     *,
     verifier: str = PARITY,
     lora: int = 0,

@@ -19,6 +19,12 @@ LENGTHS = [7, 3, 1, 5, 4, 7, 2, 6]  # two groups of four
 REWARDS = [1.0, 0.0, 0.0, 0.25, 0.0, 1.0, 1.0, 0.5]
 LONGEST, ROWS, VOCABULARY, LIMIT = 7, 8, 11, 16
 LOW, HIGH = 0.2, 0.28
+# TRL's losses as two words of the objective
+LOSSES: dict[str, dict[str, Any]] = {
+    "grpo": {"aggregation": "sequence", "advantage": "group"},
+    "dapo": {"aggregation": "token", "advantage": "group"},
+    "dr_grpo": {"aggregation": "constant", "advantage": "centered"},
+}
 
 
 class Batch(NamedTuple):

@@ -21,7 +21,7 @@ _TEMPLATE_FILES = ("tokenizer_config.json", "chat_template.jinja", "chat_templat
 
 
 def parse_date(text: str) -> str:
-    """`YYYY-MM-DD` as it stands in fingerprints. UsageError: it is no date of this form."""
+    """`YYYY-MM-DD` as it stands in fingerprints. UsageError, without the option's name: it is no date of this form."""
     import datetime
 
     try:

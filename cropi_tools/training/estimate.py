@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +15,8 @@ from cropi_tools.data.output import Output
 from cropi_tools.data.records import read_prompts
 from cropi_tools.rollouts.estimate import in_bytes, in_seconds, memory_used
 from cropi_tools.training.distributed import Ranks
-from cropi_tools.training.run import Job, train
+from cropi_tools.training.options import TrainOptions
+from cropi_tools.training.run import train
 
 PROBE_STEPS = 2  # the first one warms up
 PROBE_PROMPTS = 32  # of an evaluation set
@@ -45,35 +48,36 @@ class Estimate(NamedTuple):
         ]
 
 
-def estimate(job: Job) -> Estimate:
-    """Make PROBE_STEPS steps and a part of the evaluation."""
-    steps, given = job.options["steps"], job.options
+def estimate(options: TrainOptions, own_verifiers: Mapping[str, str]) -> Estimate:
+    """Make PROBE_STEPS steps and a part of the evaluation. own_verifiers: as of `train`."""
+    steps = options.steps
     with tempfile.TemporaryDirectory() as scratch:
         shares = {
             name: _part(path, Path(scratch) / f"{number}.jsonl")
-            for number, (name, path) in enumerate(job.evaluations.items())
+            for number, (name, path) in enumerate(options.evaluations)
         }
-        parts = {name: path for name, (path, _) in shares.items()}
-        options = {
-            **given,
-            "steps": PROBE_STEPS,
-            "save_every": PROBE_STEPS,
-            "eval_every": PROBE_STEPS,
-            "keep": 1,
-            "collapse": 0.0,
-        }
+        probe = replace(
+            options,
+            steps=PROBE_STEPS,
+            save_every=PROBE_STEPS,
+            eval_every=PROBE_STEPS,
+            checkpoints=1,
+            collapse=0.0,
+            evaluations=tuple((name, path) for name, (path, _) in shares.items()),
+            track=(),
+        )
         output = Output(Path(scratch) / "policy", Fingerprint("cropi-train", {}, {}), {}, folder=True)
         output.open()
-        train(job._replace(options=options, evaluations=parts, trackers=[]), output, Ranks())
+        train(probe, own_verifiers, output, Ranks())
         times = [record for _, record in read_jsonl(output.path / "timings.jsonl")]
         checkpoint = sum(path.stat().st_size for path in output.path.rglob("*") if path.is_file())
     last = next(record for record in reversed(times) if record["step"] == PROBE_STEPS and record["seconds_update"])
     evaluated = [record["seconds_evaluation"] for record in times if record["seconds_evaluation"]]
-    rounds = 1 + -(-steps // given["eval_every"])
+    rounds = 1 + -(-steps // options.eval_every)
     whole = sum(share for _, share in shares.values()) / max(len(shares), 1)
     evaluations = rounds * min(evaluated, default=0.0) * whole
     sampling, update = last["seconds_sampling"], last["seconds_update"]
-    kept = min(given["keep"], -(-steps // given["save_every"])) + 1  # one more while it is written
+    kept = min(options.checkpoints, -(-steps // options.save_every)) + 1  # one more while it is written
     return Estimate(
         steps,
         sampling,

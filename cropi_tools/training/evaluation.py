@@ -12,7 +12,7 @@ from cropi_tools.rewards.pool import VerifierPool
 from cropi_tools.rollouts.metrics import Tallies, Tally
 from cropi_tools.rollouts.sampling import Task, chunks, sample_groups
 from cropi_tools.training.distributed import Ranks
-from cropi_tools.training.settings import TrainSettings
+from cropi_tools.training.options import TrainOptions
 
 
 def evaluate(
@@ -20,18 +20,18 @@ def evaluate(
     tokens: Tokens,
     pool: VerifierPool,
     sets: Mapping[str, Sequence[Record]],
-    settings: TrainSettings,
+    options: TrainOptions,
     ranks: Ranks,
 ) -> dict[str, Tally] | None:
     """Counts for each set, over all processes, which share its prompts; None when a signal asked to stop before the end."""
     found = {}
     for name, records in sets.items():
         tasks = [
-            Task(record, (settings.seed, "evaluation", name, record["id"]), settings.evaluation_samples)
+            Task(record, (options.seed, "evaluation", name, record["id"]), options.eval_samples)
             for record in ranks.share(records)
         ]
-        groups = chunks(tasks, settings.evaluation_samples)
-        sampled = sample_groups(engine, tokens, pool, groups, settings.evaluation_sampling)
+        groups = chunks(tasks, options.eval_samples)
+        sampled = sample_groups(engine, tokens, pool, groups, options.evaluation_sampling)
         own = tally(row.record for rows in sampled for row in rows)
         if ranks.any(runtime.stop_requested()):
             return None

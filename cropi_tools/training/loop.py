@@ -44,8 +44,9 @@ from cropi_tools.training.divergence import Watch
 from cropi_tools.training.engine_sync import EngineSync
 from cropi_tools.training.evaluation import evaluate
 from cropi_tools.training.logs import Logs, live_note
+from cropi_tools.training.options import TrainOptions
 from cropi_tools.training.sampling import Sampled, StepSampler, Stopped
-from cropi_tools.training.settings import TrainSettings, learning_rate
+from cropi_tools.training.settings import learning_rate
 from cropi_tools.training.trackers import Tracker
 from cropi_tools.training.update import NotFinite, Updater
 
@@ -69,28 +70,29 @@ class Trainer:
         pool: VerifierPool,
         prompts: Sequence[Record],
         evaluations: Mapping[str, Sequence[Record]],
-        settings: TrainSettings,
+        options: TrainOptions,
         output: Output,
         *,
         ranks: Ranks | None = None,
+        autocast: bool = False,
         adapters: Any = None,
         carried: Path | None = None,
         trackers: Sequence[Tracker] = (),
     ) -> None:
         self._policy, self._engine, self._pool = policy, engine, pool
-        self._evaluations, self._settings, self._output = evaluations, settings, output
-        self._ranks, self._adapters = ranks or Ranks(), adapters
-        self._updater = Updater(policy, reference, settings, self._ranks)
-        self._sampler = StepSampler(engine, policy.tokens, pool, prompts, settings, self._ranks)
+        self._evaluations, self._options, self._output = evaluations, options, output
+        self._ranks, self._autocast, self._adapters = ranks or Ranks(), autocast, adapters
+        self._updater = Updater(policy, reference, options, self._ranks, autocast)
+        self._sampler = StepSampler(engine, policy.tokens, pool, prompts, options, self._ranks)
         state = output.state
         self._step, self._place = state.get("step", 0), state.get("place", 0)
         self._evaluated = state.get("evaluated", -1)
         self._pending = read_pending(output.part, state)
         self._counters = {"tokens_generated": 0, "tokens_trained": 0, **state.get("counters", {})}
         self._updater.tokens_per_pass = min(
-            state.get("tokens_per_pass", settings.tokens_per_pass), settings.tokens_per_pass
+            state.get("tokens_per_pass", options.tokens_per_pass), options.tokens_per_pass
         )
-        self._watch = Watch(settings.collapse, state.get("watch"))
+        self._watch = Watch(options.collapse_share, state.get("watch"))
         found = resume_folder(output.part, state) or carried
         if found is not None:
             load_optimizer(found, policy, self._updater.optimizer)
@@ -99,26 +101,26 @@ class Trainer:
         self._logs = Logs(output.part if self._ranks.first else None, state.get("logs", {}), trackers)
         self._sync = None
         if engine.own_weights:
-            self._sync = EngineSync(engine, policy, prompts, settings.sampling, settings.autocast, settings.seed)
+            self._sync = EngineSync(engine, policy, prompts, options.sampling, autocast, options.seed)
         self._mismatch: dict[str, float] = {}
         self._last: dict[str, Any] = {}
 
     def run(self) -> dict[str, Any]:
         """Train to the last step; returns the ledger's counters. Raises Interrupted after a checkpoint when a signal asks to stop."""
-        settings = self._settings
-        with self._logs, runtime.progress("training", settings.steps, self._step) as shown:
+        options = self._options
+        with self._logs, runtime.progress("training", options.steps, self._step) as shown:
             self._hand_over(self._step)
             self._output.begin_work()
             self._evaluate_if_due()
             if self._step == 0 and self._evaluations:
                 self._save()
             self._stop_if_requested()
-            while self._step < settings.steps:
+            while self._step < options.steps:
                 note = self._train_step(self._step + 1)
                 self._step += 1
                 shown.advance(note=note)
                 self._evaluate_if_due()
-                if self._step == settings.steps or self._step % settings.save_every == 0:
+                if self._step == options.steps or self._step % options.save_every == 0:
                     self._save()
                 self._stop_if_requested()
         self._promote()
@@ -133,7 +135,7 @@ class Trainer:
             self._save()
             runtime.stop_now()
         between = work_time()
-        rate = learning_rate(self._settings, step)
+        rate = learning_rate(self._options, step)
         try:
             figures = self._updater.step(sampled.parts, rate)
         except NotFinite as error:
@@ -152,12 +154,12 @@ class Trainer:
 
     def _count(self, step: int, sampled: Sampled, figures: Mapping[str, float], rate: float) -> None:
         """The step's line in metrics.jsonl, and the ledger."""
-        settings, summary = self._settings, sampled.tally.summary()
+        options, summary = self._options, sampled.tally.summary()
         self._counters["tokens_generated"] += sampled.tally.tokens
         self._counters["tokens_trained"] += int(figures["tokens_trained"])
         optional = {
-            "capped_fraction": figures["capped_fraction"] if settings.loss.importance_cap > 0 else None,
-            "refill_rounds": sampled.rounds if settings.refills else None,
+            "capped_fraction": figures["capped_fraction"] if options.importance_cap > 0 else None,
+            "refill_rounds": sampled.rounds if options.dynamic_sampling else None,
         }
         self._last = {
             "step": step,
@@ -194,13 +196,13 @@ class Trainer:
 
     def _evaluate_if_due(self) -> None:
         """Evaluate at step 0, every so many steps and at the end, unless a signal asks to stop: then after the resume."""
-        step, settings = self._step, self._settings
-        due = step % settings.evaluate_every == 0 or step == settings.steps
+        step, options = self._step, self._options
+        due = step % options.eval_every == 0 or step == options.steps
         if not due or self._evaluated == step or self._ranks.any(runtime.stop_requested()):
             return
         started = work_time()
         found = self._guarded(
-            lambda: evaluate(self._engine, self._policy.tokens, self._pool, self._evaluations, settings, self._ranks),
+            lambda: evaluate(self._engine, self._policy.tokens, self._pool, self._evaluations, options, self._ranks),
             step,
         )
         if found is None:
@@ -228,7 +230,7 @@ class Trainer:
                 "accuracy": summary["accuracy"],
                 "accuracy_interval": summary["accuracy_interval"],
                 "prompts": counts.prompts,
-                "samples": self._settings.evaluation_samples,
+                "samples": self._options.eval_samples,
                 "truncated_fraction": summary["truncated_fraction"],
                 "response_tokens": summary["response_tokens"],
             },
@@ -236,7 +238,7 @@ class Trainer:
 
     def _stop_if_requested(self) -> None:
         """End here, with everything saved, if any process was asked to."""
-        if self._step < self._settings.steps and self._ranks.any(runtime.stop_requested()):
+        if self._step < self._options.steps and self._ranks.any(runtime.stop_requested()):
             self._save()
             runtime.stop_now()
 
@@ -247,7 +249,7 @@ class Trainer:
         part, state = self._output.part, self._output.state
         if self._step and state.get("step") != self._step:
             if self._watch.suspicious():
-                if self._step < self._settings.steps:
+                if self._step < self._options.steps:
                     return
                 self._warn(
                     f"{self._output.path}: the last step looks like a collapse; see metrics.jsonl before using this policy"
@@ -270,7 +272,7 @@ class Trainer:
         if self._pending:
             write_pending(part, self._pending)
         self._output.commit(found)
-        keep_newest(part, self._settings.keep)
+        keep_newest(part, self._options.checkpoints)
 
     def _write_checkpoint(self) -> None:
         policy, first = self._policy, self._ranks.first
@@ -283,7 +285,7 @@ class Trainer:
             weights = {name: tensor.cpu() for name, tensor in checkpoint_weights(policy.model) if first}
         if self._adapters is not None:
             try:
-                check_merge(policy.model, weights, self._ranks.size > 1 and self._settings.autocast)
+                check_merge(policy.model, weights, self._ranks.size > 1 and self._autocast)
             except CropiError as error:
                 raise self._failed(str(error), "train all weights: leave --lora out") from None
         states = optimizer_tensors(policy, self._updater.optimizer)
@@ -299,7 +301,7 @@ class Trainer:
 
     def _promote(self) -> None:
         """Make the last checkpoint the policy."""
-        output, keep = self._output, self._settings.keep
+        output, keep = self._output, self._options.checkpoints
         if not self._ranks.first:
             return
         checkpoint = resume_folder(output.part, output.state)
@@ -307,7 +309,7 @@ class Trainer:
             promote(output.part, checkpoint)
             # from here on the part is where a killed run goes on: hashing large weights leaves time for a kill
             output.commit({**output.state, "promoted": True})
-        shutil.rmtree(checkpoint_folder(output.part, self._settings.steps), ignore_errors=True)
+        shutil.rmtree(checkpoint_folder(output.part, self._options.steps), ignore_errors=True)
         keep_newest(output.part, keep - 1)
         drop_pending(output.part)
         (output.part / FAILURE).unlink(missing_ok=True)

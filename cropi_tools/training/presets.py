@@ -1,26 +1,14 @@
-"""Published recipes as values of cropi-train's options. Imports nothing: the command looks here before it knows whether there is work.
-
-A value given on the command line comes before the preset's, and --aggregation and --advantage before what --loss says.
-"""
+"""Published recipes as values of cropi-train's options, by the names of their fields. What is given on the command line comes before them."""
 
 from __future__ import annotations
 
 from typing import Any
 
-# The one vocabulary of the objective; `--loss` is a name for two words of it.
-LOSSES: dict[str, dict[str, str]] = {
-    # arXiv 2402.03300: the mean over responses of each one's mean over tokens
-    "grpo": {"aggregation": "sequence", "advantage": "group"},
-    # arXiv 2503.14476: the mean over all tokens; verl's default too
-    "dapo": {"aggregation": "token", "advantage": "group"},
-    # arXiv 2503.20783: a fixed denominator, and rewards only centered
-    "dr_grpo": {"aggregation": "constant", "advantage": "centered"},
-}
-
 PRESETS: dict[str, dict[str, Any]] = {
     # arXiv 2510.26491, and where it is silent the defaults of verl, which it used
     "paper": {
-        "loss": "dapo",
+        "aggregation": "token",
+        "advantage": "group",
         "batch": 128,
         "samples": 8,
         "temperature": 1.0,
@@ -28,16 +16,17 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": 1e-6,
         "schedule": "constant",
         "weight_decay": 0.01,
-        "betas": "0.9,0.999",
+        "betas": (0.9, 0.999),
         "max_gradient_norm": 1.0,
-        "clip": "0.2",
+        "clip": (0.2, 0.2),
         "kl": 0.001,
         "entropy": 0.001,
     },
     # arXiv 2503.14476, section 4.1. Its soft punishment of long responses has no place in a reward that only checks answers; masking truncated
     # ones is the paper's own other way (section 3.4).
     "dapo": {
-        "loss": "dapo",
+        "aggregation": "token",  # the mean over all tokens
+        "advantage": "group",
         "batch": 512,
         "samples": 16,
         "minibatch": 32,
@@ -47,9 +36,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "schedule": "constant",
         "warmup": 20,
         "weight_decay": 0.1,
-        "betas": "0.9,0.999",
+        "betas": (0.9, 0.999),
         "max_gradient_norm": 1.0,
-        "clip": "0.2,0.28",
+        "clip": (0.2, 0.28),
         "kl": 0.0,
         "entropy": 0.0,
         "mask_truncated": True,
@@ -57,7 +46,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # arXiv 2503.20783, section 4 (the Oat recipe: 128 questions x 8 responses, no KL)
     "dr_grpo": {
-        "loss": "dr_grpo",
+        "aggregation": "constant",  # a fixed denominator, and rewards only centered
+        "advantage": "centered",
         "batch": 128,
         "samples": 8,
         "temperature": 1.0,
@@ -65,9 +55,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": 1e-6,
         "schedule": "constant",
         "weight_decay": 0.0,
-        "betas": "0.9,0.95",
+        "betas": (0.9, 0.95),
         "max_gradient_norm": 1.0,
-        "clip": "0.2",
+        "clip": (0.2, 0.2),
         "kl": 0.0,
         "entropy": 0.0,
     },

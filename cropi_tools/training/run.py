@@ -1,11 +1,10 @@
-"""cropi-train from options to output: what is loaded, in which order, and what the manifest says."""
+"""cropi-train from its options to its output: what is loaded, in which order, and what the manifest says."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from cropi_tools import runtime
 from cropi_tools.data.jsonl import Record
@@ -13,7 +12,7 @@ from cropi_tools.data.manifest import write_json
 from cropi_tools.data.output import Output
 from cropi_tools.data.policies import TRAINING_OPTIONS, tokenizer_digest
 from cropi_tools.data.records import read_prompts
-from cropi_tools.engines.protocol import Engine, Sampling
+from cropi_tools.engines.protocol import Engine
 from cropi_tools.engines.transformers_engine import ReplicaEngine, TransformersEngine
 from cropi_tools.policy.adapters import inject_adapters
 from cropi_tools.policy.layers import checkpoint_activations
@@ -21,109 +20,40 @@ from cropi_tools.policy.loading import Policy, choose_device, load_policy
 from cropi_tools.policy.prompts import PromptCheck
 from cropi_tools.policy.sharding import share_out
 from cropi_tools.rewards import VerifierPool, check_record
-from cropi_tools.rewards.verifiers import DEFAULT
 from cropi_tools.training.checkpoints import PROGRESS, resume_folder
 from cropi_tools.training.distributed import Ranks
 from cropi_tools.training.loop import Trainer
-from cropi_tools.training.settings import LossSettings, TrainSettings
+from cropi_tools.training.options import TrainOptions
 from cropi_tools.training.trackers import open_trackers
 
 
-class Job(NamedTuple):
-    """What is trained on what. options: the resolved ones, of which the rest follows; reference: a policy folder, or None.
-
-    trackers, device, engine_memory, tokens_per_pass, checkpoint_activations: part of no result beyond float rounding.
-    """
-
-    model: str
-    reference: str | None
-    prompts: Sequence[str]
-    evaluations: Mapping[str, str]
-    verifier: str | None
-    options: Mapping[str, Any]
-    trackers: Sequence[str]
-    device: str
-    engine_memory: float
-    tokens_per_pass: int
-    checkpoint_activations: bool
-
-
-def settings_of(job: Job, autocast: bool) -> TrainSettings:
-    """The options as the loop's values."""
-    given = job.options
-    loss = LossSettings(
-        temperature=given["temperature"],
-        clip=tuple(given["clip"]),
-        kl=given["kl"],
-        entropy=given["entropy"],
-        aggregation=given["aggregation"],
-        advantage=given["advantage"],
-        fixed_length=given["max_tokens"],
-        mask_truncated=given["mask_truncated"],
-        importance_cap=given["importance_cap"],
-    )
-    return TrainSettings(
-        steps=given["steps"],
-        batch=given["batch"],
-        samples=given["samples"],
-        sampling=Sampling(given["max_tokens"], given["temperature"]),
-        loss=loss,
-        learning_rate=given["learning_rate"],
-        schedule=given["schedule"],
-        warmup=given["warmup"],
-        betas=tuple(given["betas"]),
-        weight_decay=given["weight_decay"],
-        max_gradient_norm=given["max_gradient_norm"],
-        evaluate_every=given["eval_every"],
-        evaluation_samples=given["eval_samples"],
-        evaluation_sampling=Sampling(given["max_tokens"], given["eval_temperature"]),
-        save_every=given["save_every"],
-        seed=given["seed"],
-        minibatch=given["minibatch"],
-        refills=given["dynamic_sampling"],
-        keep=given["keep"],
-        collapse=given["collapse"],
-        autocast=autocast,
-        tokens_per_pass=job.tokens_per_pass,
-    )
-
-
-def train(job: Job, output: Output, ranks: Ranks) -> None:
-    """Do the job into an opened output, from where an earlier try came to."""
-    options = job.options
-    records, evaluations = _prompts(job)
-    device = ranks.device or job.device
-    autocast = options["dtype"] == "bfloat16" or (options["dtype"] == "auto" and choose_device(device).type == "cuda")
-    settings = settings_of(job, autocast)
-    # adapters are kept apart from the weights they are beside, which a resumed run takes from the beginning
-    resumed = resume_folder(output.part, output.resumed(PROGRESS))
-    start = job.model if resumed is None or options["lora"] else str(resumed)
+def train(options: TrainOptions, own_verifiers: Mapping[str, str], output: Output, ranks: Ranks) -> None:
+    """Train into an opened output, from where an earlier try came to. own_verifiers: those that records name, with their fingerprints."""
+    records, evaluations = read_records(options)
+    device = ranks.device or options.device
+    autocast = options.dtype == "bfloat16" or (options.dtype == "auto" and choose_device(device).type == "cuda")
     shared = ranks.size > 1
     # what processes share is loaded on the CPU, so that a GPU holds no more than its part
-    policy = load_policy(start, "cpu" if shared else device, "float32", options["date"])
-    policy = policy._replace(folder=job.model)
-    policy.tokens.tell_ends()
-    check_lengths(policy, [*records, *(one for found in evaluations.values() for one in found)], options["max_tokens"])
+    loaded_on = "cpu" if shared else device
+    policy = _starting_policy(options, output, loaded_on)
+    every = [*records, *(one for found in evaluations.values() for one in found)]
+    check_lengths(policy, every, options.max_tokens)
     adapters = None
-    if options["lora"]:
-        adapters = inject_adapters(policy, options["lora"], options["lora_alpha"], options["seed"])
-    reference = None
-    if job.reference is not None:
-        own = adapters is not None and Path(job.reference).samefile(job.model)
-        reference = policy if own else load_policy(job.reference, "cpu" if shared else device, "float32")
-    if job.checkpoint_activations:
+    if options.lora:
+        adapters = inject_adapters(policy, options.lora, options.lora_alpha, options.seed)
+    reference = _reference(options, policy, loaded_on)
+    if options.checkpoint_activations:
         checkpoint_activations(policy.model)
     if shared:
         for one in {id(found.model): found for found in (policy, reference) if found is not None}.values():
             share_out(one, device, autocast)
     trackers = []
     if ranks.first:
-        write_json(output.part / TRAINING_OPTIONS, {**options, "verifier": job.verifier or DEFAULT})
-        trackers = open_trackers(job.trackers, output.path, dict(options), output.state.get("step"))
-    engine = _engine(
-        options["engine"], policy, device, "bfloat16" if autocast else "float32", job.engine_memory, shared
-    )
-    pool = VerifierPool(job.verifier, seconds=options["verify_seconds"], partial_credit=options["partial_credit"])
+        resolved = options.resolved(own_verifiers)
+        write_json(output.part / TRAINING_OPTIONS, resolved)
+        trackers = open_trackers(options.track, output.path, resolved, output.state.get("step"))
+    engine = _engine(options, policy, device, autocast, shared)
+    pool = VerifierPool(options.verifier, seconds=options.verify_seconds, partial_credit=options.partial_credit)
     with contextlib.closing(engine), pool:
         counters = Trainer(
             policy,
@@ -132,31 +62,53 @@ def train(job: Job, output: Output, ranks: Ranks) -> None:
             pool,
             records,
             evaluations,
-            settings,
+            options,
             output,
             ranks=ranks,
+            autocast=autocast,
             adapters=adapters,
-            carried=Path(job.model) if options["carry"] == "full" else None,
+            carried=Path(options.model) if options.carry == "full" else None,
             trackers=trackers,
         ).run()
         facts = {
-            "tokenizer": tokenizer_digest(job.model),
-            "steps": settings.steps,
-            "sampling": engine.settings(settings.sampling),
-            "evaluation_sampling": engine.settings(settings.evaluation_sampling),
+            "tokenizer": tokenizer_digest(options.model),
+            "steps": options.steps,
+            "sampling": engine.settings(options.sampling),
+            "evaluation_sampling": engine.settings(options.evaluation_sampling),
             "processes": ranks.size,
         }
     if ranks.first:
-        output.finish(rows=settings.steps, ledger={**counters, "device": str(policy.device)}, facts=facts)
-        runtime.notify(f"{output.path}: trained for {settings.steps} steps on {len(records)} prompts")
+        output.finish(rows=options.steps, ledger={**counters, "device": str(policy.device)}, facts=facts)
+        runtime.notify(f"{output.path}: trained for {options.steps} steps on {len(records)} prompts")
 
 
-def _prompts(job: Job) -> tuple[list[Record], dict[str, list[Record]]]:
-    records = list(read_prompts(job.prompts))
-    evaluations = {name: list(read_prompts([path])) for name, path in job.evaluations.items()}
+def read_records(options: TrainOptions) -> tuple[list[Record], dict[str, list[Record]]]:
+    """The prompts to train on, and those of each evaluation set. InputError: one that its verifier cannot grade."""
+    records = list(read_prompts(options.prompts))
+    evaluations = {name: list(read_prompts([path])) for name, path in options.evaluations}
     for record in (*records, *(record for found in evaluations.values() for record in found)):
-        check_record(record, job.verifier)
+        check_record(record, options.verifier)
     return records, evaluations
+
+
+def _starting_policy(options: TrainOptions, output: Output, device: str) -> Policy:
+    """The policy of the last checkpoint, or the one to begin with; under the name of that one."""
+    # adapters are kept apart from the weights they are beside, which a resumed run takes from the beginning
+    resumed = resume_folder(output.part, output.resumed(PROGRESS))
+    start = options.model if resumed is None or options.lora else str(resumed)
+    policy = load_policy(start, device, "float32", options.date)._replace(folder=options.model)
+    policy.tokens.tell_ends()
+    return policy
+
+
+def _reference(options: TrainOptions, policy: Policy, device: str) -> Policy | None:
+    """The policy of the KL term: the trained one itself where adapters can be switched off in it."""
+    folder = options.reference_folder()
+    if folder is None:
+        return None
+    if options.lora and Path(folder).samefile(options.model):
+        return policy
+    return load_policy(folder, device, "float32")
 
 
 def check_lengths(policy: Policy, records: Sequence[Record], max_tokens: int) -> None:
@@ -166,12 +118,13 @@ def check_lengths(policy: Policy, records: Sequence[Record], max_tokens: int) ->
         check(record)
 
 
-def _engine(name: str, policy: Policy, device: str, dtype: str, memory: float, shared: bool) -> Engine:
+def _engine(options: TrainOptions, policy: Policy, device: str, autocast: bool, shared: bool) -> Engine:
     """What samples: from the policy's present weights, or from a copy that follows them (of a shared policy, or in vLLM)."""
-    if name == "vllm":
+    dtype = "bfloat16" if autocast else "float32"
+    if options.engine == "vllm":
         from cropi_tools.engines.vllm_engine import VllmEngine
 
-        return VllmEngine(policy.folder, policy.tokens, dtype, memory)
+        return VllmEngine(policy.folder, policy.tokens, dtype, options.engine_memory)
     if shared:
         return ReplicaEngine(load_policy(policy.folder, device, dtype))
     return TransformersEngine(policy)

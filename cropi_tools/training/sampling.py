@@ -1,4 +1,4 @@
-"""The rollouts of one step: the next prompts of the stream, sampled and verified; with refills, others in place of groups that teach nothing.
+"""The rollouts of one step: the next prompts of the stream, sampled and verified, others in place of groups that teach nothing.
 
 Several processes share the prompts of a step; which ones are drawn and kept is the same for all. What is sampled when a signal asks to stop
 is not lost: it is handed to the checkpoint and taken up again, chunk by chunk as it would have been sampled anyway.
@@ -20,8 +20,8 @@ from cropi_tools.rollouts.sampling import Task, chunks, sample_groups
 from cropi_tools.runtime.errors import CropiError
 from cropi_tools.training.distributed import Ranks
 from cropi_tools.training.evaluation import of_all_processes, tally
+from cropi_tools.training.options import TrainOptions
 from cropi_tools.training.prompt_stream import PromptOrder
-from cropi_tools.training.settings import TrainSettings
 
 
 class Stopped(Exception):
@@ -53,18 +53,18 @@ class StepSampler:
         tokens: Tokens,
         pool: VerifierPool,
         prompts: Sequence[Record],
-        settings: TrainSettings,
+        options: TrainOptions,
         ranks: Ranks,
     ) -> None:
-        self._engine, self._tokens, self._pool, self._settings, self._ranks = engine, tokens, pool, settings, ranks
-        self._order = PromptOrder(prompts, settings.seed)
+        self._engine, self._tokens, self._pool, self._options, self._ranks = engine, tokens, pool, options, ranks
+        self._order = PromptOrder(prompts, options.seed)
 
     def sample(self, place: int, pending: Mapping[int, Record]) -> Sampled:
         """The step that begins at `place` of the stream. pending: rollouts of it that are there already. Raises Stopped.
 
         CropiError: no response could be verified.
         """
-        settings = self._settings
+        options = self._options
         own: dict[int, Record] = {}
         kept: list[int] = []
         drawn = rounds = 0
@@ -73,10 +73,10 @@ class StepSampler:
             found = self._round(self._order.at(place, count), {**pending, **own})
             own.update(found)
             place, drawn = place + count, drawn + count
-            mine = [(at, settings.refills > 0 and _equal_rewards(record)) for at, record in found.items()]
+            mine = [(at, options.dynamic_sampling > 0 and _equal_rewards(record)) for at, record in found.items()]
             told = sorted(pair for told in self._ranks.gather(mine) for pair in told)
             kept += [at for at, dropped in told if not dropped]
-            if settings.refills == 0 or len(kept) >= settings.batch or rounds == settings.refills:
+            if options.dynamic_sampling == 0 or len(kept) >= options.batch or rounds == options.dynamic_sampling:
                 break
             rounds += 1
         counts = of_all_processes(tally(own.values()), self._ranks)
@@ -86,8 +86,8 @@ class StepSampler:
                 f"the verifier gave no answer on any of {counts.samples} responses (it died, or took longer than --verify-seconds "
                 f"{self._pool.seconds:g}); mend it"
             )
-        size = settings.minibatch or settings.batch
-        kept = kept[: settings.batch]
+        size = options.minibatch or options.batch
+        kept = kept[: options.batch]
         parts = [kept[start : start + size] for start in range(0, len(kept), size)]
         return Sampled(
             [[own[at] for at in part if at in own] for part in parts],
@@ -99,20 +99,20 @@ class StepSampler:
 
     def _to_draw(self, drawn: int, kept: int) -> int:
         """Prompts of the next round: the missing ones, and more by the share that was dropped so far."""
-        missing = self._settings.batch - kept
+        missing = self._options.batch - kept
         if not kept:
             return missing
-        return min(math.ceil(missing * drawn / kept), self._settings.batch)
+        return min(math.ceil(missing * drawn / kept), self._options.batch)
 
     def _round(self, drawn: Sequence[tuple[int, Record]], known: Mapping[int, Record]) -> dict[int, Record]:
         """This process's rollouts of the prompts drawn, by place."""
-        settings = self._settings
+        options = self._options
         own = [pair for number, pair in enumerate(drawn) if number % self._ranks.size == self._ranks.rank]
         # chunks are formed before what is known is left out, so that each is decoded with the same neighbours as without a stop
-        groups = [group for group in chunks(own, settings.samples) if any(at not in known for at, _ in group)]
+        groups = [group for group in chunks(own, options.samples) if any(at not in known for at, _ in group)]
         found = {at: known[at] for at, _ in own if at in known}
         places = iter([at for group in groups for at, _ in group])
-        sampled = sample_groups(self._engine, self._tokens, self._pool, self._tasks(groups), settings.sampling)
+        sampled = sample_groups(self._engine, self._tokens, self._pool, self._tasks(groups), options.sampling)
         for rows in sampled:
             found.update({next(places): row.record for row in rows})
         if self._ranks.any(runtime.stop_requested()):
@@ -121,7 +121,7 @@ class StepSampler:
         return found
 
     def _tasks(self, groups: Sequence[Sequence[tuple[int, Record]]]) -> Iterator[list[Task]]:
-        seed, samples = self._settings.seed, self._settings.samples
+        seed, samples = self._options.seed, self._options.samples
         for group in groups:
             yield [Task(record, (seed, "train", at, record["id"]), samples) for at, record in group]
 

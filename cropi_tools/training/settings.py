@@ -1,14 +1,12 @@
-"""A training run's values, and the learning rate that follows from them."""
+"""What the options say of the loss, and of the learning rate of each step."""
 
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from cropi_tools.engines.protocol import Sampling
 from cropi_tools.objective import Aggregation, Baseline, Clip
-
-Schedule = Literal["constant", "linear", "cosine"]
+from cropi_tools.training.options import TrainOptions
 
 
 class LossSettings(NamedTuple):
@@ -31,45 +29,13 @@ class LossSettings(NamedTuple):
     importance_cap: float = 0.0
 
 
-class TrainSettings(NamedTuple):
-    """A run's values.
-
-    batch: prompts a step; samples: responses a prompt; minibatch: prompts an update. refills: the most rounds of sampling in place of
-    groups with equal rewards. learning_rate after `warmup` steps, then by `schedule`. keep: checkpoints that are kept. collapse: see
-    `watch`. autocast: matrix products in bfloat16. tokens_per_pass: tokens in one forward pass, part of no result beyond float rounding.
-    """
-
-    steps: int
-    batch: int
-    samples: int
-    sampling: Sampling
-    loss: LossSettings
-    learning_rate: float
-    schedule: Schedule
-    warmup: int
-    betas: tuple[float, float]
-    weight_decay: float
-    max_gradient_norm: float
-    evaluate_every: int
-    evaluation_samples: int
-    evaluation_sampling: Sampling
-    save_every: int
-    seed: int
-    minibatch: int = 0  # 0: the whole batch
-    refills: int = 0
-    keep: int = 1
-    collapse: float = 0.0
-    autocast: bool = False
-    tokens_per_pass: int = 16384
-
-
-def learning_rate(settings: TrainSettings, step: int) -> float:
+def learning_rate(options: TrainOptions, step: int) -> float:
     """The rate of a step (from 1): linear warm-up, then constant, or down to zero after the last step, linearly or as half a cosine."""
-    if step <= settings.warmup:
-        return settings.learning_rate * step / settings.warmup
-    if settings.schedule == "constant":
-        return settings.learning_rate
-    left = (settings.steps - step + 1) / max(settings.steps - settings.warmup, 1)
-    if settings.schedule == "linear":
-        return settings.learning_rate * left
-    return settings.learning_rate * (1 - math.cos(math.pi * left)) / 2
+    if step <= options.warmup:
+        return options.learning_rate * step / options.warmup
+    if options.schedule == "constant":
+        return options.learning_rate
+    left = (options.steps - step + 1) / max(options.steps - options.warmup, 1)
+    if options.schedule == "linear":
+        return options.learning_rate * left
+    return options.learning_rate * (1 - math.cos(math.pi * left)) / 2

@@ -26,7 +26,7 @@ from cropi_tools.training.batches import (
 )
 from cropi_tools.training.distributed import Ranks
 from cropi_tools.training.loss import FIGURES, token_loss
-from cropi_tools.training.settings import TrainSettings
+from cropi_tools.training.options import TrainOptions
 
 T = TypeVar("T")
 _CPU_FULL = "can't allocate memory"  # what torch says on a CPU, in an error of no class of its own
@@ -40,17 +40,25 @@ class Updater:
     """Updates a policy in place.
 
     reference: the policy of the KL term, or None; the policy itself, where adapters are trained, stands for itself without them.
-    tokens_per_pass: tokens in one forward pass; halved when memory runs out.
+    autocast: matrix products in bfloat16. tokens_per_pass: tokens in one forward pass; halved when memory runs out.
     """
 
-    def __init__(self, policy: Policy, reference: Policy | None, settings: TrainSettings, ranks: Ranks) -> None:
-        self._policy, self._reference, self._settings, self._ranks = policy, reference, settings, ranks
+    def __init__(
+        self,
+        policy: Policy,
+        reference: Policy | None,
+        options: TrainOptions,
+        ranks: Ranks,
+        autocast: bool = False,
+    ) -> None:
+        self._policy, self._reference, self._ranks, self._autocast = policy, reference, ranks, autocast
+        self._loss, self._max_gradient_norm = options.loss, options.max_gradient_norm
         self._models = [policy.model, *([] if reference is None else [reference.model])]  # that take the same passes
         self.parameters = [parameter for _, parameter in policy.trained]
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay
+            self.parameters, lr=options.learning_rate, betas=options.betas, weight_decay=options.weight_decay
         )
-        self.tokens_per_pass = settings.tokens_per_pass
+        self.tokens_per_pass = options.tokens_per_pass
 
     def step(self, parts: Sequence[Sequence[Record]], rate: float) -> dict[str, float]:
         """An update for each mini-batch of rollouts, all at learning rate `rate`.
@@ -58,17 +66,17 @@ class Updater:
         Returns loss, gradient_norm (means over updates), FIGURES (means over the tokens that had a forward pass) and tokens_trained, the
         same on all processes. NotFinite: a loss or a gradient is; the update is not made.
         """
-        settings = self._settings.loss
+        settings = self._loss
         batches = [advantage_groups(part, settings, self._ranks) for part in parts]
         if settings.importance_cap > 0:
             # the first update's present log-probabilities are the old ones, later ones need them from before it
             batches[1:] = [self._fitting(groups, self._with_old) for groups in batches[1:]]
-        for options in self.optimizer.param_groups:
-            options["lr"] = rate
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
         sums = dict.fromkeys((*FIGURES, "loss", "gradient_norm", "tokens_trained"), 0.0)
         for groups in batches:
             found = self._gradient(groups)
-            found["gradient_norm"] = clip_gradient(self.parameters, self._settings.max_gradient_norm)
+            found["gradient_norm"] = clip_gradient(self.parameters, self._max_gradient_norm)
             if not (math.isfinite(found["loss"]) and math.isfinite(found["gradient_norm"])):
                 raise NotFinite(f"loss {found['loss']} and gradient norm {found['gradient_norm']}")
             self.optimizer.step()
@@ -76,10 +84,6 @@ class Updater:
             sums = {name: value + found[name] for name, value in sums.items()}
         updates = {name: sums[name] / max(len(parts), 1) for name in ("loss", "gradient_norm")}
         return {**_means(sums), **updates}
-
-    def gradient(self, rollouts: Sequence[Record]) -> dict[str, float]:
-        """Add the gradient of one mini-batch's loss to the parameters' `.grad` and go no further; the figures of `step`."""
-        return _means(self._gradient(advantage_groups(rollouts, self._settings.loss, self._ranks)))
 
     def _gradient(self, groups: Sequence[Group]) -> dict[str, float]:
         """Add the loss's gradient to the parameters' `.grad`; the sums of the figures over all processes."""
@@ -130,13 +134,13 @@ class Updater:
 
     def _pass(self, part: Sequence[Group]) -> dict[str, float]:
         """A micro-batch forward and backward."""
-        policy, settings = self._policy, self._settings.loss
+        policy, settings = self._policy, self._loss
         batch = lay_out(self._models, part, policy.device)
         given = token_inputs(part, batch.lengths, policy.device)
         if self._reference is not None:
             given = given._replace(reference=self._reference_logprobs(batch))
         with attending(policy.model, batch):
-            with mixed_precision(policy.device, self._settings.autocast):
+            with mixed_precision(policy.device, self._autocast):
                 logprobs, entropy = response_logprobs(
                     policy.model, batch, settings.temperature, "gradient" if settings.entropy else "value"
                 )
@@ -151,8 +155,8 @@ class Updater:
         assert reference is not None
         itself = reference.model is self._policy.model
         off = adapters_off(reference.model) if itself else contextlib.nullcontext()
-        with off, attending(reference.model, batch), mixed_precision(reference.device, self._settings.autocast):
-            return response_logprobs(reference.model, batch, self._settings.loss.temperature)[0]
+        with off, attending(reference.model, batch), mixed_precision(reference.device, self._autocast):
+            return response_logprobs(reference.model, batch, self._loss.temperature)[0]
 
     @torch.no_grad()
     def _with_old(self, parts: Sequence[Sequence[Group]]) -> list[Group]:
@@ -162,8 +166,8 @@ class Updater:
         empty: list[list[Group]] = [[_nothing()] for _ in range(self._missing_passes(len(parts)))]
         for part in [*parts, *empty]:
             batch = lay_out(self._models, part, policy.device)
-            with attending(policy.model, batch), mixed_precision(policy.device, self._settings.autocast):
-                values, _ = response_logprobs(policy.model, batch, self._settings.loss.temperature)
+            with attending(policy.model, batch), mixed_precision(policy.device, self._autocast):
+                values, _ = response_logprobs(policy.model, batch, self._loss.temperature)
             pieces = iter(values.split(batch.lengths))
             for group in part:
                 known = [response._replace(old=next(pieces).tolist()) for response in group.responses]

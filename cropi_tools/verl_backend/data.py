@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import cropi_tools
-from cropi_tools.data.dates import DEFAULT_DATE
 from cropi_tools.data.jsonl import Record
 from cropi_tools.policy.prompts import prompt_token_ids
 from cropi_tools.prompts.exports import to_verl, write_table
 from cropi_tools.rewards.verifiers import BUILT_IN, verifier_of
 from cropi_tools.rollouts.grading import reasoning_mark
+from cropi_tools.training.options import TrainOptions
 from cropi_tools.verl_backend.config import REWARD_FILE, TRAIN_FILE, evaluation_file
 
 PACKAGES = "packages"
@@ -36,28 +36,27 @@ compute_score = Scorer({verifier!r}, {seconds!r}, {failed!r}, partial_credit={pa
 
 def prepare(
     folder: Path,
+    options: TrainOptions,
     prompts: Sequence[Record],
     evaluations: Mapping[str, Sequence[Record]],
     tokenizer: Any,
-    verifier: str | None,
-    seconds: float,
-    partial_credit: bool = False,
-    date: str = DEFAULT_DATE,
 ) -> None:
     """Write data, reward file and package into `folder`; the same every time."""
     folder.mkdir(exist_ok=True)
-    write_table([_row(record, tokenizer, date) for record in prompts], folder / TRAIN_FILE)
+    write_table([_row(record, tokenizer, options.date) for record in prompts], folder / TRAIN_FILE)
     for name, records in evaluations.items():
-        write_table([_row(record, tokenizer, date, name) for record in records], folder / evaluation_file(name))
+        write_table([_row(record, tokenizer, options.date, name) for record in records], folder / evaluation_file(name))
     copy_package(folder / PACKAGES)
     here = folder.absolute()
     text = _REWARD.format(
         packages=str(here / PACKAGES),
-        verifier=None if verifier is None else _anywhere(verifier),
-        seconds=seconds,
-        partial_credit=partial_credit,
+        verifier=None if options.verifier is None else _anywhere(options.verifier),
+        seconds=options.verify_seconds,
+        partial_credit=options.partial_credit,
         failed=str(here / FAILED),
-        programs=_programs([*prompts, *(record for records in evaluations.values() for record in records)], verifier),
+        programs=_programs(
+            [*prompts, *(record for records in evaluations.values() for record in records)], options.verifier
+        ),
     )
     (folder / REWARD_FILE).write_text(text, encoding="utf-8")
 

@@ -20,6 +20,7 @@ from cropi_tools.data.policies import tokenizer_files
 from cropi_tools.policy.checkpoint import check_weights
 from cropi_tools.policy.precision import LIMIT, lost_updates, warning
 from cropi_tools.runtime.errors import CropiError, InputError
+from cropi_tools.training.options import TrainOptions
 from cropi_tools.verl_backend.config import CHECKPOINTS, rate_of
 
 METRICS, EARLIER = "metrics.verl.jsonl", "metrics.earlier.jsonl"
@@ -84,7 +85,7 @@ def keep_metrics(folder: Path) -> None:
 
 
 def write_figures(
-    folder: Path, target: Path, options: Mapping[str, Any], evaluations: Mapping[str, Sequence[Record]]
+    folder: Path, target: Path, options: TrainOptions, evaluations: Mapping[str, Sequence[Record]]
 ) -> dict[str, int]:
     """Write metrics.jsonl, evaluations.jsonl and timings.jsonl from what verl's file logger kept; returns tokens_generated and tokens_trained.
 
@@ -104,7 +105,7 @@ def write_figures(
         for name, records in evaluations.items():
             accuracy = next((data[key] for key in sorted(data) if key.startswith(f"val-core/{name}/acc/mean@")), None)
             if accuracy is not None:
-                size = {"prompts": len(records), "samples": options["eval_samples"]}
+                size = {"prompts": len(records), "samples": options.eval_samples}
                 accuracies.append({"step": step, "set": name, "accuracy": accuracy, **size})
     for name, lines in (("metrics", metrics), ("evaluations", accuracies), ("timings", timings)):
         (target / f"{name}.jsonl").write_text("".join(dump_line(line) + "\n" for line in lines), encoding="utf-8")
@@ -137,24 +138,22 @@ def _whole_lines(folder: Path) -> Iterator[dict[str, Any]]:
             yield line
 
 
-def _figures(data: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, float]:
+def _figures(data: Mapping[str, Any], options: TrainOptions) -> dict[str, float]:
     found = {}
     for name, keys in _FIGURES.items():
         value = next((data[key] for key in keys if key in data), None)
         if value is not None:
             found[name] = value
-    if options["aggregation"] == "constant":
-        longer = options["max_tokens"] / max(found.get("response_tokens", 0.0), 1.0)
+    if options.aggregation == "constant":
+        longer = options.max_tokens / max(found.get("response_tokens", 0.0), 1.0)
         found |= {name: found[name] * longer for name in _AS_THE_LOSS if name in found}
     return found
 
 
-def _sampled(data: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, float]:
+def _sampled(data: Mapping[str, Any], options: TrainOptions) -> dict[str, float]:
     """What a step sampled. All of its batch goes through verl's update; groups of equal rewards, where it refills them, were sampled beside
     it and are taken to be as long."""
-    batch, refilled = options["batch"], data.get("training/filter_groups/evicted_samples", 0)
-    group = data.get("response_length/mean", 0.0) * options["samples"]
+    batch, refilled = options.batch, data.get("training/filter_groups/evicted_samples", 0)
+    group = data.get("response_length/mean", 0.0) * options.samples
     tokens = {"tokens_generated": round(group * (batch + refilled)), "tokens_trained": round(group * batch)}
-    return (
-        {"zero_variance_fraction": refilled / (batch + refilled), **tokens} if options["dynamic_sampling"] else tokens
-    )
+    return {"zero_variance_fraction": refilled / (batch + refilled), **tokens} if options.dynamic_sampling else tokens

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cropi_tools import runtime
-from cropi_tools.data.dates import DEFAULT_DATE
 from cropi_tools.data.jsonl import Record
 from cropi_tools.data.manifest import write_json
 from cropi_tools.data.output import Output
@@ -29,10 +28,12 @@ from cropi_tools.data.policies import TRAINING_OPTIONS, tokenizer_digest
 from cropi_tools.policy.prompts import check_room, depends_on_date, encoded_prompt
 from cropi_tools.policy.tokens import load_tokens
 from cropi_tools.prompts.exports import settings_needed
-from cropi_tools.rewards.verifiers import DEFAULT, check_record, verifier_of
-from cropi_tools.runtime.console import Relay
+from cropi_tools.rewards.verifiers import verifier_of
+from cropi_tools.runtime.console import Relay, show
 from cropi_tools.runtime.errors import CropiError, InputError
-from cropi_tools.verl_backend.config import evaluation_file, override, overrides, refuse_what_verl_has_not
+from cropi_tools.training.options import TrainOptions
+from cropi_tools.training.run import read_records
+from cropi_tools.verl_backend.config import evaluation_file, override, overrides, refuse_uneven_batches
 from cropi_tools.verl_backend.data import FAILED, copy_package, prepare
 from cropi_tools.verl_backend.results import METRICS, bring_back, keep_metrics, last_step, write_figures
 
@@ -52,16 +53,11 @@ for name in sys.argv[2:]:
 
 
 class VerlJob(NamedTuple):
-    """What verl is to train. options: the resolved ones. python: of the environment that has verl. extra: Hydra overrides of the user's."""
+    """What verl is to train: by which options, on which prompts, evaluated on which."""
 
-    options: Mapping[str, Any]
-    model: str
-    reference: str | None
-    verifier: str | None
+    options: TrainOptions
     prompts: Sequence[Record]
     evaluations: Mapping[str, Sequence[Record]]
-    python: str
-    extra: Sequence[str]
 
     @property
     def records(self) -> list[Record]:
@@ -70,44 +66,43 @@ class VerlJob(NamedTuple):
 
 
 def command(job: VerlJob, folder: Path) -> list[str]:
-    """The whole command line, with its data in `folder`. UsageError: an option that verl has not. InputError: prompts that it cannot take."""
-    refuse_what_verl_has_not(job.options, job.model, job.reference, len(job.prompts), job.extra)
-    tokens = load_tokens(job.model, job.options.get("date", DEFAULT_DATE))
+    """The whole command line, with its data in `folder`. UsageError: batches that verl would cut. InputError: prompts that it cannot take."""
+    options = job.options
+    refuse_uneven_batches(options, len(job.prompts))
+    tokens = load_tokens(options.model, options.date)
     if tokens.tokenizer.chat_template is None:
         raise InputError(
-            f"{job.model}: has no chat template, which verl puts around every prompt; take a policy that has one"
+            f"{options.model}: has no chat template, which verl puts around every prompt; take a policy that has one"
         )
     if tokens.unlisted:
         runtime.warn(
-            f"{job.model}: verl may sample on past {' and '.join(tokens.unlisted)}; add it to eos_token_id in generation_config.json"
+            f"{options.model}: verl may sample on past {' and '.join(tokens.unlisted)}; add it to eos_token_id in generation_config.json"
         )
     lengths = []
     for record in job.records:
-        check_record(record, job.verifier)
         if not isinstance(record["prompt"], str) and record["prompt"][-1]["role"] == "assistant":
             raise InputError(
                 f"prompt '{record['id']}' ends with the beginning of its response, after which verl puts a new turn; leave the prompt out"
             )
         if depends_on_date(tokens.tokenizer, record):
             raise InputError(
-                f"prompt '{record['id']}': the chat template of {job.model} asks for the date, and verl would tell it today's; "
+                f"prompt '{record['id']}': the chat template of {options.model} asks for the date, and verl would tell it today's; "
                 "set it in the prompts where the template has a variable for it (cropi-prompts --chat-template-kwargs date_string='26 Jul 2024')"
             )
         lengths.append(len(encoded_prompt(tokens, record)))
-        check_room(tokens, record["id"], lengths[-1], job.options["max_tokens"])
+        check_room(tokens, record["id"], lengths[-1], options.max_tokens)
     here = folder.absolute()
     given = overrides(
-        job.options,
-        str(Path(job.model).absolute()),
+        options,
         here,
         len(job.prompts),
         max(lengths),
         [here / evaluation_file(name) for name in job.evaluations],
         # of Ray's processes, on whatever machine
-        [override(_LOGGED, str(here / METRICS)), *_template_settings(job.records), *job.extra],
+        [override(_LOGGED, str(here / METRICS)), *_template_settings(job.records)],
     )
     # it is run in the work folder; a link of an environment must stay the link it is
-    python = str(Path(job.python).absolute()) if os.sep in job.python else job.python
+    python = str(Path(options.verl_python).absolute()) if os.sep in options.verl_python else options.verl_python
     return [python, "-m", "verl.trainer.main_ppo", *given]
 
 
@@ -118,43 +113,45 @@ def _template_settings(records: Sequence[Record]) -> list[str]:
     return [override(f"{_TEMPLATE}.{name}", value) for name, value in records[0]["chat_template_kwargs"].items()]
 
 
-def train(job: VerlJob, output: Output) -> None:
+def train_by_verl(options: TrainOptions, own_verifiers: Mapping[str, str], output: Output) -> None:
+    """Have verl make the output, or with --dry-run print the command. own_verifiers: those that records name, with their fingerprints."""
+    job = VerlJob(options, *read_records(options))
+    if options.dry_run:
+        show(shlex.join(command(job, output.part / WORK)))
+    elif output.open():
+        train(job, own_verifiers, output)
+    else:
+        runtime.notify(f"{output.path}: up to date")
+
+
+def train(job: VerlJob, own_verifiers: Mapping[str, str], output: Output) -> None:
     """Run verl into an opened output, from where an earlier try came to.
 
     InputError: its environment lacks something, or a verifier cannot do its work. CropiError: it failed. Interrupted: a signal came.
     """
-    work = output.part / WORK
+    options, work = job.options, output.part / WORK
     line = command(job, work)
     if "ledger" not in output.state:
         check_environment(job)
-        tokenizer = load_tokens(job.model).tokenizer
-        prepare(
-            work,
-            job.prompts,
-            job.evaluations,
-            tokenizer,
-            job.verifier,
-            job.options["verify_seconds"],
-            job.options["partial_credit"],
-            job.options.get("date", DEFAULT_DATE),
-        )
-        write_json(output.part / TRAINING_OPTIONS, {**job.options, "verifier": job.verifier or DEFAULT})
+        prepare(work, options, job.prompts, job.evaluations, load_tokens(options.model).tokenizer)
+        passes = {name: getattr(options, name) for name in ("tokens_per_pass", "checkpoint_activations")}
+        write_json(output.part / TRAINING_OPTIONS, {**options.resolved(own_verifiers), **passes})
         output.commit({"engine": "verl"})  # from here on there is something to go on from
         output.begin_work()
         _finish_training(job, line, work)
-        bring_back(job.options["steps"], work, job.model, output.part)
-        ledger = write_figures(work, output.part, job.options, job.evaluations)
+        bring_back(options.steps, work, options.model, output.part)
+        ledger = write_figures(work, output.part, options, job.evaluations)
         output.commit({"engine": "verl", "ledger": ledger})
     shutil.rmtree(work, ignore_errors=True)
-    steps = job.options["steps"]
-    facts = {"tokenizer": tokenizer_digest(job.model), "steps": steps, "command": shlex.join(line)}
+    steps = options.steps
+    facts = {"tokenizer": tokenizer_digest(options.model), "steps": steps, "command": shlex.join(line)}
     output.finish(rows=steps, ledger={**output.state["ledger"], "device": "verl"}, facts=facts)
     runtime.notify(f"{output.path}: trained by verl for {steps} steps on {len(job.prompts)} prompts")
 
 
 def _finish_training(job: VerlJob, line: Sequence[str], work: Path) -> None:
     """Run verl unless its last checkpoint is the last step's; afterwards it is."""
-    steps = job.options["steps"]
+    steps = job.options.steps
     if last_step(work) == steps:
         return
     run(line, work)
@@ -166,19 +163,20 @@ def _finish_training(job: VerlJob, line: Sequence[str], work: Path) -> None:
 
 def check_environment(job: VerlJob) -> None:
     """InputError unless the environment has verl and can load every verifier that is asked for."""
-    names = sorted({verifier_of(record, job.verifier) for record in job.records})
+    python = job.options.verl_python
+    names = sorted({verifier_of(record, job.options.verifier) for record in job.records})
     with tempfile.TemporaryDirectory() as folder:
         copy_package(Path(folder))
         try:
             done = subprocess.run(
-                [job.python, "-c", _CHECK, folder, *names], capture_output=True, encoding="utf-8", errors="replace"
+                [python, "-c", _CHECK, folder, *names], capture_output=True, encoding="utf-8", errors="replace"
             )
         except OSError as error:
-            raise InputError(f"--verl-python {job.python}: cannot be run ({error.strerror})") from None
+            raise InputError(f"--verl-python {python}: cannot be run ({error.strerror})") from None
     if done.returncode:
         said = (done.stderr.strip().splitlines() or ["no reason"])[-1]
         raise InputError(
-            f"--verl-python {job.python}: that environment lacks something ({said}); it needs verl and what the verifiers import"
+            f"--verl-python {python}: that environment lacks something ({said}); it needs verl and what the verifiers import"
         )
 
 

@@ -14,6 +14,8 @@ from typing import Any, get_args, get_origin
 import pytest
 from command_table import COMMANDS
 
+from cropi_tools import runtime
+from cropi_tools.cli.entry import entry
 from cropi_tools.options import LARGEST, CommandOptions, Option, Range, default_of, described, types_of
 
 
@@ -126,9 +128,24 @@ def test_former_names_are_told(name: str, said: Said) -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
+def test_quiet_is_heard_before_the_work_begins(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[bool] = []
+    main = entry(record_of(name), lambda options: heard.append(runtime.is_quiet()), name=name, example="none")
+    for more in ([], ["--quiet"]):
+        monkeypatch.setattr(sys, "argv", [name, *words(name), *more])
+        monkeypatch.setattr("cropi_tools.runtime.install_signal_handlers", lambda: None)
+        with pytest.raises(SystemExit):
+            main()
+    assert heard == [False, True]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
 def test_help_has_every_option_once_under_its_heading(name: str, said: Said) -> None:
     record = record_of(name)
     lines = "\n".join(said(["--help"], 0)).partition("Example:")[0].splitlines()
     for option in described(record).values():
         if not option.is_argument:
-            assert len([line for line in lines if line.lstrip().startswith(option.names.split()[0])]) == 1
+            first = option.names.split()[0]
+            # two spaces, or the line goes on with the words of another option
+            own = [line for line in lines if line.startswith("  -") and line.split()[0].rstrip(",") == first]
+            assert len(own) == 1, option.names

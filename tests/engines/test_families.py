@@ -14,6 +14,7 @@ import naive_policy
 import pytest
 import torch
 import transformers
+from training_runs import add_gradient, options_of
 
 from cropi_tools.data.records import Rollout, Sample
 from cropi_tools.engines.decoding import can_decode
@@ -29,7 +30,7 @@ from cropi_tools.policy.loading import Policy
 from cropi_tools.policy.packing import can_pack
 from cropi_tools.runtime.errors import InputError
 from cropi_tools.training.distributed import Ranks
-from cropi_tools.training.settings import LossSettings, TrainSettings
+from cropi_tools.training.settings import LossSettings
 from cropi_tools.training.update import Updater
 
 LENGTHS = (1, 5, families.LIMIT - 1, families.LIMIT, families.LIMIT + 1, 24)  # of prompts
@@ -152,10 +153,8 @@ def test_training(family: str) -> None:
             parameter.mul_(1.05)
     moved = copy.deepcopy(reference.model)  # before any pass
     loss = LossSettings(1.0, (0.999999, 1e6), 0.3, 0.0, "token")
-    sampling = Sampling(16, 1.0)
-    settings = TrainSettings(1, 4, 3, sampling, loss, 1e-3, "constant", 0, (0.9, 0.99), 0.0, 1.0, 1, 1, sampling, 1, 0)
     records = [{**naive_policy.record(rollout), "prompt_token_ids": rollout.prompt_token_ids} for rollout in rollouts()]
-    Updater(policy, reference, settings, Ranks()).gradient(records)
+    add_gradient(Updater(policy, reference, options_of(loss), Ranks()), records)
     every = sum(len(sample["token_ids"]) for record in records for sample in record["samples"])
     expected: dict[str, torch.Tensor] = {}
     for record in records:

@@ -16,6 +16,7 @@ import pytest
 import tiny_policy
 import torch
 from numpy.typing import NDArray
+from training_runs import add_gradient, options_of
 
 from cropi_tools.data.jsonl import read_jsonl
 from cropi_tools.engines.protocol import Request, Sampling
@@ -30,7 +31,7 @@ from cropi_tools.sketches.device import DeviceCountsketch, device_kernels, devic
 from cropi_tools.sketches.projection import Sketcher
 from cropi_tools.sketches.spec import Layout, ProjectionSpec
 from cropi_tools.training.distributed import Ranks
-from cropi_tools.training.settings import LossSettings, TrainSettings
+from cropi_tools.training.settings import LossSettings
 from cropi_tools.training.update import Updater
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -227,16 +228,14 @@ def test_training_and_its_policy_on_a_cpu(command: Callable[[str], None], tmp_pa
 def test_an_update_is_that_of_the_cpu(autocast: bool) -> None:
     """Loss and gradient of a mini-batch with every term, in float32 and with bfloat16 products."""
     loss = LossSettings(0.9, (0.2, 0.28), 0.1, 0.05, "token", "group", 16, True, 2.0)
-    sampling = Sampling(16, 0.9)
-    settings = TrainSettings(1, 4, 3, sampling, loss, 1e-3, "constant", 0, (0.9, 0.99), 0.0, 1.0, 1, 1, sampling, 1, 0)
     records = [naive_policy.record(naive_policy.rollout(number)) for number in range(4)]
     gradients_on = {}
     for device in ("cpu", "cuda"):
         policy, reference = naive_policy.policy(), naive_policy.policy(seed=5)
         if device == "cuda":
             policy, reference = on_gpu(policy), on_gpu(reference)
-        wished = settings._replace(autocast=autocast and device == "cuda")
-        figures = Updater(policy, reference, wished, Ranks()).gradient(records)
+        updater = Updater(policy, reference, options_of(loss), Ranks(), autocast and device == "cuda")
+        figures = add_gradient(updater, records)
         parts = {name: parameter.grad.cpu() for name, parameter in policy.model.named_parameters()}
         gradients_on[device] = figures, parts
     (figures, expected), (found, mine) = gradients_on["cpu"], gradients_on["cuda"]

@@ -20,14 +20,14 @@ import pytest
 import tiny_policy
 import torch
 from safetensors.torch import load_file
+from training_runs import add_gradient, options_of
 
 from cropi_tools.data.policies import tokenizer_digest
-from cropi_tools.engines.protocol import Sampling
 from cropi_tools.policy.loading import load_policy
 from cropi_tools.policy.prompts import prompt_token_ids
 from cropi_tools.policy.tokens import load_tokens
 from cropi_tools.training.distributed import Ranks
-from cropi_tools.training.settings import LossSettings, TrainSettings
+from cropi_tools.training.settings import LossSettings
 from cropi_tools.training.update import Updater
 
 pytestmark = [pytest.mark.peers, pytest.mark.timeout(900)]
@@ -37,7 +37,8 @@ HERE = Path(__file__).parent
 STEPS, BATCH, SAMPLES, LIMIT, TEMPERATURE, RATE = 4, 4, 3, 8, 0.9, 2e-3
 LINE = f"""
     --steps {STEPS} --batch {BATCH} -n {SAMPLES} --max-tokens {LIMIT} --temperature {TEMPERATURE} --learning-rate {RATE} --warmup 2
-    --loss dr_grpo --clip 0.2,0.28 --kl 0.1 --entropy 0.01 --dtype float32 --eval-every 2 --save-every 1 --keep 9 --engine verl
+    --aggregation constant --advantage centered --clip 0.2,0.28 --kl 0.1 --entropy 0.01 --dtype float32
+    --eval-every 2 --save-every 1 --checkpoints 9 --engine verl
 """.split()
 # what a machine without GPU, and with few cores, needs besides
 HERE_ALONE = [
@@ -201,11 +202,7 @@ def same_step(found: dict[str, Any], start: Path, first: Path, rollouts: list[di
     rewards = [sample["reward"] for samples in groups.values() for sample in samples]
     assert found["reward"] == pytest.approx(sum(rewards) / len(rewards), rel=1e-5)
     loss = LossSettings(TEMPERATURE, (0.2, 0.28), 0.1, 0.01, "constant", "centered", LIMIT)
-    sampling = Sampling(LIMIT, TEMPERATURE)
-    settings = TrainSettings(
-        STEPS, BATCH, SAMPLES, sampling, loss, RATE, "constant", 2, (0.9, 0.999), 0.0, 1.0, 2, 1, sampling, 1, 0
-    )
-    figures = Updater(mine, reference, settings, Ranks()).gradient(records)
+    figures = add_gradient(Updater(mine, reference, options_of(loss), Ranks()), records)
     norm = torch.linalg.vector_norm(torch.stack([p.grad.norm() for _, p in mine.trained if p.grad is not None]))
     assert found["gradient_norm"] == pytest.approx(float(norm), rel=1e-4)
     assert found["loss"] == pytest.approx(figures["loss"], rel=1e-4, abs=1e-6)

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 import tiny_policy
 import torch
+from training_runs import options
 from trl_loss import HIGH, LENGTHS, LIMIT, LOW, REWARDS, ROWS, batch
 
-from cropi_tools.engines.protocol import Sampling
 from cropi_tools.objective import group_advantages, token_coefficients
 from cropi_tools.policy.tokens import load_tokens
 from cropi_tools.prompts.exports import to_verl
 from cropi_tools.training.loss import TokenInputs, token_loss
-from cropi_tools.training.presets import LOSSES, PRESETS
-from cropi_tools.training.settings import LossSettings, TrainSettings, learning_rate
+from cropi_tools.training.presets import PRESETS
+from cropi_tools.training.settings import LossSettings, learning_rate
 from cropi_tools.verl_backend.config import NEVER, override, overrides, rate_of
 from cropi_tools.verl_backend.data import prepare
 
@@ -40,7 +40,6 @@ OPTIONS: dict[str, Any] = {
     "clip": (0.2, 0.28),
     "kl": 0.0,
     "entropy": 0.0,
-    "mask_truncated": False,
     "importance_cap": 0.0,
     "learning_rate": 1e-6,
     "schedule": "constant",
@@ -48,13 +47,11 @@ OPTIONS: dict[str, Any] = {
     "betas": (0.9, 0.95),
     "weight_decay": 0.02,
     "max_gradient_norm": 0.5,
-    "lora": 0,
-    "carry": "weights",
     "eval_every": 10,
     "eval_samples": 2,
     "eval_temperature": 0.6,
     "save_every": 20,
-    "keep": 3,
+    "checkpoints": 3,
     "seed": 7,
     "checkpoint_activations": True,
     "tokens_per_pass": 4096,
@@ -78,16 +75,16 @@ MODES = {"token": "token-mean", "sequence": "seq-mean-token-mean", "constant": "
 
 def of_preset(name: str) -> dict[str, Any]:
     """A preset's values as options, but for the mask, which verl has not."""
-    recipe = dict(PRESETS[name])
-    low, _, high = recipe.pop("clip").partition(",")
-    recipe |= {"clip": (float(low), float(high or low)), "betas": tuple(map(float, recipe["betas"].split(",")))}
-    return {**recipe, **LOSSES[recipe.pop("loss")], "mask_truncated": False}
+    return {**PRESETS[name], "mask_truncated": False}
 
 
 def asked(folder: Path, sets: tuple[str, ...] = ("a", "b"), **changed: Any) -> list[str]:
     files = [folder / f"{name}.parquet" for name in sets]
-    extra = ["trainer.nnodes=2", override("+data.apply_chat_template_kwargs.style", {"tone": "it's: so, dry"})]
-    return overrides({**OPTIONS, **changed}, "/models/It's a model", folder, 5000, 700, files, extra)
+    style = override("+data.apply_chat_template_kwargs.style", {"tone": "it's: so, dry"})
+    wish = options(
+        **{**OPTIONS, **changed}, model="/models/It's a model", verl_option=("trainer.nnodes=2",), engine="verl"
+    )
+    return overrides(wish, folder, 5000, 700, files, [style])
 
 
 def test_verl_takes_every_override(verl_config: Callable[..., Any], tmp_path: Path) -> None:
@@ -112,51 +109,51 @@ def test_verl_takes_every_override(verl_config: Callable[..., Any], tmp_path: Pa
         assert {key: values[key] for key in meant} == meant
 
 
-def expected(options: dict[str, Any], folder: Path) -> dict[str, Any]:
+def expected(wish: dict[str, Any], folder: Path) -> dict[str, Any]:
     """What verl must read where, for these options."""
     found = {
         "actor_rollout_ref.model.path": "/models/It's a model",
-        "data.train_batch_size": options["batch"],
+        "data.train_batch_size": wish["batch"],
         "data.val_files": [str(folder / f"{name}.parquet") for name in ("a", "b")],
         "data.max_prompt_length": 700,
-        "data.max_response_length": options["max_tokens"],
+        "data.max_response_length": wish["max_tokens"],
         "data.seed": 7,
         "data.apply_chat_template_kwargs.style": {"tone": "it's: so, dry"},
         ACTOR + "strategy": "fsdp2",
-        ACTOR + "ppo_mini_batch_size": options["minibatch"] or options["batch"],
-        ACTOR + "clip_ratio_low": options["clip"][0],
-        ACTOR + "clip_ratio_high": options["clip"][1],
+        ACTOR + "ppo_mini_batch_size": wish["minibatch"] or wish["batch"],
+        ACTOR + "clip_ratio_low": wish["clip"][0],
+        ACTOR + "clip_ratio_high": wish["clip"][1],
         ACTOR + "clip_ratio_c": NEVER,
-        ACTOR + "use_kl_loss": options["kl"] > 0,
-        ACTOR + "kl_loss_coef": options["kl"],
-        ACTOR + "entropy_coeff": options["entropy"],
-        ACTOR + "optim.clip_grad": options["max_gradient_norm"] or NEVER,
-        ACTOR + "optim.lr": options["learning_rate"],
-        ACTOR + "optim.betas": list(options["betas"]),
-        ACTOR + "optim.weight_decay": options["weight_decay"],
-        ACTOR + "optim.lr_warmup_steps": options["warmup"],
-        ACTOR + "loss_agg_mode": MODES[options["aggregation"]],
-        ROLLOUT + "n": options["samples"],
-        ROLLOUT + "temperature": options["temperature"],
+        ACTOR + "use_kl_loss": wish["kl"] > 0,
+        ACTOR + "kl_loss_coef": wish["kl"],
+        ACTOR + "entropy_coeff": wish["entropy"],
+        ACTOR + "optim.clip_grad": wish["max_gradient_norm"] or NEVER,
+        ACTOR + "optim.lr": wish["learning_rate"],
+        ACTOR + "optim.betas": list(wish["betas"]),
+        ACTOR + "optim.weight_decay": wish["weight_decay"],
+        ACTOR + "optim.lr_warmup_steps": wish["warmup"],
+        ACTOR + "loss_agg_mode": MODES[wish["aggregation"]],
+        ROLLOUT + "n": wish["samples"],
+        ROLLOUT + "temperature": wish["temperature"],
         ROLLOUT + "val_kwargs.n": 2,
-        ROLLOUT + "val_kwargs.do_sample": options["eval_temperature"] > 0,
-        "algorithm.adv_estimator": "rloo" if options["advantage"] == "leave-one-out" else "grpo",
-        "algorithm.norm_adv_by_std_in_grpo": options["advantage"] == "group",
-        "algorithm.filter_groups.enable": options["dynamic_sampling"] > 0,
+        ROLLOUT + "val_kwargs.do_sample": wish["eval_temperature"] > 0,
+        "algorithm.adv_estimator": "rloo" if wish["advantage"] == "leave-one-out" else "grpo",
+        "algorithm.norm_adv_by_std_in_grpo": wish["advantage"] == "group",
+        "algorithm.filter_groups.enable": wish["dynamic_sampling"] > 0,
         "trainer.total_training_steps": 50,
         "trainer.save_freq": 20,
         "trainer.test_freq": 10,
         "trainer.max_actor_ckpt_to_keep": 3,
         "trainer.nnodes": 2,
     }
-    if options["aggregation"] == "constant":
-        found[ACTOR + "loss_scale_factor"] = options["max_tokens"]
-    if options["importance_cap"]:
+    if wish["aggregation"] == "constant":
+        found[ACTOR + "loss_scale_factor"] = wish["max_tokens"]
+    if wish["importance_cap"]:
         found["algorithm.rollout_correction.rollout_is"] = "token"
         found["algorithm.rollout_correction.rollout_is_threshold"] = 2.0
     else:
         found["algorithm.rollout_correction.bypass_mode"] = True
-    if options.get("dtype") == "float32":
+    if wish.get("dtype") == "float32":
         found[ROLLOUT + "dtype"] = "float32"
         found[ROLLOUT + "gpu_memory_utilization"] = 0.3
         found[ACTOR + "fsdp_config.mixed_precision"] = dict.fromkeys(
@@ -173,27 +170,11 @@ def test_the_learning_rate_is_ours(verl_config: Callable[..., Any], tmp_path: Pa
     ]
     (tmp_path / "all.json").write_text(json.dumps([asked(tmp_path, **case) for case in cases]))
     for case, rates in zip(cases, verl_config("rates", tmp_path / "all.json"), strict=True):
-        options = {**OPTIONS, **case}
-        assert rates == pytest.approx([rate_of(options, step) for step in range(1, 13)], rel=1e-9), case
-        own = [learning_rate(settings(options), step) for step in range(1, 13)]
+        wish = options(**{**OPTIONS, **case})
+        assert rates == pytest.approx([rate_of(wish, step) for step in range(1, 13)], rel=1e-9), case
+        own = [learning_rate(wish, step) for step in range(1, 13)]
         late = case["warmup"] if case["schedule"] == "cosine" else 0
         assert rates[late:] == pytest.approx(own[late:], rel=1e-9, abs=1e-15), case
-
-
-def settings(options: dict[str, Any]) -> TrainSettings:
-    sampling, loss = Sampling(8, 1.0), LossSettings(1.0, (0.2, 0.2), 0.0, 0.0, "token")
-    told = {name: options[name] for name in ("steps", "learning_rate", "schedule", "warmup")}
-    rest = {"batch": 4, "samples": 2, "betas": (0.9, 0.99), "weight_decay": 0.0, "max_gradient_norm": 1.0, "seed": 0}
-    return TrainSettings(
-        **told,
-        **rest,
-        sampling=sampling,
-        loss=loss,
-        evaluate_every=1,
-        evaluation_samples=1,
-        evaluation_sampling=sampling,
-        save_every=1,
-    )
 
 
 def test_the_reward_file_gives_what_our_verifiers_give(
@@ -204,7 +185,8 @@ def test_the_reward_file_gives_what_our_verifiers_give(
         {"id": "a", "prompt": "?", "answer": "\\frac{1}{2}", "source": "unknown to verl"},
         {"id": "b", "prompt": "?", "answer": "7", "source": "s", "verifier": "exact"},
     ]
-    prepare(tmp_path / "work", records, {"t": records}, load_tokens(str(policy_folder)).tokenizer, "maths", 5.0)
+    tokenizer = load_tokens(str(policy_folder)).tokenizer
+    prepare(tmp_path / "work", options(verify_seconds=5.0), records, {"t": records}, tokenizer)
     texts = [("a", "it is \\boxed{0.5}"), ("a", "it is \\boxed{0.6}"), ("b", "7"), ("b", "it is \\boxed{7}")]
     rows = [{**to_verl(next(r for r in records if r["id"] == name)), "text": text} for name, text in texts]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
@@ -285,7 +267,8 @@ def test_a_prompt_is_the_same_row_for_both(tmp_path: Path, policy_folder: Path) 
     from pyarrow import parquet
 
     records = tiny_policy.prompts(3)
-    prepare(tmp_path / "w", records, {"test": records}, load_tokens(str(policy_folder)).tokenizer, "exact", 5.0)
+    tokenizer = load_tokens(str(policy_folder)).tokenizer
+    prepare(tmp_path / "w", options(verifier="exact"), records, {"test": records}, tokenizer)
     train, test = (
         parquet.read_table(tmp_path / "w" / f"{name}.parquet").to_pylist() for name in ("train", "evaluation.test")
     )

@@ -132,7 +132,7 @@ def test_a_template_that_fails_is_told_in_one_line(name: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize("text", ["tomorrow", "", "2024-13-01", "2024-02-30", "20240726", "2024-W30-5", "26.07.2024"])
 def test_what_is_no_date_is_a_usage_error(text: str) -> None:
-    with pytest.raises(UsageError, match="YYYY-MM-DD"):
+    with pytest.raises(UsageError, match="expected a date as YYYY-MM-DD"):
         parse_date(text)
     assert parse_date("2024-7-5") == "2024-07-05"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,7 @@ def test_a_run_whose_merge_goes_wrong_writes_no_policy(
     monkeypatch.setattr(weights, "_delta", wrong_later)
     monkeypatch.setattr(merging, "FLOAT32_LIMIT", 1e-6)
     with pytest.raises(CropiError, match=r"P1: merged into its weights .* no step was saved yet"):
-        train(policy_folder, tmp_path / "P1", SETTINGS._replace(learning_rate=3e-2), lora=2)
+        train(policy_folder, tmp_path / "P1", replace(SETTINGS, learning_rate=3e-2), lora=2)
     assert not (tmp_path / "P1").exists()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import naive_policy
@@ -15,10 +16,9 @@ from cropi_tools.policy.adapters import adapters_off, has_adapters, inject_adapt
 from cropi_tools.policy.loading import load_policy
 from cropi_tools.policy.weights import checkpoint_weights
 from cropi_tools.runtime.errors import InputError, Interrupted
-from cropi_tools.training.settings import LossSettings
 
 pytest.importorskip("peft")
-LORA = SETTINGS._replace(learning_rate=3e-2)
+LORA = replace(SETTINGS, learning_rate=3e-2)
 IDS = torch.tensor([[5, 9, 12, 40, 33, 7]])
 
 
@@ -71,9 +71,9 @@ def test_a_run_leaves_a_merged_policy_and_an_adapter_for_peft(policy_folder: Pat
 
 
 def test_moments_of_adapters_are_not_carried_to_weights(policy_folder: Path, tmp_path: Path) -> None:
-    train(policy_folder, tmp_path / "P1", LORA._replace(steps=2), lora=2)
+    train(policy_folder, tmp_path / "P1", replace(LORA, steps=2), lora=2)
     with pytest.raises(InputError, match=r"lora_A.*is not trained here; give --carry weights"):
-        train(tmp_path / "P1", tmp_path / "P2", LORA._replace(steps=2), carried=tmp_path / "P1")
+        train(tmp_path / "P1", tmp_path / "P2", replace(LORA, steps=2), carried=tmp_path / "P1")
 
 
 @pytest.mark.parametrize("stop_at", [2, 5])
@@ -86,15 +86,17 @@ def test_resume_is_exact(stop_at: int, policy_folder: Path, tmp_path: Path) -> N
 
 
 def test_it_learns(policy_folder: Path, tmp_path: Path) -> None:
-    settings = SETTINGS._replace(
-        loss=LossSettings(1.0, (0.2, 0.2), 0.0, 0.0, "token"),
+    settings = replace(
+        SETTINGS,
+        kl=0.0,
+        entropy=0.0,
         steps=40,
         learning_rate=5e-2,
         batch=7,
         samples=8,
         warmup=0,
         schedule="constant",
-        evaluate_every=100,
+        eval_every=100,
         save_every=100,
     )
     train(policy_folder, tmp_path / "P1", settings, lora=8)

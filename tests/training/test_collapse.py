@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,20 +15,21 @@ from training_runs import PARITY, SETTINGS, metrics, train
 from cropi_tools.policy.loading import load_policy
 from cropi_tools.runtime.errors import CropiError, Interrupted
 from cropi_tools.training.divergence import FLAT
-from cropi_tools.training.settings import LossSettings
 
 VARIED = PARITY.replace(":reward", ":varied")  # what a constant answer is not
 NEVER = PARITY.replace(":reward", ":never")
-RECKLESS = SETTINGS._replace(
+RECKLESS = replace(
+    SETTINGS,
     steps=30,
     batch=7,
     learning_rate=0.3,
     schedule="constant",
     warmup=0,
     max_gradient_norm=0.0,
-    loss=LossSettings(1.0, (0.2, 0.2), 0.0, 0.0, "token"),
+    kl=0.0,
+    entropy=0.0,
     save_every=2,
-    evaluate_every=99,
+    eval_every=99,
     collapse=0.05,
 )
 
@@ -58,13 +60,13 @@ def test_the_entropy_of_steps_without_a_group_to_learn_from_is_known(collapsed: 
 
 
 def test_without_the_watch_it_goes_on(policy_folder: Path, tmp_path: Path) -> None:
-    train(policy_folder, tmp_path / "P1", RECKLESS._replace(steps=15, collapse=0.0), verifier=VARIED)
+    train(policy_folder, tmp_path / "P1", replace(RECKLESS, steps=15, collapse=0.0), verifier=VARIED)
     assert len(metrics(tmp_path / "P1")) == 15
 
 
 def test_refills_change_nothing(policy_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(CropiError, match="the policy has collapsed"):
-        train(policy_folder, tmp_path / "P1", RECKLESS._replace(refills=2), verifier=VARIED)
+        train(policy_folder, tmp_path / "P1", replace(RECKLESS, dynamic_sampling=2), verifier=VARIED)
     figures = metrics(tmp_path / "P1.part")
     assert figures[-1]["tokens_trained"] == 0
     assert figures[-1]["refill_rounds"] == 2
@@ -82,7 +84,7 @@ def test_a_resumed_run_ends_at_the_same_step(policy_folder: Path, collapsed: Pat
 
 
 def test_a_policy_that_solves_its_prompts_runs_to_the_end(policy_folder: Path, tmp_path: Path) -> None:
-    train(policy_folder, tmp_path / "P1", RECKLESS._replace(steps=25, seed=1))
+    train(policy_folder, tmp_path / "P1", replace(RECKLESS, steps=25, seed=1))
     figures = metrics(tmp_path / "P1")
     assert [found["reward"] for found in figures[-2 * FLAT :]] == [1.0] * (2 * FLAT)
     assert figures[-1]["entropy"] < 0.05 * figures[0]["entropy"]
@@ -91,7 +93,7 @@ def test_a_policy_that_solves_its_prompts_runs_to_the_end(policy_folder: Path, t
 def test_a_run_that_never_learned_says_so_once(
     policy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train(policy_folder, tmp_path / "P1", RECKLESS._replace(steps=13), verifier=NEVER)
+    train(policy_folder, tmp_path / "P1", replace(RECKLESS, steps=13), verifier=NEVER)
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
     assert len(said) == 1
     assert "none of the first 10 steps trained anything" in said[0]
@@ -131,7 +133,7 @@ def test_a_last_live_group_does_not_hide_it(
 
     monkeypatch.setattr(StepSampler, "sample", fallen)
     monkeypatch.setattr(Updater, "step", lambda *given: {**step(*given), "entropy": 3.0, "tokens_trained": 24.0})
-    gentle = RECKLESS._replace(learning_rate=0.0)
+    gentle = replace(RECKLESS, learning_rate=0.0)
     with pytest.raises(CropiError, match="stopped at step 11: the policy has collapsed: the entropy per token fell"):
         train(policy_folder, tmp_path / "P1", gentle, verifier=NEVER)
     assert {found["entropy"] for found in metrics(tmp_path / "P1.part")} == {3.0}

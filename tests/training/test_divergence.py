@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +198,7 @@ def test_a_collapsed_run_keeps_its_last_good_checkpoint(
     monkeypatch.setattr(loop.Updater, "step", collapsing)
     monkeypatch.setattr(Watch, "_low", lambda self, name, value: name == "entropy" and value <= 0.01)
     never = f"{Path(__file__).parent.parent / 'parity.py'}:never"
-    settings = SETTINGS._replace(steps=20, save_every=2, evaluate_every=99, collapse=0.05)
+    settings = replace(SETTINGS, steps=20, save_every=2, eval_every=99, collapse=0.05)
     with pytest.raises(CropiError) as stopped:
         train(policy_folder, tmp_path / "P1", settings, verifier=never)
     said = str(stopped.value)

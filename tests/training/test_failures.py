@@ -6,6 +6,7 @@ import errno
 import os
 import resource
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from cropi_tools.training.run import check_lengths
 from cropi_tools.training.update import Updater
 
 VERIFIERS = PARITY.rpartition(":")[0]
-EVERY = SETTINGS._replace(save_every=2, evaluate_every=9)
+EVERY = replace(SETTINGS, save_every=2, eval_every=9)
 
 
 def test_a_failed_engine_ends_the_run_and_the_same_command_goes_on(policy_folder: Path, tmp_path: Path) -> None:
@@ -73,7 +74,7 @@ class TestOutOfMemory:
     def test_the_micro_batch_is_halved_and_the_run_goes_on(
         self, small: list[int], policy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        train(policy_folder, tmp_path / "P1", EVERY._replace(tokens_per_pass=512))
+        train(policy_folder, tmp_path / "P1", replace(EVERY, tokens_per_pass=512))
         said = [line for line in capsys.readouterr().err.splitlines() if "out of memory" in line]
         assert said[0] == "warning: out of memory: going on with 256 tokens in a pass"
         assert len(said) == len(set(said)) < 5, "it is remembered from step to step"
@@ -109,9 +110,9 @@ def test_halved_gradients_are_whole(policy_folder: Path, monkeypatch: pytest.Mon
             raise torch.OutOfMemoryError("after the backward pass")
         return found
 
-    train(policy_folder, tmp_path / "whole", EVERY._replace(steps=1, tokens_per_pass=20))
+    train(policy_folder, tmp_path / "whole", replace(EVERY, steps=1, tokens_per_pass=20))
     monkeypatch.setattr(Updater, "_pass", once)
-    train(policy_folder, tmp_path / "P1", EVERY._replace(steps=1, tokens_per_pass=40))
+    train(policy_folder, tmp_path / "P1", replace(EVERY, steps=1, tokens_per_pass=40))
     assert failed
     found, expected = (metrics(tmp_path / name) for name in ("P1", "whole"))
     assert found == expected

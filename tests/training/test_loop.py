@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from cropi_tools.policy.loading import load_policy
 from cropi_tools.runtime.errors import CropiError, Interrupted
 from cropi_tools.training import loop
 from cropi_tools.training.prompt_stream import PromptOrder
-from cropi_tools.training.settings import LossSettings, learning_rate
+from cropi_tools.training.settings import learning_rate
 from cropi_tools.training.update import Updater
 
 
@@ -123,21 +124,22 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(
 def test_a_policy_that_diverged_does_not_go_on_in_silence(policy_folder: Path, tmp_path: Path) -> None:
     """NaN weights make all samples of a prompt equal: no advantage, loss 0, nothing to see in the loss."""
     with pytest.raises(CropiError, match=r"not finite.*lower --learning-rate"):
-        train(policy_folder, tmp_path / "P1", SETTINGS._replace(learning_rate=1e36, warmup=0))
+        train(policy_folder, tmp_path / "P1", replace(SETTINGS, learning_rate=1e36, warmup=0))
 
 
 def test_it_learns(policy_folder: Path, tmp_path: Path) -> None:
     """An even number of small letters is soon the rule; sampling and update belong together only if this works."""
-    plain = LossSettings(1.0, (0.2, 0.2), 0.0, 0.0, "token")
-    settings = SETTINGS._replace(
-        loss=plain,
+    settings = replace(
+        SETTINGS,
+        kl=0.0,
+        entropy=0.0,
         steps=40,
         learning_rate=2e-2,
         batch=7,
         samples=8,
         warmup=0,
         schedule="constant",
-        evaluate_every=100,
+        eval_every=100,
         save_every=100,
     )
     train(policy_folder, tmp_path / "P1", settings)
@@ -165,12 +167,12 @@ def test_order_does_not_follow_the_file() -> None:
 
 
 def test_learning_rate() -> None:
-    linear = SETTINGS._replace(learning_rate=8.0, steps=6, warmup=2)
+    linear = replace(SETTINGS, learning_rate=8.0, steps=6, warmup=2)
     assert [learning_rate(linear, step) for step in range(1, 7)] == [4.0, 8.0, 8.0, 6.0, 4.0, 2.0]
-    constant = linear._replace(schedule="constant")
+    constant = replace(linear, schedule="constant")
     assert [learning_rate(constant, step) for step in range(1, 7)] == [4.0, 8.0, 8.0, 8.0, 8.0, 8.0]
-    cosine = linear._replace(schedule="cosine")
+    cosine = replace(linear, schedule="cosine")
     expected = [4.0, 8.0, *(4.0 * (1 - math.cos(math.pi * left)) for left in (1.0, 0.75, 0.5, 0.25))]
     assert [learning_rate(cosine, step) for step in range(1, 7)] == pytest.approx(expected)
-    assert learning_rate(linear._replace(warmup=0), 1) == 8.0
-    assert learning_rate(linear._replace(warmup=6), 6) == 8.0
+    assert learning_rate(replace(linear, warmup=0), 1) == 8.0
+    assert learning_rate(replace(linear, warmup=6), 6) == 8.0

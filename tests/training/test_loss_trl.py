@@ -10,14 +10,13 @@ import naive_policy
 import pytest
 import tiny_policy
 import torch
-from trl_loss import HIGH, LENGTHS, LIMIT, LOW, REWARDS, ROWS, Batch, assert_equal, batch, trl_loss
+from training_runs import add_gradient, options_of
+from trl_loss import HIGH, LENGTHS, LIMIT, LOSSES, LOW, REWARDS, ROWS, Batch, assert_equal, batch, trl_loss
 
-from cropi_tools.engines.protocol import Sampling
 from cropi_tools.objective import group_advantages, token_coefficients
 from cropi_tools.training.distributed import Ranks
 from cropi_tools.training.loss import TokenInputs, token_loss
-from cropi_tools.training.presets import LOSSES
-from cropi_tools.training.settings import LossSettings, TrainSettings
+from cropi_tools.training.settings import LossSettings
 from cropi_tools.training.update import Updater
 
 
@@ -94,9 +93,7 @@ def test_gradient_of_a_policy_equals_a_real_trainers(
         temperature, (LOW, HIGH), kl, 0.0, LOSSES[name]["aggregation"], LOSSES[name]["advantage"], LIMIT
     )
     policy, reference = naive_policy.policy(), naive_policy.policy(seed=5)
-    sampling = Sampling(LIMIT, temperature)
-    settings = TrainSettings(1, 3, 4, sampling, loss, 1e-3, "constant", 0, (0.9, 0.99), 0.0, 1.0, 1, 1, sampling, 1, 0)
-    figures = Updater(policy, reference if kl else None, settings, Ranks()).gradient(records)
+    figures = add_gradient(Updater(policy, reference if kl else None, options_of(loss), Ranks()), records)
     assert figures["clip_fraction"] > 0.02
     own = {name: parameter.grad for name, parameter in policy.model.named_parameters()}
 

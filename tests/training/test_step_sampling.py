@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from training_runs import SETTINGS, metrics, same_run, train
 
-from cropi_tools.engines.protocol import Sampling
 from cropi_tools.policy.loading import load_policy
 from cropi_tools.runtime.errors import CropiError, Interrupted
 from cropi_tools.training.checkpoints import PENDING
 from cropi_tools.training.update import Updater
 
 NEVER = f"{Path(__file__).parent.parent / 'parity.py'}:never"
-SHORT = SETTINGS._replace(steps=3, save_every=3, evaluate_every=9)
+SHORT = replace(SETTINGS, steps=3, save_every=3, eval_every=9)
 
 
 def test_a_stop_between_two_chunks_keeps_what_was_sampled(
@@ -57,7 +57,7 @@ def test_mini_batches_are_updates_of_their_own(
 
     monkeypatch.setattr(Updater, "step", watched)
     train(policy_folder, tmp_path / "P1", SHORT)
-    train(policy_folder, tmp_path / "P2", SHORT._replace(minibatch=2))
+    train(policy_folder, tmp_path / "P2", replace(SHORT, minibatch=2))
     whole, parted = seen[:3], seen[3:]
     assert [[len(part) for part in parts] for parts in parted] == [[2, 1]] * 3
     assert parted[0] == [whole[0][0][:2], whole[0][0][2:]]  # the first step's rollouts are the same
@@ -76,9 +76,9 @@ def load_optimizer_step(folder: Path) -> float:
 
 def test_refills_replace_groups_without_variance(policy_folder: Path, tmp_path: Path) -> None:
     """Two samples a prompt are often equal: with refills every update has a whole batch of groups that differ, without it does not."""
-    few = SHORT._replace(samples=2, steps=4, save_every=4)
+    few = replace(SHORT, samples=2, steps=4, save_every=4)
     train(policy_folder, tmp_path / "off", few)
-    seeds = train(policy_folder, tmp_path / "on", few._replace(refills=8))
+    seeds = train(policy_folder, tmp_path / "on", replace(few, dynamic_sampling=8))
     off, on = metrics(tmp_path / "off"), metrics(tmp_path / "on")
     assert "refill_rounds" not in off[0]
     assert sum(record["refill_rounds"] for record in on) > 0
@@ -96,7 +96,7 @@ def test_refills_replace_groups_without_variance(policy_folder: Path, tmp_path: 
 @pytest.mark.parametrize("stop_at", [2, 3, 5])
 def test_refills_resume_exactly(stop_at: int, policy_folder: Path, tmp_path: Path) -> None:
     """The place in the stream is no function of the step then; a stop may fall into any round."""
-    few = SHORT._replace(samples=2, refills=8)
+    few = replace(SHORT, samples=2, dynamic_sampling=8)
     train(policy_folder, tmp_path / "whole", few)
     with pytest.raises(Interrupted):
         train(policy_folder, tmp_path / "P1", few, stop_at=stop_at)
@@ -106,19 +106,19 @@ def test_refills_resume_exactly(stop_at: int, policy_folder: Path, tmp_path: Pat
 
 def test_refills_end_where_nothing_differs(policy_folder: Path, tmp_path: Path) -> None:
     """All rewards 0: the rounds run out, the step has no update and says so, the weights stay."""
-    train(policy_folder, tmp_path / "P1", SHORT._replace(steps=1, refills=2), verifier=NEVER)
+    train(policy_folder, tmp_path / "P1", replace(SHORT, steps=1, dynamic_sampling=2), verifier=NEVER)
     (record,) = metrics(tmp_path / "P1")
     assert (record["zero_variance_fraction"], record["refill_rounds"], record["tokens_trained"]) == (1.0, 2, 0)
     before, after = (load_policy(str(folder), "cpu") for folder in (policy_folder, tmp_path / "P1"))
     assert all((a == b).all() for (_, a), (_, b) in zip(before.trained, after.trained, strict=True))
 
 
-@pytest.mark.parametrize("keep", [1, 2, 9])
-def test_the_newest_checkpoints_are_kept(keep: int, policy_folder: Path, tmp_path: Path) -> None:
-    train(policy_folder, tmp_path / "P1", SETTINGS._replace(steps=5, save_every=1, evaluate_every=9, keep=keep))
+@pytest.mark.parametrize("kept", [1, 2, 9])
+def test_the_newest_checkpoints_are_kept(kept: int, policy_folder: Path, tmp_path: Path) -> None:
+    train(policy_folder, tmp_path / "P1", replace(SETTINGS, steps=5, save_every=1, eval_every=9, checkpoints=kept))
     found = sorted(folder.name for folder in (tmp_path / "P1").glob("checkpoint-*"))
     older = [f"checkpoint-{step:06d}" for step in range(1, 5)]
-    assert found == (older[len(older) - (keep - 1) :] if keep <= 4 else older)
+    assert found == (older[len(older) - (kept - 1) :] if kept <= 4 else older)
     for name in found:
         load_policy(str(tmp_path / "P1" / name), "cpu")
 
@@ -139,4 +139,4 @@ def test_the_optimizer_is_carried_only_if_asked(policy_folder: Path, tmp_path: P
 def test_no_verdict_at_all_ends_the_run(policy_folder: Path, tmp_path: Path) -> None:
     dying = f"{Path(__file__).parent.parent / 'parity.py'}:dies"
     with pytest.raises(CropiError, match=r"the verifier gave no answer on any of 12 responses .* mend it"):
-        train(policy_folder, tmp_path / "P1", SHORT._replace(sampling=Sampling(6, 1.0)), verifier=dying)
+        train(policy_folder, tmp_path / "P1", SHORT, verifier=dying)

@@ -6,6 +6,7 @@ import os
 import sys
 import types
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +203,7 @@ def test_one_that_does_not_open_is_told_in_a_line(
 
 
 def test_a_run_is_the_same_whoever_watches(library: Library, policy_folder: Path, tmp_path: Path) -> None:
-    short = SETTINGS._replace(steps=2)
+    short = replace(SETTINGS, steps=2)
     train(policy_folder, tmp_path / "plain", short)
     train(policy_folder, tmp_path / "P1", short, trackers=("tensorboard",))
     same_run(tmp_path / "P1", tmp_path / "plain")

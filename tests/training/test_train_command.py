@@ -18,7 +18,7 @@ from training_runs import PARITY
 
 from cropi_tools.cli import train as command
 from cropi_tools.training import run as training_run
-from cropi_tools.training.presets import LOSSES, PRESETS
+from cropi_tools.training.presets import PRESETS
 
 BASE = ("--steps", 2, "--batch", 2, "-n", 3, "--max-tokens", 4, "--verifier", PARITY, "--learning-rate", "1e-3")
 
@@ -36,7 +36,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, policy_folder: Path, prompts: Path, t
         found: list[Any] = []
         line = ("cropi-train", "--model", policy_folder, prompts, *words, "-o", tmp_path / "P1")
         monkeypatch.setattr(sys, "argv", [str(word) for word in line])
-        monkeypatch.setattr(training_run, "train", lambda job, *others: found.append(job))
+        monkeypatch.setattr(training_run, "train", lambda options, *others: found.append(options))
         with pytest.raises(SystemExit) as end:
             command.main()
         assert end.value.code == 0
@@ -52,17 +52,13 @@ def manifest(folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_a_preset_fills_in_what_is_not_given(preset: str, asked: Callable[..., Any], policy_folder: Path) -> None:
     """Given options win, also where they are the same as the default."""
-    job = asked(*BASE, "--preset", preset, "--clip", "0.2", "--entropy", "0.0", "--weight-decay", "0.0")
-    options, recipe = job.options, PRESETS[preset]
-    assert options["clip"] == (0.2, 0.2)
-    assert (options["entropy"], options["weight_decay"], options["learning_rate"]) == (0.0, 0.0, 1e-3)
-    assert (options["batch"], options["samples"], options["max_tokens"]) == (2, 3, 4)
-    assert {name: options[name] for name in ("aggregation", "advantage")} == LOSSES[recipe["loss"]]
-    for name in ("kl", "warmup", "mask_truncated", "dynamic_sampling", "minibatch", "schedule", "max_gradient_norm"):
-        if name in recipe:
-            assert options[name] == recipe[name], name
-    assert options["betas"] == tuple(float(part) for part in recipe["betas"].split(","))
-    assert job.reference == (str(policy_folder) if recipe["kl"] > 0 else None), "no KL term, no reference"
+    options = asked(*BASE, "--preset", preset, "--clip", "0.2", "--entropy", "0.0", "--no-mask-truncated")
+    given = {"clip": (0.2, 0.2), "entropy": 0.0, "mask_truncated": False, "learning_rate": 1e-3}
+    given |= {"batch": 2, "samples": 3, "max_tokens": 4}
+    for name, value in {**PRESETS[preset], **given}.items():
+        assert getattr(options, name) == value, name
+    reference = str(policy_folder) if PRESETS[preset]["kl"] > 0 else None
+    assert options.reference_folder() == reference, "no KL term, no reference"
 
 
 @pytest.mark.parametrize("wanted", [False, True])
@@ -70,7 +66,7 @@ def test_partial_credit_goes_with_verifiers_that_give_it(
     wanted: bool, asked: Callable[..., Any], run: Callable[..., Any], policy_folder: Path, prompts: Path, tmp_path: Path
 ) -> None:
     words = ("--steps", 1, "--verifier", "reasoning-gym")
-    assert asked(*words, *(["--partial-credit"] if wanted else [])).options["partial_credit"] is wanted
+    assert asked(*words, *(["--partial-credit"] if wanted else [])).partial_credit is wanted
     line = (
         "cropi-train",
         "--model",
@@ -100,18 +96,18 @@ def test_every_preset_names_options_that_exist(run: Callable[..., Any]) -> None:
     ("words", "aggregation", "advantage"),
     [
         ((), "token", "group"),
-        (("--loss", "grpo"), "sequence", "group"),
-        (("--loss", "dr_grpo"), "constant", "centered"),
-        (("--loss", "dr_grpo", "--advantage", "leave-one-out"), "constant", "leave-one-out"),
-        (("--preset", "dr_grpo", "--loss", "grpo"), "sequence", "group"),
+        (("--aggregation", "sequence"), "sequence", "group"),
+        (("--preset", "dr_grpo"), "constant", "centered"),
+        (("--preset", "dr_grpo", "--advantage", "leave-one-out"), "constant", "leave-one-out"),
+        (("--preset", "dr_grpo", "--aggregation", "sequence", "--advantage", "group"), "sequence", "group"),
         (("--preset", "dr_grpo", "--aggregation", "token"), "token", "centered"),
     ],
 )
-def test_a_loss_is_two_words_of_the_objective(
+def test_the_objective_is_two_words(
     words: tuple[str, ...], aggregation: str, advantage: str, asked: Callable[..., Any]
 ) -> None:
-    options = asked(*words, *BASE).options
-    assert (options["aggregation"], options["advantage"]) == (aggregation, advantage)
+    options = asked(*words, *BASE)
+    assert (options.aggregation, options.advantage) == (aggregation, advantage)
 
 
 def test_the_reference_by_name(run: Callable[..., Any], policy_folder: Path, prompts: Path, tmp_path: Path) -> None:

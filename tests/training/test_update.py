@@ -9,30 +9,23 @@ from typing import Any
 import naive_policy
 import pytest
 import torch
+from training_runs import add_gradient, options_of
 
 from cropi_tools.data.records import Sample
-from cropi_tools.engines.protocol import Sampling
 from cropi_tools.policy import packing
 from cropi_tools.policy.loading import Policy
 from cropi_tools.training.distributed import Ranks
-from cropi_tools.training.settings import LossSettings, TrainSettings
+from cropi_tools.training.settings import LossSettings
 from cropi_tools.training.update import Updater, clip_gradient
 
 CLIP = (0.2, 0.28)
 
 
-def updater(policy: Policy, reference: Policy | None, loss: LossSettings, **settings: Any) -> Updater:
-    """An updater with this loss; what it is asked otherwise has no part in a gradient."""
-    sampling = Sampling(16, loss.temperature)
-    given = TrainSettings(1, 4, 3, sampling, loss, 1e-3, "constant", 0, (0.9, 0.99), 0.0, 1.0, 1, 1, sampling, 1, 0)
-    return Updater(policy, reference, given._replace(**settings), Ranks())
-
-
 def backward(
-    policy: Policy, reference: Policy | None, rollouts: list[dict[str, Any]], loss: LossSettings, **settings: Any
+    policy: Policy, reference: Policy | None, rollouts: list[dict[str, Any]], loss: LossSettings, **given: Any
 ) -> dict[str, float]:
     """Add the loss's gradient to the policy's; the figures."""
-    return updater(policy, reference, loss, **settings).gradient(rollouts)
+    return add_gradient(Updater(policy, reference, options_of(loss, **given), Ranks()), rollouts)
 
 
 def batch(drift: float = 0.6) -> list[dict[str, Any]]:
@@ -146,7 +139,7 @@ def test_later_mini_batches_are_weighed_from_before_the_first(monkeypatch: pytes
     settings = LossSettings(1.0, CLIP, 0.0, 0.0, "token", importance_cap=1.1)
     policy = naive_policy.policy()
     before = naive_policy.double_copy(policy.model)
-    made = updater(policy, None, settings, learning_rate=3e-2)
+    made = Updater(policy, None, options_of(settings, learning_rate=3e-2), Ranks())
     gradients: list[dict[str, torch.Tensor]] = []
     models: list[Any] = []
     plain = made._gradient

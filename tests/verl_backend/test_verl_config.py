@@ -2,49 +2,94 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_policy
+from training_runs import OTHER, options
 
+from cropi_tools.options import described
+from cropi_tools.rewards import allow_files
 from cropi_tools.runtime.errors import InputError, UsageError
-from cropi_tools.verl_backend.config import evaluation_file, override, overrides, rate_of, refuse_what_verl_has_not
+from cropi_tools.training.options import TrainOptions
+from cropi_tools.verl_backend.config import (
+    HANDED_OVER,
+    IRRELEVANT,
+    REFUSED,
+    REWARD_FILE,
+    TRANSLATED,
+    evaluation_file,
+    override,
+    overrides,
+    rate_of,
+    refuse_uneven_batches,
+    refuse_what_verl_cannot,
+)
+from cropi_tools.verl_backend.data import prepare
 
-OPTIONS: dict[str, Any] = {
-    "steps": 5,
-    "batch": 4,
-    "minibatch": 0,
-    "samples": 8,
-    "max_tokens": 16,
-    "temperature": 1.0,
-    "dynamic_sampling": 0,
-    "aggregation": "token",
-    "advantage": "group",
-    "clip": (0.2, 0.2),
-    "kl": 0.0,
-    "entropy": 0.0,
-    "mask_truncated": False,
-    "importance_cap": 0.0,
-    "learning_rate": 1e-6,
-    "schedule": "constant",
-    "warmup": 0,
-    "betas": (0.9, 0.999),
-    "weight_decay": 0.0,
-    "max_gradient_norm": 1.0,
-    "lora": 0,
-    "carry": "weights",
-    "eval_every": 5,
-    "eval_samples": 1,
-    "eval_temperature": 0.0,
-    "save_every": 25,
-    "keep": 1,
-    "seed": 0,
-}
+
+def asked(**changed: Any) -> TrainOptions:
+    return options(
+        **{"steps": 5, "batch": 4, "samples": 8, "max_tokens": 16, "eval_every": 5, "engine": "verl", **changed}
+    )
 
 
 def told(prompts: int = 9, **changed: Any) -> dict[str, str]:
-    given = overrides({**OPTIONS, **changed}, "P0", Path("/work"), prompts, 9, [])
+    wish = asked(**changed)
+    given = overrides(wish, Path("/work"), prompts, 9, [Path(f"{name}.parquet") for name in wish.sets])
     return dict(text.split("=", 1) for text in given)
+
+
+def test_every_option_is_translated_handed_over_irrelevant_or_refused() -> None:
+    tables = [set(table) for table in (TRANSLATED, HANDED_OVER, IRRELEVANT, REFUSED)]
+    assert set().union(*tables) == {field.name for field in fields(TrainOptions)}
+    assert sum(map(len, tables)) - len(set().union(*tables)) == 1, "the schedule: of three verl has two"
+
+
+@pytest.mark.parametrize("field", sorted(TRANSLATED))
+def test_a_translated_option_reaches_verl(field: str) -> None:
+    """The setting has another value, or is there at all, when the option is another."""
+    setting, sets = TRANSLATED[field], (("t", "t.jsonl"),)
+    same = {"batch": 128, "steps": 50, "evaluations": sets}
+    before, after = told(999, **same), told(999, **{**same, field: OTHER[field]})
+    assert setting in after
+    assert before.get(setting) != after[setting]
+
+
+@pytest.mark.parametrize("field", sorted(REFUSED))
+def test_a_refused_option_is_refused_by_name(field: str) -> None:
+    value = {"schedule": "linear"}.get(field, OTHER[field])
+    refuse_what_verl_cannot(asked(kl=0.1))
+    with pytest.raises(
+        UsageError, match=f"^--engine verl cannot follow {described(TrainOptions)[field].flag}: "
+    ) as said:
+        refuse_what_verl_cannot(asked(kl=0.1, **{field: value}))
+    assert "\n" not in str(said.value)
+
+
+@pytest.mark.parametrize("field", [name for name, where in HANDED_OVER.items() if where == "in the reward file"])
+def test_what_is_handed_over_is_in_the_reward_file(field: str, tmp_path: Path) -> None:
+    mine = str(tmp_path / "mine.py")
+    # the reward file allows the programs that a record names, which the command line has allowed before
+    program = field == "allow_verifier"
+    allow_files([mine])
+    record = {"id": "a", "prompt": "1+1=", "answer": "2", "source": "s", "verifier": "exact"}
+    wishes = {
+        "before": (asked(), record),
+        "after": (asked(**{field: OTHER[field]}), {**record, "verifier": f"{mine}:ok"} if program else record),
+    }
+    for name, (wish, prompt) in wishes.items():
+        prepare(tmp_path / name, wish, [prompt], {}, tiny_policy.tokenizer())
+    before, after = ((tmp_path / name / REWARD_FILE).read_text().replace(f"/{name}/", "/") for name in wishes)
+    assert before != after
+    assert (mine in after) == program
+
+
+def test_the_users_own_settings_come_last() -> None:
+    given = overrides(asked(verl_option=("trainer.nnodes=2",)), Path("/work"), 9, 9, [], ["a=1"])
+    assert given[-2:] == ["a=1", "trainer.nnodes=2"]
 
 
 @pytest.mark.parametrize(
@@ -73,20 +118,22 @@ def test_mini_batches_that_verl_cannot_share_out_are_refused(
     changed: dict[str, Any], extra: list[str], said: str
 ) -> None:
     with pytest.raises(UsageError, match=said):
-        refuse_what_verl_has_not({**OPTIONS, **changed}, "P0", None, 9, extra)
+        refuse_uneven_batches(asked(**changed, verl_option=tuple(extra)), 9)
 
 
 def test_processes_that_share_a_row_count_once() -> None:
     shared = "actor_rollout_ref.actor.ulysses_sequence_parallel_size=2"
-    refuse_what_verl_has_not({**OPTIONS, "samples": 3}, "P0", None, 9, ["trainer.n_gpus_per_node=8", shared])
+    refuse_uneven_batches(asked(samples=3, verl_option=("trainer.n_gpus_per_node=8", shared)), 9)
 
 
 def test_the_starting_policy_under_another_name_is_the_reference(tmp_path: Path) -> None:
     (tmp_path / "P0").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "P0")
-    refuse_what_verl_has_not(OPTIONS, str(tmp_path / "P0"), str(tmp_path / "link"), 9, ["trainer.n_gpus_per_node=1"])
-    with pytest.raises(UsageError, match="--reference other"):
-        refuse_what_verl_has_not(OPTIONS, str(tmp_path / "P0"), "other", 9)
+    policy = str(tmp_path / "P0")
+    refuse_what_verl_cannot(asked(kl=0.1, model=policy, reference=str(tmp_path / "link")))
+    refuse_what_verl_cannot(asked(model=policy, reference="other"))  # without a KL term it has no part
+    with pytest.raises(UsageError, match="--reference"):
+        refuse_what_verl_cannot(asked(kl=0.1, model=policy, reference="other"))
 
 
 def test_values_in_hydras_grammar() -> None:
@@ -100,9 +147,9 @@ def test_an_evaluation_set_may_have_any_name() -> None:
 
 
 def test_the_rate_rises_in_the_first_step_unless_a_cosine_follows() -> None:
-    rising = {**OPTIONS, "warmup": 4}
+    rising = asked(warmup=4)
     assert [rate_of(rising, step) / 1e-6 for step in range(1, 6)] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
-    late = {**rising, "schedule": "cosine"}
+    late = replace(rising, schedule="cosine")
     assert [rate_of(late, step) / 1e-6 for step in range(1, 6)] == pytest.approx([0.0, 0.25, 0.5, 0.75, 1.0])
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from training_runs import options
 
 from cropi_tools.verl_backend.results import METRICS, keep_metrics, write_figures
 
@@ -26,7 +27,7 @@ OPTIONS: dict[str, Any] = {
 
 def figures(folder: Path, *lines: dict[str, Any], **changed: Any) -> tuple[list[dict[str, Any]], dict[str, int]]:
     (folder / METRICS).write_text("".join(json.dumps(line) + "\n" for line in lines))
-    ledger = write_figures(folder, folder, {**OPTIONS, **changed}, {"a": [{}, {}]})
+    ledger = write_figures(folder, folder, options(**{**OPTIONS, **changed}), {"a": [{}, {}]})
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()], ledger
 
 

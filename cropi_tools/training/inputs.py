@@ -1,0 +1,55 @@
+"""What cropi-train looks at before it loads torch: whether what it needs is installed, and what it reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cropi_tools.data.jsonl import is_stream
+from cropi_tools.data.manifest import Input, file_input, numbered
+from cropi_tools.data.policies import optimizer_input, policy_input
+from cropi_tools.rewards import checked_verifiers
+from cropi_tools.runtime.errors import UsageError
+from cropi_tools.training.options import TrainOptions
+from cropi_tools.training.trackers import check_trackers
+
+
+def check_available(options: TrainOptions, several: bool) -> None:
+    """Raise what would otherwise end a run later: an engine or tracker that is not installed, or cannot be asked so.
+
+    several: whether this process is one of several.
+    """
+    if several and options.engine == "vllm":
+        raise UsageError(
+            "--engine vllm samples for one process; under torchrun give --engine transformers, or --engine verl without torchrun"
+        )
+    if options.engine == "verl":
+        from cropi_tools.verl_backend.config import refuse_what_verl_cannot
+
+        refuse_what_verl_cannot(options)
+        if several:
+            raise UsageError("--engine verl starts processes of its own; run it without torchrun")
+    elif options.dry_run and any(is_stream(path) for path in options.prompts):
+        raise UsageError("--dry-run reads the prompts and leaves nothing for the run; give a file in place of `-`")
+    if options.engine == "vllm":
+        from cropi_tools.engines.vllm_engine import check_vllm
+
+        check_vllm()
+    check_trackers(options.track)
+
+
+def inputs_of(options: TrainOptions) -> dict[str, Input]:
+    """All that is read, by the roles that it has. InputError: something is not there."""
+    inputs = {"policy": policy_input(options.model), **numbered("prompts", options.prompts)}
+    inputs |= {f"evaluation set {name}": file_input(path) for name, path in options.evaluations}
+    reference = options.reference_folder()
+    if reference is not None:
+        inputs["reference"] = policy_input(reference)
+    if options.carry == "full":
+        inputs["optimizer"] = optimizer_input(options.model)
+    return inputs
+
+
+def verifiers_of(options: TrainOptions) -> dict[str, Any]:
+    """What decides the rewards (`rewards.checked_verifiers`). InputError, UsageError: a verifier cannot be used, or gives no partial credit."""
+    files = [*options.prompts, *options.sets.values()]
+    return checked_verifiers(files, options.verifier, options.allow_verifier, options.partial_credit)
