@@ -72,7 +72,8 @@ class StoreWriter:
                 self._group = zarr.open_group(str(output.part), mode="r+")
                 if projection:
                     array = _checked_array(self._group, "vector", 2, (dtype.name,), (capacity, dim))
-                    if not Chunks(output.part, array).direct:
+                    laid_out = Chunks(output.part, array)
+                    if not laid_out.direct or laid_out.file_bytes == laid_out.chunk_bytes:
                         raise ValueError("vector has another layout than is written here")
         self._vector: Any = self._group["vector"] if projection else None
         self.records: int = state.get("records", 0)
