@@ -60,6 +60,7 @@ def test_readme_is_short() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # some forty commands, each a process
 def test_documented_lines_run_as_they_stand(
     run: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
