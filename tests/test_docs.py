@@ -1,8 +1,10 @@
-"""The documentation says what the commands say: help pages, and the lines of the README that a shell can run."""
+"""The documentation says what the commands say: help pages, links, and the lines of README, recipes and guide that a shell can run."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -10,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import tiny_policy
 
 ROOT = Path(__file__).parent.parent
 
@@ -28,44 +29,97 @@ def test_every_command_has_a_page_and_an_entry_point() -> None:
     assert len(scripts) == 9
 
 
+def blocks(page: str, *titles: str) -> list[str]:
+    """The lines in the fenced blocks of a page, or of its sections with these titles, in order; comment and blank lines left out."""
+    text = (ROOT / page).read_text()
+    if titles:
+        sections = {part.split("\n", 1)[0].lstrip("# "): part for part in text.split("\n## ")}
+        text = "".join(sections[title] for title in titles)
+    fenced = "".join(text.split("```")[1::2])
+    return [line for line in fenced.splitlines() if line and not line.startswith("#")]
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", *sorted(str(page.relative_to(ROOT)) for page in ROOT.glob("docs/**/*.md"))]
+)
+def test_links_between_pages_lead_somewhere(page: str) -> None:
+    """Files exist, and so do the headings that links name."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", (ROOT / page).read_text()):
+        if target.startswith("http"):
+            continue
+        name, _, heading = target.partition("#")
+        linked = (ROOT / page).parent / name if name else ROOT / page
+        assert linked.exists(), target
+        if heading:
+            titles = re.findall(r"^#+ (.+)$", linked.read_text(), re.MULTILINE)
+            assert heading in {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}, target
+
+
+def test_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) < 90
+
+
 @pytest.mark.slow
-def test_the_readme_pipeline_runs_line_by_line(
+@pytest.mark.timeout(1200)  # some forty commands, each a process
+def test_documented_lines_run_as_they_stand(
     run: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The lines as they stand, with smaller numbers, a random policy as P0, and a verifier that it satisfies half of the time."""
-    sections = (ROOT / "README.md").read_text().split("\n## ")
-    lines = []
-    for title, count in (
-        ("The pipeline by hand", 9),
-        ("Data, engines, verifiers", 7),
-        ("Training", 4),
-        ("Can the ranking be trusted", 7),
-    ):
-        (section,) = [text for text in sections if text.startswith(title)]
-        block = [line for line in section.split("```")[1].splitlines() if line]
-        assert len(block) == count
-        lines += block
-    tiny_policy.save(tmp_path / "P0")
-    tiny_policy.write_jsonl(tmp_path / "test.jsonl", tiny_policy.prompts(4))
+    """The README's pipeline, the recipes and the guide, one after another in one folder.
+
+    Numbers are smaller and the policy has hardly learned anything, so a verifier that it satisfies half of the time takes the
+    place of the prompts' own.
+    """
+    pipeline = blocks("README.md", "The pipeline by hand")
+    assert pipeline[:2] == [
+        "make setup && source .venv/bin/activate",
+        "tiny=$PWD/examples/tiny; mkdir -p runs/by-hand; cd runs/by-hand",
+    ]
+    recipes = blocks(
+        "docs/recipes.md",
+        "Data",
+        "Sampling and verifying",
+        "Training",
+        "Is the ranking worth anything?",
+        "Cheaper influence",
+    )
+    guide = blocks("docs/guide.md")
+    assert (len(pipeline), len(recipes), len(guide)) == (15, 20, 11)
     (tmp_path / "gsm8k.csv").write_text("question,final\nWhat is 1+1?,2\nWhat is 1+2?,3\n")
     (tmp_path / "mine.py").write_text((ROOT / "tests" / "parity.py").read_text())
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)  # where torchrun looks
     # vLLM has an environment and tests of its own, TensorBoard is no part of this one
-    for line in (line.replace("--track tensorboard ", "") for line in lines if "--engine vllm" not in line):
-        for before, after in (
-            ("--size 500", "--size 24"),
-            ("--size 80", "--size 8"),
-            ("-n 32", "-n 4"),
-            ("--steps 50", "--steps 2 --batch 2"),
-        ):
-            line = line.replace(before, after)
-        if "cropi-rollout" in line or "cropi-train" in line:
-            line = line.replace("--max-tokens 32", "--max-tokens 4")
-            if "--verifier" not in line:
-                line = line.replace(
-                    "--model", f"--verifier {ROOT / 'tests' / 'parity.py'}:reward --max-tokens 4 --model"
-                )
-        run(*shlex.split(line, comments=True))
-    selected = (tmp_path / "selected.jsonl").read_text().splitlines()
-    assert len(selected) == 2
+    for line in pipeline[2:] + recipes + guide:
+        if "--engine vllm" not in line:
+            run(*shlex.split(smaller(line.replace("--track tensorboard ", "")), comments=True))
+        if line.startswith("cropi-prompts recipe:"):
+            forget_verifiers(tmp_path / line.split()[-1])
+    assert len((tmp_path / "selected.jsonl").read_text().splitlines()) == 4
     assert (tmp_path / "P1" / "manifest.json").exists()
+    assert json.loads((tmp_path / "probe.zarr" / "manifest.json").read_text())["ledger"]["seconds_work"] >= 0
+
+
+def smaller(line: str) -> str:
+    """A documented line with smaller numbers, and with the verifier of `parity.py` where it samples."""
+    for before, after in (
+        ("$tiny", str(ROOT / "examples" / "tiny")),
+        ("--size 70", "--size 2"),
+        ("--size 40", "--size 4"),
+        ("--size 120", "--size 2"),
+        ("--size 900", "--size 4"),
+        ("-o P0", "--steps 2 --mistake-steps 1 -o P0"),
+        ("-n 16", "-n 4"),
+        ("--steps 25 --batch 32", "--steps 2 --batch 2"),
+        ("--steps 50", "--steps 2 --batch 2"),
+    ):
+        line = line.replace(before, after)
+    if "cropi-rollout" in line or "cropi-train" in line:
+        line = line.replace("--model", f"--verifier {ROOT / 'tests' / 'parity.py'}:reward --model", 1)
+    return line
+
+
+def forget_verifiers(path: Path) -> None:
+    """Take the verifiers out of the prompts: none of theirs would ever be satisfied."""
+    records = [json.loads(text) for text in path.read_text().splitlines()]
+    for record in records:
+        record.pop("verifier", None)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
