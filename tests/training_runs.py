@@ -21,8 +21,8 @@ from cropi_tools.runtime import signals
 from cropi_tools.training.batches import advantage_groups
 from cropi_tools.training.checkpoints import resume_folder
 from cropi_tools.training.loop import Trainer
+from cropi_tools.training.loss_settings import LossSettings
 from cropi_tools.training.options import TrainOptions
-from cropi_tools.training.settings import LossSettings
 from cropi_tools.training.trackers import open_trackers
 from cropi_tools.training.update import Updater, _means
 

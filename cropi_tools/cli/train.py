@@ -28,6 +28,10 @@ def train(options: TrainOptions) -> None:
     from cropi_tools.training.distributed import Ranks, several
     from cropi_tools.training.inputs import check_available, inputs_of, verifiers_of
 
+    if options.engine == "verl":
+        from cropi_tools.verl_backend.config import refuse_what_verl_cannot
+
+        refuse_what_verl_cannot(options)
     check_available(options, several())
     options = options.with_folders()
     inputs = inputs_of(options)

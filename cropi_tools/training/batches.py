@@ -20,7 +20,7 @@ from cropi_tools.policy.packing import PackedBatch
 from cropi_tools.policy.rotary_lengths import pass_lengths
 from cropi_tools.training.distributed import Ranks
 from cropi_tools.training.loss import TokenInputs
-from cropi_tools.training.settings import LossSettings
+from cropi_tools.training.loss_settings import LossSettings
 
 
 class Response(NamedTuple):

@@ -6,7 +6,7 @@ from typing import Any
 
 from cropi_tools.data.jsonl import is_stream
 from cropi_tools.data.manifest import Input, file_input, numbered
-from cropi_tools.data.policies import optimizer_input, policy_input
+from cropi_tools.data.policies import optimizer_input, policy_input, starting_policy
 from cropi_tools.rewards import checked_verifiers
 from cropi_tools.runtime.errors import UsageError
 from cropi_tools.training.options import TrainOptions
@@ -23,9 +23,6 @@ def check_available(options: TrainOptions, several: bool) -> None:
             "--engine vllm samples for one process; under torchrun give --engine transformers, or --engine verl without torchrun"
         )
     if options.engine == "verl":
-        from cropi_tools.verl_backend.config import refuse_what_verl_cannot
-
-        refuse_what_verl_cannot(options)
         if several:
             raise UsageError("--engine verl starts processes of its own; run it without torchrun")
     elif options.dry_run and any(is_stream(path) for path in options.prompts):
@@ -37,11 +34,20 @@ def check_available(options: TrainOptions, several: bool) -> None:
     check_trackers(options.track)
 
 
+def reference_folder(options: TrainOptions) -> str | None:
+    """The policy of the KL term; None without one. InputError: the curriculum's first policy is not to be found."""
+    if options.kl == 0:
+        return None
+    if options.reference == "start":
+        return starting_policy(options.model)
+    return options.model if options.reference == "stage" else options.reference
+
+
 def inputs_of(options: TrainOptions) -> dict[str, Input]:
     """All that is read, by the roles that it has. InputError: something is not there."""
     inputs = {"policy": policy_input(options.model), **numbered("prompts", options.prompts)}
     inputs |= {f"evaluation set {name}": file_input(path) for name, path in options.evaluations}
-    reference = options.reference_folder()
+    reference = reference_folder(options)
     if reference is not None:
         inputs["reference"] = policy_input(reference)
     if options.carry == "full":

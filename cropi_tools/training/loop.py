@@ -43,10 +43,10 @@ from cropi_tools.training.distributed import Ranks
 from cropi_tools.training.divergence import Watch
 from cropi_tools.training.engine_sync import EngineSync
 from cropi_tools.training.evaluation import evaluate
+from cropi_tools.training.learning_rate import learning_rate
 from cropi_tools.training.logs import Logs, live_note
 from cropi_tools.training.options import TrainOptions
 from cropi_tools.training.sampling import Sampled, StepSampler, Stopped
-from cropi_tools.training.settings import learning_rate
 from cropi_tools.training.trackers import Tracker
 from cropi_tools.training.update import NotFinite, Updater
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 
 from cropi_tools.objective import Estimator, kl_k3, policy_terms
-from cropi_tools.training.settings import LossSettings
+from cropi_tools.training.loss_settings import LossSettings
 
 # sums over tokens that `token_loss` returns beside the loss
 FIGURES = ("kl", "behavior_kl", "behavior_gap", "entropy", "clip_fraction", "capped_fraction")

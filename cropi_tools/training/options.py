@@ -35,7 +35,7 @@ from cropi_tools.training.presets import PRESETS
 
 if TYPE_CHECKING:
     from cropi_tools.engines.protocol import Sampling
-    from cropi_tools.training.settings import LossSettings
+    from cropi_tools.training.loss_settings import LossSettings
 
 COLLAPSE = 0.05
 """What --collapse is where it is not given."""
@@ -340,7 +340,7 @@ class TrainOptions(CommandOptions):
     @property
     def loss(self) -> LossSettings:
         """What the loss is."""
-        from cropi_tools.training.settings import LossSettings
+        from cropi_tools.training.loss_settings import LossSettings
 
         return LossSettings(
             temperature=self.temperature,
@@ -374,16 +374,6 @@ class TrainOptions(CommandOptions):
             model=policy_folder(self.model, optimizer=self.carry == "full"),
             reference=policy_folder(self.reference) if named else self.reference,
         )
-
-    def reference_folder(self) -> str | None:
-        """The policy of the KL term; None without one. InputError: the curriculum's first policy is not to be found."""
-        from cropi_tools.data.policies import starting_policy
-
-        if self.kl == 0:
-            return None
-        if self.reference == "start":
-            return starting_policy(self.model)
-        return self.model if self.reference == "stage" else self.reference
 
     def resolved(self, own_verifiers: Mapping[str, str]) -> dict[str, Any]:
         """What training.json says. own_verifiers: those that records name, with their fingerprints."""

@@ -22,6 +22,7 @@ from cropi_tools.policy.sharding import share_out
 from cropi_tools.rewards import VerifierPool, check_record
 from cropi_tools.training.checkpoints import PROGRESS, resume_folder
 from cropi_tools.training.distributed import Ranks
+from cropi_tools.training.inputs import reference_folder
 from cropi_tools.training.loop import Trainer
 from cropi_tools.training.options import TrainOptions
 from cropi_tools.training.trackers import open_trackers
@@ -103,7 +104,7 @@ def _starting_policy(options: TrainOptions, output: Output, device: str) -> Poli
 
 def _reference(options: TrainOptions, policy: Policy, device: str) -> Policy | None:
     """The policy of the KL term: the trained one itself where adapters can be switched off in it."""
-    folder = options.reference_folder()
+    folder = reference_folder(options)
     if folder is None:
         return None
     if options.lora and Path(folder).samefile(options.model):

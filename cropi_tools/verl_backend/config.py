@@ -24,6 +24,7 @@ from typing import Any
 
 from cropi_tools.options import described
 from cropi_tools.runtime.errors import InputError, UsageError
+from cropi_tools.training.inputs import reference_folder
 from cropi_tools.training.options import TrainOptions
 
 REWARD_FILE = "reward.py"
@@ -111,7 +112,7 @@ IRRELEVANT: Mapping[str, str] = {
 
 
 def _foreign_reference(options: TrainOptions) -> bool:
-    folder = options.reference_folder()
+    folder = reference_folder(options)
     return folder is not None and Path(folder).resolve() != Path(options.model).resolve()
 
 

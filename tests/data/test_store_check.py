@@ -131,7 +131,7 @@ DAMAGE: list[tuple[str, Callable[[Path], object], str]] = [
     (
         "negative norm",
         lambda s: (edit(s, "p4", lambda e: e.update(gradient_norm=-1.0)), set_value(s, "gradient_norm", 3, -1.0)),
-        r"'p4' has norms -1\.0",
+        r"index\.jsonl:5: 'gradient_norm' must be a number that is not negative",
     ),
     (
         "cosine beyond one",
@@ -144,7 +144,11 @@ DAMAGE: list[tuple[str, Callable[[Path], object], str]] = [
         r"'p4' has an inner product of 4\.6 \(t, half 1\) between vectors of norm 3\.0 and 1\.5",
     ),
     ("no halves", lambda s: edit(s, "p4", lambda e: e.pop("halves")), "'p4' has 0 halves, the store 2"),
-    ("one half", lambda s: edit(s, "p4", lambda e: e["halves"].pop()), "'p4': its halves should be a list of 2"),
+    (
+        "one half",
+        lambda s: edit(s, "p4", lambda e: e["halves"].pop()),
+        r"index\.jsonl:5: 'halves' must be a list of two",
+    ),
     (
         "half without a product",
         lambda s: edit(s, "p4", lambda e: e["halves"][1]["inner"].clear()),

@@ -30,7 +30,7 @@ from cropi_tools.policy.loading import Policy
 from cropi_tools.policy.packing import can_pack
 from cropi_tools.runtime.errors import InputError
 from cropi_tools.training.distributed import Ranks
-from cropi_tools.training.settings import LossSettings
+from cropi_tools.training.loss_settings import LossSettings
 from cropi_tools.training.update import Updater
 
 LENGTHS = (1, 5, families.LIMIT - 1, families.LIMIT, families.LIMIT + 1, 24)  # of prompts

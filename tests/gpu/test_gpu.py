@@ -31,7 +31,7 @@ from cropi_tools.sketches.device import DeviceCountsketch, device_kernels, devic
 from cropi_tools.sketches.projection import Sketcher
 from cropi_tools.sketches.spec import Layout, ProjectionSpec
 from cropi_tools.training.distributed import Ranks
-from cropi_tools.training.settings import LossSettings
+from cropi_tools.training.loss_settings import LossSettings
 from cropi_tools.training.update import Updater
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]

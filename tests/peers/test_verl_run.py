@@ -27,7 +27,7 @@ from cropi_tools.policy.loading import load_policy
 from cropi_tools.policy.prompts import prompt_token_ids
 from cropi_tools.policy.tokens import load_tokens
 from cropi_tools.training.distributed import Ranks
-from cropi_tools.training.settings import LossSettings
+from cropi_tools.training.loss_settings import LossSettings
 from cropi_tools.training.update import Updater
 
 pytestmark = [pytest.mark.peers, pytest.mark.timeout(900)]

@@ -17,9 +17,10 @@ from trl_loss import HIGH, LENGTHS, LIMIT, LOW, REWARDS, ROWS, batch
 from cropi_tools.objective import group_advantages, token_coefficients
 from cropi_tools.policy.tokens import load_tokens
 from cropi_tools.prompts.exports import to_verl
+from cropi_tools.training.learning_rate import learning_rate
 from cropi_tools.training.loss import TokenInputs, token_loss
+from cropi_tools.training.loss_settings import LossSettings
 from cropi_tools.training.presets import PRESETS
-from cropi_tools.training.settings import LossSettings, learning_rate
 from cropi_tools.verl_backend.config import NEVER, override, overrides, rate_of
 from cropi_tools.verl_backend.data import prepare
 

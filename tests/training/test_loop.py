@@ -19,8 +19,8 @@ from cropi_tools.data.output import Output
 from cropi_tools.policy.loading import load_policy
 from cropi_tools.runtime.errors import CropiError, Interrupted
 from cropi_tools.training import loop
+from cropi_tools.training.learning_rate import learning_rate
 from cropi_tools.training.prompt_stream import PromptOrder
-from cropi_tools.training.settings import learning_rate
 from cropi_tools.training.update import Updater
 
 

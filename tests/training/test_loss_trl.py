@@ -16,7 +16,7 @@ from trl_loss import HIGH, LENGTHS, LIMIT, LOSSES, LOW, REWARDS, ROWS, Batch, as
 from cropi_tools.objective import group_advantages, token_coefficients
 from cropi_tools.training.distributed import Ranks
 from cropi_tools.training.loss import TokenInputs, token_loss
-from cropi_tools.training.settings import LossSettings
+from cropi_tools.training.loss_settings import LossSettings
 from cropi_tools.training.update import Updater
 
 

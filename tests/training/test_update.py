@@ -15,7 +15,7 @@ from cropi_tools.data.records import Sample
 from cropi_tools.policy import packing
 from cropi_tools.policy.loading import Policy
 from cropi_tools.training.distributed import Ranks
-from cropi_tools.training.settings import LossSettings
+from cropi_tools.training.loss_settings import LossSettings
 from cropi_tools.training.update import Updater, clip_gradient
 
 CLIP = (0.2, 0.28)

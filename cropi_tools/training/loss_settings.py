@@ -1,12 +1,10 @@
-"""What the options say of the loss, and of the learning rate of each step."""
+"""What the loss is, as the functions that compute it take it."""
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 from cropi_tools.objective import Aggregation, Baseline, Clip
-from cropi_tools.training.options import TrainOptions
 
 
 class LossSettings(NamedTuple):
@@ -27,15 +25,3 @@ class LossSettings(NamedTuple):
     fixed_length: int = 1
     mask_truncated: bool = False
     importance_cap: float = 0.0
-
-
-def learning_rate(options: TrainOptions, step: int) -> float:
-    """The rate of a step (from 1): linear warm-up, then constant, or down to zero after the last step, linearly or as half a cosine."""
-    if step <= options.warmup:
-        return options.learning_rate * step / options.warmup
-    if options.schedule == "constant":
-        return options.learning_rate
-    left = (options.steps - step + 1) / max(options.steps - options.warmup, 1)
-    if options.schedule == "linear":
-        return options.learning_rate * left
-    return options.learning_rate * (1 - math.cos(math.pi * left)) / 2
