@@ -18,6 +18,7 @@ from training_runs import PARITY
 
 from cropi_tools.cli import train as command
 from cropi_tools.training import run as training_run
+from cropi_tools.training.inputs import reference_folder
 from cropi_tools.training.presets import PRESETS
 
 BASE = ("--steps", 2, "--batch", 2, "-n", 3, "--max-tokens", 4, "--verifier", PARITY, "--learning-rate", "1e-3")
