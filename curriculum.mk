@@ -4,7 +4,7 @@
 #   RUN/ARM/SEED/K/            stage K of an arm: gradients and scores (cropi and shuffled, K > 1), selection, policy
 #   RUN/report.html            the page
 #
-# Targets are manifests: regular files that are written last. `make -n` shows what is left to do; a rerun goes on after a kill; a
+# Targets are manifests: regular files that are written last. `make -n` shows what is left to do; a rerun resumes after a kill; a
 # larger STAGES adds stages. RUN/settings/ remembers what each kind of step was asked. When a value of CONFIG changes, the steps it
 # is about are asked again: they refuse and say what differs; FORCE=--force replaces their results and what was made of them.
 #
@@ -109,7 +109,7 @@ policy-made = $(if $(filter $(S),$(1))$(call first,$(1)),$(MODEL_MADE),$(call be
 MODEL_MADE ?= $(wildcard $(MODEL)/config.json)
 # $(call scores,CELL): where the scores a stage selects by are
 scores = $(strip $(if $(filter full random,$(call part,$(1),1)),,$(if $(filter $(RESCORED),$(call part,$(1),1)),$(if $(call first,$(1)),$(S),$(1)),$(S))))
-# the arms that score every stage anew, by the policy they have then
+# the arms that score every stage again, by the policy they have then
 RESCORED := cropi shuffled
 # the seed of a cell: of its seed and stage, the same for all arms
 cell-seed = $(call part,$(1),2)00$(call part,$(1),3)
@@ -169,7 +169,7 @@ $(SCORED:%=%/valid-$(1).mean.safetensors.manifest.json): %/valid-$(1).mean.safet
 endef
 $(foreach name,$(VALID),$(eval $(call valid-rules,$(name))))
 
-# -- each stage; with REFRESH, from stage 2 on, first the rollouts of the stage before with some prompts sampled anew
+# -- each stage; with REFRESH, from stage 2 on, first the rollouts of the stage before with some prompts sampled again
 $(if $(REFRESH),$(if $(findstring --behavior,$(GRAD_OPTIONS)),$(error REFRESH makes rollouts of several policies, which --behavior in \
   GRAD_OPTIONS cannot recompute; leave one of them out)))
 REFRESHING = $(if $(REFRESH),$(SAMPLING) -n $(SAMPLES) $(REFRESH:%=--where %))

@@ -29,7 +29,7 @@ from cropi_tools import runtime
 from cropi_tools.data.policies import OPTIMIZER_STATE, adam_beta2
 from cropi_tools.data.records import read_rollouts
 from cropi_tools.gradients.preconditioner import EPSILON, LEAST, Preconditioner
-from cropi_tools.gradients.prompt_objective import GradientSettings, Task, prepare
+from cropi_tools.gradients.prompt_objective import GradientSettings, GradientTask, prepare
 from cropi_tools.gradients.reference import ReferenceGradients
 from cropi_tools.policy.loading import Policy, load_policy
 from cropi_tools.policy.logprobs import response_logprobs
@@ -84,12 +84,12 @@ def stage(work: Path) -> tuple[str, str, list[str]]:
     return str(trained), pool, valid
 
 
-def live(path: str) -> list[Task]:
+def live(path: str) -> list[GradientTask]:
     """The prompts of a rollouts file that have a gradient."""
-    return [task for rollout in read_rollouts([path]) if isinstance(task := prepare(rollout, SETTINGS), Task)]
+    return [task for rollout in read_rollouts([path]) if isinstance(task := prepare(rollout, SETTINGS), GradientTask)]
 
 
-def flat_gradient(policy: Policy, task: Task, layout: Layout) -> torch.Tensor:
+def flat_gradient(policy: Policy, task: GradientTask, layout: Layout) -> torch.Tensor:
     """A prompt's gradient, float64 [P]."""
     found = torch.zeros(layout.size, dtype=torch.float64)
 
@@ -103,7 +103,7 @@ def flat_gradient(policy: Policy, task: Task, layout: Layout) -> torch.Tensor:
 class Steps:
     """Steps of AdamW from a trained policy, and what the forms of the metric say of them."""
 
-    def __init__(self, policy: Policy, folder: str, valid: Sequence[Sequence[Task]], rate: float) -> None:
+    def __init__(self, policy: Policy, folder: str, valid: Sequence[Sequence[GradientTask]], rate: float) -> None:
         from safetensors.torch import load_file
 
         self.layout = Layout.of(policy.trained)
@@ -193,7 +193,7 @@ class Steps:
 
 
 @torch.no_grad()
-def objective(policy: Policy, tasks: Sequence[Task]) -> float:
+def objective(policy: Policy, tasks: Sequence[GradientTask]) -> float:
     """The mean over prompts of the objective whose gradient influence takes: the sum of A_k c_kt r_kt."""
     total = 0.0
     for start in range(0, len(tasks), TOGETHER):

@@ -35,7 +35,7 @@ from cropi_tools.gradients.batching import batches, survey
 from cropi_tools.gradients.estimates import GradientPath
 from cropi_tools.gradients.jvp import ForwardMode
 from cropi_tools.gradients.per_sample import FastGradients
-from cropi_tools.gradients.prompt_objective import GradientSettings, Task, prepare
+from cropi_tools.gradients.prompt_objective import GradientSettings, GradientTask, prepare
 from cropi_tools.gradients.reference import ReferenceGradients
 from cropi_tools.gradients.write_mean import collect_mean
 from cropi_tools.policy.loading import Policy, load_policy
@@ -61,7 +61,7 @@ class Pool(NamedTuple):
     rollouts: list
     valid: dict[str, str]
 
-    def tasks(self, samples: int | None = None) -> list[Task | str]:
+    def tasks(self, samples: int | None = None) -> list[GradientTask | str]:
         return [prepare(r._replace(samples=r.samples[:samples]), SETTINGS) for r in self.rollouts]
 
 
@@ -80,7 +80,7 @@ def main() -> None:
         parser.error("--policy, --rollouts and --valid go together")
     options.work.mkdir(parents=True, exist_ok=True)
     folder, rollouts, valid = given if all(given) else demo(options.work)
-    live = [r for r in read_rollouts([rollouts]) if isinstance(prepare(r, SETTINGS), Task)][: options.limit]
+    live = [r for r in read_rollouts([rollouts]) if isinstance(prepare(r, SETTINGS), GradientTask)][: options.limit]
     pool = Pool(live, {Path(path).name.split(".")[0]: path for path in valid})
     policy = load_policy(folder, "cpu", "float32")
 
@@ -123,10 +123,10 @@ def backward(name: str, path: GradientPath, policy: Policy, pool: Pool, samples:
         norms = {name: read_facts(file)["norm"] for name, file in means.items()}
         directions = {name: Direction(file) for name, file in means.items()}
         measure = Measure(Layout.of(path.parameters), None, directions, policy.device)
-        tasks = [(place, task) for place, task in enumerate(pool.tasks(samples)) if isinstance(task, Task)]
+        tasks = [(place, task) for place, task in enumerate(pool.tasks(samples)) if isinstance(task, GradientTask)]
         scores = {name: np.full(len(pool.rollouts), np.nan) for name in means}
 
-        def run(some: Sequence[tuple[int, Task]]) -> None:
+        def run(some: Sequence[tuple[int, GradientTask]]) -> None:
             places = iter([place for place, _ in some])
             for batch in batches(iter([task.rollout for _, task in some]), SETTINGS, path.room_for):
                 measure.begin(len(batch.tasks))
@@ -145,13 +145,15 @@ def forward(policy: Policy, pool: Pool) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         means = mean_files(reference, policy, pool, Path(folder))
         directions = {name: Direction(file) for name, file in means.items()}
-        tasks = [task for task in pool.tasks() if isinstance(task, Task)]
+        tasks = [task for task in pool.tasks() if isinstance(task, GradientTask)]
         rows = []
         for names in ([next(iter(means))], list(means)):
             path = ForwardMode(policy, SETTINGS, {name: directions[name] for name in names})
             scores = {name: np.full(len(tasks), np.nan) for name in names}
 
-            def run(some: Sequence[Task], path: ForwardMode = path, scores: dict[str, np.ndarray] = scores) -> None:
+            def run(
+                some: Sequence[GradientTask], path: ForwardMode = path, scores: dict[str, np.ndarray] = scores
+            ) -> None:
                 place = 0
                 for batch in batches(iter([task.rollout for task in some]), SETTINGS, path.room_for):
                     for found in path.compute(batch.tasks):

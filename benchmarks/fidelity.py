@@ -29,7 +29,7 @@ from goals import Goal, print_json, print_lines, processor
 
 from cropi_tools import runtime
 from cropi_tools.data.store import Store
-from cropi_tools.scores.fidelity import Agreement, measure, plan_fidelity
+from cropi_tools.scores.fidelity import SketchAgreement, measure, plan_fidelity
 from cropi_tools.sketches.projection import project_rows
 from cropi_tools.sketches.spec import Layout, ProjectionSpec
 
@@ -60,7 +60,7 @@ class Point(NamedTuple):
     keep: float | None
     seed: int
     name: str
-    found: Agreement
+    found: SketchAgreement
 
 
 def main() -> None:

@@ -38,7 +38,7 @@ from cropi_tools.data.records import Rollout, Sample
 from cropi_tools.gradients.accumulator import Direction, Measure
 from cropi_tools.gradients.choose_method import choose_path
 from cropi_tools.gradients.estimates import GradientPath
-from cropi_tools.gradients.prompt_objective import GradientSettings, Task, batch_of, prepare
+from cropi_tools.gradients.prompt_objective import GradientSettings, GradientTask, batch_of, prepare
 from cropi_tools.gradients.reference import TOKENS_PER_PASS, ReferenceGradients, attending
 from cropi_tools.policy.loading import Policy
 from cropi_tools.policy.logprobs import response_logprobs, sequence_batch
@@ -139,7 +139,7 @@ def main() -> None:
         means = {path.stem: Direction(path) for path in files}
         rollout = random_rollout(policy, options.samples, options.tokens)
         task = prepare(rollout, GradientSettings())
-        assert isinstance(task, Task)
+        assert isinstance(task, GradientTask)
         path = ReferenceGradients(policy, GradientSettings(), recompute=options.recompute)
         measure = Measure(layout, ProjectionSpec.create("countsketch", layout, options.dim), means, device)
         if options.memory:
@@ -149,7 +149,7 @@ def main() -> None:
 
 
 def times(
-    options: argparse.Namespace, policy: Policy, path: ReferenceGradients, measure: Measure, task: Task
+    options: argparse.Namespace, policy: Policy, path: ReferenceGradients, measure: Measure, task: GradientTask
 ) -> dict[str, float]:
     """Shortest seconds of every stage."""
     device = policy.device
@@ -182,7 +182,7 @@ def times(
         together.append(task)
 
     def whole(counted: bool) -> None:
-        def work(way: GradientPath, tasks: list[Task]) -> None:
+        def work(way: GradientPath, tasks: list[GradientTask]) -> None:
             measure.begin(len(tasks))
             way.compute(tasks, measure.add)
             measure.finish()
@@ -255,7 +255,7 @@ def setting(options: argparse.Namespace) -> str:
 
 
 def report_memory(
-    options: argparse.Namespace, path: ReferenceGradients, measure: Measure, task: Task, peak: Peak, size: int
+    options: argparse.Namespace, path: ReferenceGradients, measure: Measure, task: GradientTask, peak: Peak, size: int
 ) -> None:
     """One prompt's gradient, sketch and products, and the highest anonymous memory since the start."""
     before, start = anonymous_memory() / 2**30, time.perf_counter()

@@ -28,7 +28,7 @@ from cropi_tools.gradients.accumulator import Direction, Measure
 from cropi_tools.gradients.batching import batches
 from cropi_tools.gradients.jvp import ForwardMode
 from cropi_tools.gradients.per_sample import FastGradients
-from cropi_tools.gradients.prompt_objective import GradientSettings, Task, prepare
+from cropi_tools.gradients.prompt_objective import GradientSettings, GradientTask, prepare
 from cropi_tools.gradients.reference import ReferenceGradients
 from cropi_tools.policy.loading import Policy
 from cropi_tools.sketches.spec import Layout, ProjectionSpec
@@ -96,7 +96,9 @@ def measured(
 
     norm = sum(float(mean.get(name, policy.device).square().sum()) for name in layout.places) ** 0.5  # type: ignore[union-attr]
     ways: dict[str, Callable[[], None]] = {
-        "rows": lambda: rows(policy, [task for r in rollouts if isinstance(task := prepare(r, SETTINGS), Task)]),
+        "rows": lambda: rows(
+            policy, [task for r in rollouts if isinstance(task := prepare(r, SETTINGS), GradientTask)]
+        ),
         "reference": lambda: backward("reference", reference),
         "fast": lambda: backward("fast", fast),
         "forward": by_forward,
@@ -115,7 +117,7 @@ def measured(
     return best
 
 
-def rows(policy: Policy, tasks: Sequence[Task]) -> None:
+def rows(policy: Policy, tasks: Sequence[GradientTask]) -> None:
     """The model's own loss with a row for every response, and its backward pass, a prompt at a time."""
     for task in tasks:
         ids = torch.tensor([task.prompt + response for response in task.responses])

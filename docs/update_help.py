@@ -16,7 +16,7 @@ START, END = "<!-- help -->\n```text\n", "```\n<!-- end of help -->\n"
 
 
 def help_text(command: str) -> str:
-    """What the command prints, at a fixed width and without colours."""
+    """What the command prints, at a fixed width and without colors."""
     environment = {**os.environ, "TERMINAL_WIDTH": "100", "COLUMNS": "100", "NO_COLOR": "1"}
     for name in ("FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS"):
         environment.pop(name, None)

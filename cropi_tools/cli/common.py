@@ -141,7 +141,7 @@ def console_script(
             # what libraries say about being in the middle of something
             warnings.simplefilter("ignore")
             sys.unraisablehook = lambda _: None
-            raise _Cancelled("interrupted; the same command goes on from what was finished") from None
+            raise _Cancelled("interrupted; the same command resumes from what was finished") from None
 
     # \b keeps the example's lines as they are
     app.command(

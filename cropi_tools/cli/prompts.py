@@ -27,12 +27,12 @@ def prompts(options: PromptsOptions) -> None:
     from cropi_tools.prompts.datasets import inputs_of, open_dataset
     from cropi_tools.prompts.duplicates import Exclusion
     from cropi_tools.prompts.row_formats import parse_mapping, prompt_texts
-    from cropi_tools.prompts.sources import Gathering
-    from cropi_tools.prompts.templates import Dressing, parse_kwargs
+    from cropi_tools.prompts.sources import SourceReader
+    from cropi_tools.prompts.templates import PromptTemplate, parse_kwargs
     from cropi_tools.runtime.errors import InputError
 
     columns = parse_mapping(",".join(options.mapping)) if options.mapping else {}
-    dressing = Dressing(
+    prompt_template = PromptTemplate(
         options.system,
         options.template,
         options.answer_template,
@@ -48,7 +48,7 @@ def prompts(options: PromptsOptions) -> None:
         **inputs_of("overlap", [others[name] for name in options.check_overlap]),
     }
     names = [datasets[name].stem for name in options.data]
-    decisive = options.decisive(columns, dressing.chat_template_kwargs, names)
+    decisive = options.decisive(columns, prompt_template.chat_template_kwargs, names)
     fingerprint = Fingerprint.of("cropi-prompts", decisive, inputs)
     target = JsonLinesOutput(options.output, fingerprint, inputs, options.force)
     if not target.open():
@@ -58,8 +58,8 @@ def prompts(options: PromptsOptions) -> None:
     for files, take in ((options.exclude, exclusion.forbid), (options.check_overlap, exclusion.watch)):
         for name in files:
             take(name, prompt_texts(others[name], columns))
-    gathering = Gathering(
-        dressing,
+    reader = SourceReader(
+        prompt_template,
         datasets,
         columns,
         dict(options.settings),
@@ -71,7 +71,7 @@ def prompts(options: PromptsOptions) -> None:
     )
     for text, kind in zip(options.sources, options.kinds, strict=True):
         before = target.lines
-        target.append(stoppable(gathering.prompts(text)))
+        target.append(stoppable(reader.prompts(text)))
         found, size = target.lines - before, options.size
         if size is not None and kind != RECIPE and exclusion.met and found < size:
             at_settings = " at these settings" if kind == FAMILY else ""
@@ -80,7 +80,7 @@ def prompts(options: PromptsOptions) -> None:
         raise InputError(f"{', '.join(options.sources)}: holds no record")
     if not target.lines:
         raise InputError(
-            f"no prompt is left: {exclusion.excluded} are in the excluded files, {exclusion.exact + exclusion.normalised} are repetitions"
+            f"no prompt is left: {exclusion.excluded} are in the excluded files, {exclusion.exact + exclusion.normalized} are repetitions"
         )
     target.finish(skipped=exclusion.skipped(), facts=exclusion.facts())
     runtime.notify(f"{options.output}: {target.lines} prompts ({exclusion.in_words()})")

@@ -19,7 +19,7 @@ cropi-verify 1.jsonl 2.jsonl --model P0 --prompts train.jsonl --verifier recorde
 
 
 def verify(options: VerifyOptions) -> None:
-    """Grade the responses of rollouts again, by another verifier or a mended one; tokens and log-probabilities stay.
+    """Grade the responses of rollouts again, by another verifier or a corrected one; tokens and log-probabilities stay.
 
     Rollouts of others are read as well (texts, and the dumps of verl) and become rollouts of ours. The summary is that of cropi-rollout: for
     every source accuracy and pass@k with their intervals, and lengths, on stderr.

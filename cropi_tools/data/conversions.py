@@ -16,7 +16,7 @@ _TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
 def by_transformers(source: str, weights: Sequence[str], revision: str | None = None) -> str:
-    """Saves anew, with its tokenizer, a folder or hub model whose weights are the files `weights`, not as .safetensors.
+    """Saves again, with its tokenizer, a folder or hub model whose weights are the files `weights`, not as .safetensors.
 
     Of several GGUF files, which are the same weights in several precisions, the first is taken. They need the package gguf.
     """

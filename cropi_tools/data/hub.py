@@ -82,11 +82,11 @@ def _snapshot(wish: _Wish, weights: bool) -> str:
         _check_weights(wish, files)
     runtime.notify(f"{wish.name}: downloading revision {str(model.sha)[:12]} into the cache of huggingface_hub")
     try:
-        with ending_the_process(f"{wish.name}: stopped; the same command goes on with the download"):
+        with ending_the_process(f"{wish.name}: stopped; the same command resumes the download"):
             return snapshot_download(wish.repository, revision=revision, tqdm_class=_bar(), **wish.chosen)
     except (OSError, ValueError, RuntimeError, errors.HTTPError) as error:
         raise InputError(
-            f"{wish.name}: the download broke off ({_first_line(error)}); the same command goes on with it"
+            f"{wish.name}: the download broke off ({_first_line(error)}); the same command resumes it"
         ) from None
 
 

@@ -163,7 +163,7 @@ def parse_line(line: bytes, path: str | Path, number: int) -> Record:
     except ValueError as error:
         if Path(path).suffix in (".csv", ".tsv", ".parquet", ".arrow"):
             raise InputError(f"{path}: JSON lines are expected here; cropi-prompts makes them of tables") from None
-        raise InputError(f"{shown(path)}:{number}: broken JSON ({reason_of(error)}); mend or remove the line") from None
+        raise InputError(f"{shown(path)}:{number}: broken JSON ({reason_of(error)}); fix or remove the line") from None
     if not isinstance(record, dict):
         raise InputError(f"{shown(path)}:{number}: expected a JSON object, found {type(record).__name__}")
     if b"\\ud" in line.lower():
@@ -205,7 +205,7 @@ def refuse_half_characters(record: Record, where: str) -> None:
     try:
         json.dumps(record, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise InputError(f"{where}: broken Unicode (half of a surrogate pair); mend or remove it") from None
+        raise InputError(f"{where}: broken Unicode (half of a surrogate pair); fix or remove it") from None
 
 
 def dump_line(record: Record) -> str:

@@ -24,7 +24,7 @@ def open_cut(path: Path, size: int, part: Path) -> IO[str]:
     """
     found = path.stat().st_size if path.exists() else 0
     if found < size:
-        raise InputError(f"{path}: has {found} bytes, {size} were saved; restore it, or remove {part} to start anew")
+        raise InputError(f"{path}: has {found} bytes, {size} were saved; restore it, or remove {part} to start again")
     stream = open(path, "a", encoding="utf-8")
     stream.truncate(size)
     stream.seek(0, os.SEEK_END)
@@ -96,7 +96,7 @@ class JsonLinesOutput:
 
     def finish(self, **described: Any) -> None:
         """As `Output.finish`; nothing to name for standard output. Lines after the last commit are not committed by it: who
-        never commits starts anew.
+        never commits starts again.
         """
         assert self._stream is not None, "open() first"
         self._stream.flush()

@@ -5,7 +5,7 @@
     X, X.manifest.json   the result, renamed into place, then its manifest (in a folder the manifest is inside, so both appear at once)
 
 The same command again: a finished output is "up to date", an unfinished one is resumed after its last commit. Another command on
-the same name is refused with what differs; `--force` starts anew and replaces the old result only after success.
+the same name is refused with what differs; `--force` starts again and replaces the old result only after success.
 A command that fails before its first commit leaves nothing behind.
 """
 
@@ -123,7 +123,7 @@ class Output:
         atexit.register(self._leave)
 
     def _leave(self) -> None:
-        """At the end of a process that did not finish: without a commit there is nothing to go on from."""
+        """At the end of a process that did not finish: without a commit there is nothing to resume from."""
         if self._lock is not None:
             if not (self.state or self._is_whole()):
                 # a thread of a library may still write there; then the next try takes it away
@@ -145,7 +145,7 @@ class Output:
 
     def _read_state(self) -> dict[str, Any] | None:
         """What the progress file says. InputError: it is damaged."""
-        path, remedy = self._state_path, f"remove {self.part} and {self._state_path} to start anew"
+        path, remedy = self._state_path, f"remove {self.part} and {self._state_path} to start again"
         try:
             found: dict[str, Any] = checked(read_json(path, remedy), _STATE, f"{path}: is damaged", remedy)
         except FileNotFoundError:
@@ -221,7 +221,9 @@ class Output:
                 self._clock.whole, self._clock.start = state["seconds"], state.get("seconds_start", 0.0)
                 return
             if not self.force:
-                raise InputError(f"{self.part}: unfinished work, {difference}; remove it or give --force to start anew")
+                raise InputError(
+                    f"{self.part}: unfinished work, {difference}; remove it or give --force to start again"
+                )
         self._drop_part()
         if self.folder:
             self.part.mkdir()
@@ -246,7 +248,7 @@ class Output:
 
     def resumed(self, shape: Shape) -> dict[str, Any]:
         """What an earlier try committed, of this shape; empty without one. InputError: the progress file is damaged."""
-        remedy = f"remove {self.part} and {self._state_path} to start anew"
+        remedy = f"remove {self.part} and {self._state_path} to start again"
         return checked(self.state, shape, f"{self._state_path}: is damaged", remedy) if self.state else {}
 
     def begin_work(self) -> None:
@@ -266,7 +268,7 @@ class Output:
         return {"seconds": whole, "seconds_start": start, "seconds_work": round(whole - start, 3)}
 
     def commit(self, state: Mapping[str, Any], **extra: Any) -> None:
-        """Say durably that everything up to `state` is in the part; a later try goes on from here."""
+        """Say durably that everything up to `state` is in the part; a later try resumes from here."""
         self.state = dict(state)
         seconds, start = self._clock.seconds()
         times = {"seconds": seconds, "seconds_start": start}

@@ -68,7 +68,7 @@ class StoreWriter:
             for torn in output.part.rglob("*.partial"):  # zarr renames what it has written whole; a kill came before
                 torn.unlink()
             state = output.resumed({"records": COUNT, "rows": COUNT, "bytes": COUNT})
-            with _opening(output.part, "remove it to start anew"):
+            with _opening(output.part, "remove it to start again"):
                 self._group = zarr.open_group(str(output.part), mode="r+")
                 if projection:
                     array = _checked_array(self._group, "vector", 2, (dtype.name,), (capacity, dim))

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
-from cropi_tools.engines.decoding_attention import PromptPass, ResponsePass, Seating, Store, decoding, logits_of
+from cropi_tools.engines.decoding_attention import KeyValueStore, PromptPass, ResponsePass, Seating, decoding, logits_of
 from cropi_tools.engines.next_token import choose, uniforms
 from cropi_tools.engines.protocol import Request, Sampling
 from cropi_tools.engines.trial import SAMPLING, Decoded, trial_error
@@ -79,8 +79,8 @@ class _Loop:
         shape = len(requests), self._limit + 1  # the last column takes what finished rows still draw
         self.tokens = torch.zeros(shape, dtype=torch.long, device=self._device)
         self.values = torch.zeros(shape, device=self._device)
-        self._prompts = Store(max(len(request.prompt_token_ids) for request in requests))
-        self._responses = Store(self._limit)
+        self._prompts = KeyValueStore(max(len(request.prompt_token_ids) for request in requests))
+        self._responses = KeyValueStore(self._limit)
         self._started = 0  # requests taken so far
         # of each row: its request, tokens drawn, the place of its prompt, whether it is finished
         self._rows = np.zeros((4, 0), dtype=np.int64)

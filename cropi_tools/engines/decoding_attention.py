@@ -23,7 +23,7 @@ _FIRST_LENGTH = 64  # tokens of a response that there is room for at first
 _active: _Active | None = None
 
 
-class Store:
+class KeyValueStore:
     """Keys and values of each layer, [places, key heads, length, size]; room is made as it is needed, up to `limit` tokens."""
 
     def __init__(self, limit: int) -> None:
@@ -74,14 +74,14 @@ class PromptPass(NamedTuple):
     """Prompts in one row of N tokens: `keep` [B] is each one's place in the store, `places` [B, longest] their tokens' places in the row with
     zeros as padding, `origin` [N] where in B x longest each token lies."""
 
-    store: Store
+    store: KeyValueStore
     keep: torch.Tensor
     places: torch.Tensor
     origin: torch.Tensor
 
     @classmethod
     def of(
-        cls, store: Store, keep: torch.Tensor, prompts: Sequence[list[int]], device: torch.device
+        cls, store: KeyValueStore, keep: torch.Tensor, prompts: Sequence[list[int]], device: torch.device
     ) -> tuple[PromptPass, torch.Tensor, torch.Tensor]:
         """The pass that keeps prompts' keys and values at places `keep` [B], with its token ids [N] and positions [N]."""
         lengths = torch.tensor([len(ids) for ids in prompts])
@@ -147,8 +147,8 @@ class ResponsePass(NamedTuple):
     hidden [R x key heads, 1, longest]: 0 at the columns a response sees, minus infinity after them; rows [R]: 0, 1, ...
     """
 
-    prompts: Store
-    responses: Store
+    prompts: KeyValueStore
+    responses: KeyValueStore
     seating: Seating
     columns: torch.Tensor
     longest: int
@@ -157,7 +157,7 @@ class ResponsePass(NamedTuple):
 
     @classmethod
     def at(
-        cls, prompts: Store, responses: Store, seating: Seating, columns: torch.Tensor, longest: int
+        cls, prompts: KeyValueStore, responses: KeyValueStore, seating: Seating, columns: torch.Tensor, longest: int
     ) -> ResponsePass:
         """The pass of tokens at these columns."""
         places = torch.arange(longest, device=columns.device)

@@ -186,7 +186,7 @@ class Client:
 
     def _told(self, error: Exception, prompt_tokens: int) -> str:
         """One sentence: what failed, where, and the remedy."""
-        kinds, url, again = self._openai, self.url, "the same command goes on from what is finished"
+        kinds, url, again = self._openai, self.url, "the same command resumes from what is finished"
         if isinstance(error, kinds.APITimeoutError):
             return f"{url}: no answer within {self._timeout:g} s; lower --concurrency or --max-tokens, {again}"
         if isinstance(error, kinds.APIConnectionError):

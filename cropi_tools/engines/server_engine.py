@@ -2,7 +2,7 @@
 
 Each response is a request of its own with its own seed and every sampling parameter said; nothing is left to the server's defaults or
 to the generation_config.json it serves. Where a server cannot say what it sampled, or with which probability, the response says so: its
-`logprobs` are None, and importance weights need a recomputed behaviour policy.
+`logprobs` are None, and importance weights need a recomputed behavior policy.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ class ServerEngine(Engine):
         ids, logprobs = answer.token_ids, answer.logprobs
         if ids is None:
             self._warn(
-                f"{url}: the server tells no token ids; responses are tokenised anew from their text, without log-probabilities "
+                f"{url}: the server tells no token ids; responses are tokenized again from their text, without log-probabilities "
                 "(give --behavior MODEL to cropi-grad)"
             )
             ids = list(self._tokens.tokenizer(answer.text, add_special_tokens=False)["input_ids"])

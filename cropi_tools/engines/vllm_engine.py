@@ -254,7 +254,7 @@ def _load(folder: str, dtype: str, memory: float) -> Any:
         if on_cpu:
             for name, value in _CPU_ENVIRONMENT.items():
                 os.environ.setdefault(name, value)
-            # A prompt computed in parts draws from its seed at every part, which would make a response depend on its neighbours (and on a
+            # A prompt computed in parts draws from its seed at every part, which would make a response depend on its neighbors (and on a
             # CPU vLLM fails there); GPU samplers take the draw back.
             options = {"enforce_eager": True, "enable_chunked_prefill": False, "block_size": _CPU_BLOCK}
         from vllm import LLM

@@ -21,7 +21,7 @@ def replace_weights(llm: Any, model: Any) -> None:
 
 
 def _prepare_tied(model: Any) -> None:
-    """Prepare layers anew that share their weight with another, such as a tied head.
+    """Prepare layers again that share their weight with another, such as a tied head.
 
     Reloading prepares the layer under whose name the weight came, and no other; on a CPU the head multiplies with a packed copy made when it was
     prepared, which would stay the old one.

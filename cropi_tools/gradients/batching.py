@@ -1,7 +1,7 @@
 """What cropi-grad has to do: which prompts, and in which batches.
 
 A batch is decided by the prompts alone, from the start of the work or from a place where the work before was committed, so that an
-interrupted command goes on with the same batches and ends with the same bytes.
+interrupted command resumes with the same batches, and the output is byte-identical.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from itertools import islice
 from typing import NamedTuple
 
 from cropi_tools.data.records import Rollout, read_rollouts, shard_range
-from cropi_tools.gradients.prompt_objective import GradientSettings, Task, prepare
+from cropi_tools.gradients.prompt_objective import GradientSettings, GradientTask, prepare
 from cropi_tools.runtime.errors import InputError
 
 PROMPTS_TOGETHER = 1024  # those without a gradient cost nothing, but what is found must be committed now and then
 
-Room = Callable[[Sequence[Task], Task], bool]
+Room = Callable[[Sequence[GradientTask], GradientTask], bool]
 
 
 class Work(NamedTuple):
@@ -44,11 +44,11 @@ class Work(NamedTuple):
 class Batch(NamedTuple):
     """Prompts in file order, each with its task or the reason why it has none."""
 
-    prompts: list[tuple[Rollout, Task | str]]
+    prompts: list[tuple[Rollout, GradientTask | str]]
 
     @property
-    def tasks(self) -> list[Task]:
-        return [task for _, task in self.prompts if isinstance(task, Task)]
+    def tasks(self) -> list[GradientTask]:
+        return [task for _, task in self.prompts if isinstance(task, GradientTask)]
 
 
 def survey(
@@ -69,7 +69,7 @@ def survey(
     """
     everything = Work(paths, vocabulary, 0, sys.maxsize, 0, samples, positions)
     live: list[bool] = []
-    origin: str | None = None  # of the first prompt: None, as for all that were not sampled anew
+    origin: str | None = None  # of the first prompt: None, as for all that were not sampled again
     for rollout in everything.rollouts():
         sampled_by = rollout.record.get("sampled_by")
         origin = origin if live else sampled_by
@@ -78,7 +78,7 @@ def survey(
                 f"prompt '{rollout.id}': these rollouts are of several policies, or of another than that of --behavior; leave --behavior out, "
                 "the log-probabilities of those who sampled are recorded"
             )
-        live.append(isinstance(prepare(rollout, settings), Task))
+        live.append(isinstance(prepare(rollout, settings), GradientTask))
     live = live[:limit]
     start, stop = shard_range(len(live), *shard)
     return everything._replace(start=start, stop=stop, live=sum(live[start:stop]))
@@ -86,15 +86,15 @@ def survey(
 
 def batches(rollouts: Iterator[Rollout], settings: GradientSettings, room: Room) -> Iterator[Batch]:
     """The prompts in batches; room(tasks, task): whether one more task fits."""
-    found: list[tuple[Rollout, Task | str]] = []
-    tasks: list[Task] = []
+    found: list[tuple[Rollout, GradientTask | str]] = []
+    tasks: list[GradientTask] = []
     for rollout in rollouts:
         task = prepare(rollout, settings)
-        if found and ((isinstance(task, Task) and not room(tasks, task)) or len(found) == PROMPTS_TOGETHER):
+        if found and ((isinstance(task, GradientTask) and not room(tasks, task)) or len(found) == PROMPTS_TOGETHER):
             yield Batch(found)
             found, tasks = [], []
         found.append((rollout, task))
-        if isinstance(task, Task):
+        if isinstance(task, GradientTask):
             tasks.append(task)
     if found:
         yield Batch(found)

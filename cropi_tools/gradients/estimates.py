@@ -13,14 +13,14 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from cropi_tools.gradients.accumulator import Measure, Measured
-from cropi_tools.gradients.prompt_objective import GradientSettings, PromptGradient, Task, prepare
+from cropi_tools.gradients.prompt_objective import GradientSettings, GradientTask, PromptGradient, prepare
 from cropi_tools.gradients.reference import Consume
 from cropi_tools.gradients.splitting import samples_of
 from cropi_tools.gradients.targets import Against
 from cropi_tools.runtime.errors import InputError
 
 
-class Estimate(NamedTuple):
+class PromptFigures(NamedTuple):
     """Of one prompt: its index entry with everything measured, its sketch if one is made, tokens that went through the policy, and how
     many that were with a row for every sample, the prompt in each.
     """
@@ -36,17 +36,17 @@ class GradientPath(Protocol):
 
     parameters: list[tuple[str, torch.nn.Parameter]]
 
-    def room_for(self, tasks: Sequence[Task], task: Task) -> bool: ...
+    def room_for(self, tasks: Sequence[GradientTask], task: GradientTask) -> bool: ...
 
-    def compute(self, tasks: Sequence[Task], consume: Consume) -> list[PromptGradient]: ...
+    def compute(self, tasks: Sequence[GradientTask], consume: Consume) -> list[PromptGradient]: ...
 
 
-class Estimates(Protocol):
+class Figures(Protocol):
     """What collect.py needs."""
 
-    def room_for(self, tasks: Sequence[Task], task: Task) -> bool: ...
+    def room_for(self, tasks: Sequence[GradientTask], task: GradientTask) -> bool: ...
 
-    def of(self, tasks: Sequence[Task]) -> list[Estimate]: ...
+    def of(self, tasks: Sequence[GradientTask]) -> list[PromptFigures]: ...
 
 
 class BackwardEstimates:
@@ -69,7 +69,7 @@ class BackwardEstimates:
         )
         self.room_for = path.room_for
 
-    def of(self, tasks: Sequence[Task]) -> list[Estimate]:
+    def of(self, tasks: Sequence[GradientTask]) -> list[PromptFigures]:
         """The estimates of a batch of tasks. InputError: a gradient that is not finite."""
         if not tasks:
             return []
@@ -81,12 +81,12 @@ class BackwardEstimates:
                 entry = {**gradient.entry, "status": "zero-gradient"}
             check_finite(task, [figures.square, *figures.inner.values()])
             sketch = figures.sketch if figures.square else None
-            found.append(Estimate(entry, sketch, gradient.tokens, tokens_as_rows(task)))
+            found.append(PromptFigures(entry, sketch, gradient.tokens, tokens_as_rows(task)))
         if self._halves is not None:
             self._add_halves(tasks, found)
         return found
 
-    def _run(self, tasks: Sequence[Task], measure: Measure) -> tuple[list[PromptGradient], list[Measured]]:
+    def _run(self, tasks: Sequence[GradientTask], measure: Measure) -> tuple[list[PromptGradient], list[Measured]]:
         measure.begin(len(tasks))
         gradients = self._path.compute(tasks, measure.add)
         try:
@@ -95,7 +95,7 @@ class BackwardEstimates:
             ids = ", ".join(f"'{task.rollout.id}'" for task in tasks)
             raise InputError(f"prompt {ids}: {error}") from None
 
-    def _add_halves(self, tasks: Sequence[Task], found: list[Estimate]) -> None:
+    def _add_halves(self, tasks: Sequence[GradientTask], found: list[PromptFigures]) -> None:
         results: list[list[Any]] = [[None, None] for _ in tasks]
         assert self._halves is not None
         for half in (0, 1):
@@ -119,24 +119,24 @@ class BackwardEstimates:
             estimate.entry["halves"] = halves
 
 
-def tokens_as_rows(task: Task) -> int:
+def tokens_as_rows(task: GradientTask) -> int:
     """Tokens of the prompt and a response, over all responses."""
     return len(task.responses) * len(task.prompt) + task.tokens
 
 
-def half_of(task: Task, half: int, settings: GradientSettings) -> Task | None:
+def half_of(task: GradientTask, half: int, settings: GradientSettings) -> GradientTask | None:
     """The task of half the samples, 0 or 1; None when these give no gradient."""
     samples = [task.rollout.samples[number] for number in rows_of(task, half)]
     part = prepare(task.rollout._replace(samples=samples), settings) if samples else None
-    return part if isinstance(part, Task) else None
+    return part if isinstance(part, GradientTask) else None
 
 
-def rows_of(task: Task, half: int) -> list[int]:
+def rows_of(task: GradientTask, half: int) -> list[int]:
     """The numbers of the samples in half 0 or 1."""
     return samples_of(task.rollout.id, len(task.responses), half)
 
 
-def check_finite(task: Task, values: Iterable[float]) -> None:
+def check_finite(task: GradientTask, values: Iterable[float]) -> None:
     """InputError naming the prompt when a figure is not finite."""
     if not all(map(math.isfinite, values)):
         raise InputError(f"prompt '{task.rollout.id}': its gradient is not finite; try --dtype float32")

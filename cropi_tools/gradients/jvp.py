@@ -33,8 +33,8 @@ from cropi_tools.gradients.accumulator import Direction, keep_on_device
 from cropi_tools.gradients.jvp_rules import carried_logprobs
 from cropi_tools.gradients.prompt_objective import (
     GradientSettings,
+    GradientTask,
     PromptGradient,
-    Task,
     batch_of,
     batch_tokens,
     behavior_logprobs,
@@ -97,7 +97,7 @@ class ForwardMode:
         self._names = {parameter: name for name, parameter in self.parameters}
         self.by_rules = self._rules_hold()
 
-    def room_for(self, tasks: Sequence[Task], task: Task) -> bool:
+    def room_for(self, tasks: Sequence[GradientTask], task: GradientTask) -> bool:
         """Whether `task` can be computed together with `tasks`; an empty batch always has room."""
         if not tasks:
             return True
@@ -106,7 +106,7 @@ class ForwardMode:
         lengths = (length for one in [*tasks, task] for length in one.lengths)
         return tokens <= min(self._max_tokens, together) and packs([self._policy.model], lengths)
 
-    def compute(self, tasks: Sequence[Task]) -> list[Forward]:
+    def compute(self, tasks: Sequence[GradientTask]) -> list[Forward]:
         """The derivatives of prompts' log-probabilities and the inner products.
 
         tasks: as many as `room_for` allows. InputError: no behavior log-probabilities, importance ratios that are not finite, or a
@@ -122,7 +122,7 @@ class ForwardMode:
         pieces = zip(tasks, logprobs.split(sizes), tangents.split(sizes, 1), behavior, rows, strict=True)
         return [self._result(*piece) for piece in pieces]
 
-    def _alone(self, task: Task) -> Forward:
+    def _alone(self, task: GradientTask) -> Forward:
         """One prompt, in several passes if need be."""
         tokens, found, behavior = 0, [], []
         for rows in passes(self._policy.model, task, self._max_tokens):
@@ -135,7 +135,12 @@ class ForwardMode:
         return self._result(task, logprobs, tangents, torch.cat(known) if len(known) == len(found) else None, tokens)
 
     def _result(
-        self, task: Task, logprobs: torch.Tensor, tangents: torch.Tensor, behavior: torch.Tensor | None, tokens: int
+        self,
+        task: GradientTask,
+        logprobs: torch.Tensor,
+        tangents: torch.Tensor,
+        behavior: torch.Tensor | None,
+        tokens: int,
     ) -> Forward:
         derivative, terms = token_gradients(task, range(len(task.responses)), logprobs, behavior, self._settings)
         inner = (tangents.double() @ derivative.double()).tolist()
@@ -230,7 +235,9 @@ class ForwardMode:
         return bool(((found - expected).norm(dim=1) <= allowed).all())
 
 
-def inner_of(forward: Forward, task: Task, rows: Sequence[int], settings: GradientSettings) -> dict[str, float] | None:
+def inner_of(
+    forward: Forward, task: GradientTask, rows: Sequence[int], settings: GradientSettings
+) -> dict[str, float] | None:
     """The inner products of another task over some of the same responses, `rows` in order, from the derivatives at hand.
 
     task: with advantages and coefficients of its own, as `prepare` makes it of those samples. None: it has no gradient.

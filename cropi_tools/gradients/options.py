@@ -164,7 +164,7 @@ class GradOptions(CommandOptions):
     ] = 16384
     checkpoint_activations: Annotated[
         bool,
-        Option("--checkpoint-activations", "Compute activations anew in the backward pass: less memory.", "Device"),
+        Option("--checkpoint-activations", "Compute activations again in the backward pass: less memory.", "Device"),
     ] = False
     device: Device = "auto"
     dtype: Dtype = "auto"

@@ -22,8 +22,8 @@ import torch
 from cropi_tools.gradients.per_sample_rules import Rows, Rule, rule_of
 from cropi_tools.gradients.prompt_objective import (
     GradientSettings,
+    GradientTask,
     PromptGradient,
-    Task,
     behavior_of_each,
     facts,
     token_gradients,
@@ -93,11 +93,11 @@ class FastGradients:
         self._reference: ReferenceGradients | None = None
         self._try_out()
 
-    def room_for(self, tasks: Sequence[Task], task: Task) -> bool:
+    def room_for(self, tasks: Sequence[GradientTask], task: GradientTask) -> bool:
         """Whether `task` can be computed together with `tasks`; an empty batch always has room."""
         return not tasks or self._fits([*tasks, task])
 
-    def _fits(self, tasks: Sequence[Task]) -> bool:
+    def _fits(self, tasks: Sequence[GradientTask]) -> bool:
         tokens = sum(len(task.prompt) + task.tokens for task in tasks)
         logits = sum(task.tokens for task in tasks) * self._policy.vocabulary
         gradients = len(tasks) * self._largest
@@ -108,7 +108,7 @@ class FastGradients:
             and packs([self._policy.model], (length for task in tasks for length in task.lengths))
         )
 
-    def compute(self, tasks: Sequence[Task], consume: Consume) -> list[PromptGradient]:
+    def compute(self, tasks: Sequence[GradientTask], consume: Consume) -> list[PromptGradient]:
         """Hand the gradients of prompts' objectives to `consume`, parameter by parameter in no particular order.
 
         tasks: as many as `room_for` allows; a single one that is too long for a packed pass takes the reference path. consume(name,
@@ -140,7 +140,7 @@ class FastGradients:
 
     def _token_gradients(
         self,
-        tasks: Sequence[Task],
+        tasks: Sequence[GradientTask],
         batch: PackedBatch,
         logprobs: torch.Tensor,
         behavior: Sequence[torch.Tensor | None],
@@ -154,7 +154,7 @@ class FastGradients:
                 for task, own, beta in zip(tasks, pieces, known, strict=True)
             ]
             return torch.cat([derivative for derivative, _ in results]), [terms for _, terms in results]
-        together = Task(
+        together = GradientTask(
             tasks[0].rollout,
             [response for task in tasks for response in task.responses],
             [advantage for task in tasks for advantage in task.advantages],

@@ -30,7 +30,7 @@ from cropi_tools.sketches.spec import Layout
 
 EPSILON = 1e-8  # AdamW's
 LEAST = 0.01  # of the median of sqrt(v); coordinates below it are left out
-_KEPT_BYTES = 1 << 30  # scales of smaller policies are kept, of larger ones computed anew from the mapped state
+_KEPT_BYTES = 1 << 30  # scales of smaller policies are kept, of larger ones computed again from the mapped state
 _BITS = 16  # of a float32, dropped to count values: 128 bins in each power of two
 _AT_ONCE = 1 << 24
 

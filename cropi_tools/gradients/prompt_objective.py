@@ -42,7 +42,7 @@ class GradientSettings(NamedTuple):
     baseline: Baseline = "group"
 
 
-class Task(NamedTuple):
+class GradientTask(NamedTuple):
     """A prompt that has a gradient: its responses with an advantage and, for every token, a coefficient (one a response)."""
 
     rollout: Rollout
@@ -73,7 +73,7 @@ class PromptGradient(NamedTuple):
     tokens: int
 
 
-def prepare(rollout: Rollout, settings: GradientSettings) -> Task | str:
+def prepare(rollout: Rollout, settings: GradientSettings) -> GradientTask | str:
     """The task of a prompt, or the status of one that has no gradient: `zero-advantage`, `empty`, or `zero-gradient`.
 
     The last where equal responses got unequal rewards (a verifier that timed out, say) and nothing else differs: their advantages cancel, and
@@ -90,7 +90,7 @@ def prepare(rollout: Rollout, settings: GradientSettings) -> Task | str:
         return "zero-gradient"
     # `constant` divides by responses times a fixed length; the length is 1 here, since neither a cosine nor a ranking sees it
     total = sum(lengths) if settings.aggregation == "token" else len(lengths)
-    return Task(rollout, responses, advantages, token_coefficients(lengths, settings.aggregation, total))
+    return GradientTask(rollout, responses, advantages, token_coefficients(lengths, settings.aggregation, total))
 
 
 def _cancel(responses: Sequence[Sequence[int]], advantages: Sequence[float]) -> bool:
@@ -110,7 +110,7 @@ def _identity(rollout: Rollout) -> dict[str, Any]:
     return {"id": rollout.id, "source": rollout.source, "pass_rate": pass_rate(rollout.rewards)}
 
 
-def passes(model: Any, task: Task, limit: int) -> list[range]:
+def passes(model: Any, task: GradientTask, limit: int) -> list[range]:
     """The responses of a task in ranges whose forward pass stays within `limit` tokens; one response always fits.
 
     Those of a range are of one regime (`lengths.py`). Ranges without a token need no pass and are left out.
@@ -131,7 +131,7 @@ def passes(model: Any, task: Task, limit: int) -> list[range]:
     return [rows for rows in ranges if any(task.responses[row] for row in rows)]
 
 
-def batch_of(policy: Policy, task: Task, rows: range) -> SequenceBatch | PackedBatch:
+def batch_of(policy: Policy, task: GradientTask, rows: range) -> SequenceBatch | PackedBatch:
     """Some responses of a task as one forward pass."""
     return lay_out([policy.model], [(task.prompt, [task.responses[row] for row in rows])], policy.device)
 
@@ -142,7 +142,11 @@ def batch_tokens(batch: SequenceBatch | PackedBatch) -> int:
 
 
 def behavior_logprobs(
-    task: Task, rows: range, batch: SequenceBatch | PackedBatch, behavior: Policy | None, settings: GradientSettings
+    task: GradientTask,
+    rows: range,
+    batch: SequenceBatch | PackedBatch,
+    behavior: Policy | None,
+    settings: GradientSettings,
 ) -> torch.Tensor | None:
     """beta's log-probabilities [tokens] of some responses: as recorded, or recomputed by `behavior` at the policy temperature.
 
@@ -171,7 +175,7 @@ def behavior_logprobs(
 
 
 def behavior_of_each(
-    tasks: Sequence[Task], batch: PackedBatch, behavior: Policy | None, settings: GradientSettings
+    tasks: Sequence[GradientTask], batch: PackedBatch, behavior: Policy | None, settings: GradientSettings
 ) -> list[torch.Tensor | None]:
     """`behavior_logprobs` of each task of a packed batch; one pass for all if a policy has to recompute them."""
     if behavior is not None and packs([behavior.model], (length for task in tasks for length in task.lengths)):
@@ -182,7 +186,7 @@ def behavior_of_each(
 
 
 def token_gradients(
-    task: Task,
+    task: GradientTask,
     rows: range,
     logprobs: torch.Tensor,
     behavior: torch.Tensor | None,
@@ -213,7 +217,7 @@ def spread(values: Sequence[float], lengths: Sequence[int], like: torch.Tensor) 
     )
 
 
-def facts(task: Task, parts: Sequence[Terms], measured: bool, weighting: Weighting) -> dict[str, Any]:
+def facts(task: GradientTask, parts: Sequence[Terms], measured: bool, weighting: Weighting) -> dict[str, Any]:
     """The index entry of a prompt with a gradient; `measured`: whether beta's log-probabilities are known. parts: of all its responses that
     have tokens, in order.
 

@@ -14,8 +14,8 @@ import torch
 
 from cropi_tools.gradients.prompt_objective import (
     GradientSettings,
+    GradientTask,
     PromptGradient,
-    Task,
     batch_of,
     batch_tokens,
     behavior_logprobs,
@@ -35,7 +35,7 @@ Consume = Callable[[str, torch.Tensor], None]
 class ReferenceGradients:
     """Gradients of one policy's prompts; `behavior` recomputes beta by the same forward pass, at the policy temperature.
 
-    max_tokens: of one forward pass, bounds activations. recompute: activations of each layer are computed anew in the backward pass
+    max_tokens: of one forward pass, bounds activations. recompute: activations of each layer are computed again in the backward pass
     instead of kept (gradient checkpointing).
     """
 
@@ -52,11 +52,11 @@ class ReferenceGradients:
         if recompute:
             checkpoint_activations(policy.model)
 
-    def room_for(self, tasks: Sequence[Task], task: Task) -> bool:
+    def room_for(self, tasks: Sequence[GradientTask], task: GradientTask) -> bool:
         """Whether `task` can be computed together with `tasks`: never, it is one prompt a backward pass."""
         return not tasks
 
-    def compute(self, tasks: Sequence[Task], consume: Consume) -> list[PromptGradient]:
+    def compute(self, tasks: Sequence[GradientTask], consume: Consume) -> list[PromptGradient]:
         """Hand the gradient of a prompt's objective to `consume`, parameter by parameter in no particular order.
 
         tasks: one. consume(name, gradients): [1, ...] in the number format of the parameter; freed afterwards. Parameters the prompt
@@ -95,7 +95,7 @@ class ReferenceGradients:
             consume(name, sums.pop(name)[None])
         return [PromptGradient("ok", facts(task, terms, measured, self._settings.estimator.weighting), tokens)]
 
-    def _mean_weight(self, task: Task, parts: list[range]) -> float:
+    def _mean_weight(self, task: GradientTask, parts: list[range]) -> float:
         """The mean of the weights that self-normalization divides by, over all passes."""
         total = 0.0
         one = self._settings._replace(estimator=self._settings.estimator._replace(self_normalize=False))

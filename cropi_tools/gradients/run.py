@@ -13,7 +13,7 @@ from cropi_tools.data.policies import same_tokenizer, tokenizer_digest
 from cropi_tools.gradients.accumulator import Measure
 from cropi_tools.gradients.batching import survey
 from cropi_tools.gradients.choose_method import choose_path
-from cropi_tools.gradients.estimates import BackwardEstimates, Estimates
+from cropi_tools.gradients.estimates import BackwardEstimates, Figures
 from cropi_tools.gradients.jvp import ForwardMode
 from cropi_tools.gradients.jvp_estimates import ForwardEstimates
 from cropi_tools.gradients.options import GradOptions
@@ -98,7 +98,7 @@ def _forward(
     behavior: Policy | None,
     against: Against,
     scaling: Preconditioner | None,
-) -> Estimates:
+) -> Figures:
     directions = against.half_directions if options.halves else against.directions
     if scaling is not None:
         for direction in directions.values():
@@ -117,7 +117,7 @@ def _backward(
     scaling: Preconditioner | None,
     layout: Layout,
     spec: ProjectionSpec,
-) -> Estimates:
+) -> Figures:
     path = _path(options, policy, settings, behavior)
     device: torch.device = policy.device
     measure = Measure(layout, spec, against.directions, device, scaling)

@@ -23,7 +23,7 @@ from cropi_tools.gradients.batching import Work, batches
 from cropi_tools.gradients.estimates import GradientPath
 from cropi_tools.gradients.half_sums import DIM, GROUPS, HalfSums, Tensors
 from cropi_tools.gradients.preconditioner import Preconditioner
-from cropi_tools.gradients.prompt_objective import GradientSettings, Task
+from cropi_tools.gradients.prompt_objective import GradientSettings, GradientTask
 from cropi_tools.gradients.write_store import SECONDS_BETWEEN_COMMITS, without_any
 from cropi_tools.runtime.errors import InputError
 from cropi_tools.sketches.spec import Layout
@@ -76,7 +76,7 @@ def collect_mean(
             if parts is not None:
                 parts.begin(len(tasks))
 
-            def consume(name: str, gradients: torch.Tensor, tasks: list[Task] = tasks) -> None:
+            def consume(name: str, gradients: torch.Tensor, tasks: list[GradientTask] = tasks) -> None:
                 rows = gradients.reshape(len(tasks), -1)
                 if scaling is not None:
                     rows = rows * scaling.scale(name)
@@ -138,7 +138,7 @@ def collect_mean(
 
 def _resumed(output: Output, layout: Layout, halves: bool) -> dict[str, Any]:
     """What unfinished work says of itself, its tensors checked to be those of the layout. InputError: it is damaged."""
-    path, remedy = output.part, f"remove {output.part} and {output.part}.json to start anew"
+    path, remedy = output.part, f"remove {output.part} and {output.part}.json to start again"
     parts = {"halves": {"counts": Listed(Listed(COUNT, GROUPS), 2), "live": Listed(COUNT, 2)}} if halves else {}
     saved: dict[str, Any] = read_facts(path)
     shape = {"counters": {"tokens": COUNT}, **({} if "norm" in saved else {"done": COUNT, **parts})}

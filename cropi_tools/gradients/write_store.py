@@ -16,15 +16,15 @@ from cropi_tools import runtime
 from cropi_tools.data.output import Output
 from cropi_tools.data.store import StoreWriter
 from cropi_tools.gradients.batching import Batch, Work, batches
-from cropi_tools.gradients.estimates import Estimate, Estimates
-from cropi_tools.gradients.prompt_objective import GradientSettings, Task, without_gradient
+from cropi_tools.gradients.estimates import Figures, PromptFigures
+from cropi_tools.gradients.prompt_objective import GradientSettings, GradientTask, without_gradient
 from cropi_tools.runtime.errors import InputError
 
 SECONDS_BETWEEN_COMMITS = 60.0
 
 
 def collect_store(
-    estimates: Estimates, settings: GradientSettings, work: Work, output: Output, attributes: Mapping[str, Any]
+    estimates: Figures, settings: GradientSettings, work: Work, output: Output, attributes: Mapping[str, Any]
 ) -> dict[str, int]:
     """Fill and finish a store. Returns counts by status and the tokens that went through the policy, and would have with a row a sample.
 
@@ -35,7 +35,7 @@ def collect_store(
     counters = {"tokens": 0, "tokens_as_rows": 0, **output.state.get("counters", {})}
     committed = time.monotonic()
 
-    def room(tasks: list[Task], task: Task) -> bool:
+    def room(tasks: list[GradientTask], task: GradientTask) -> bool:
         # a batch ends where a chunk of rows does, so that chunks are written whole
         whole = vectors and tasks and (writer.rows + len(tasks)) % writer.chunk_rows == 0
         return not whole and estimates.room_for(tasks, task)
@@ -69,15 +69,15 @@ def collect_store(
     return counters
 
 
-def _in_order(batch: Batch, estimates: Estimates) -> list[Estimate]:
+def _in_order(batch: Batch, estimates: Figures) -> list[PromptFigures]:
     """The estimates of all prompts of a batch, those without a gradient included."""
     live = iter(estimates.of(batch.tasks))
     found = []
     for rollout, task in batch.prompts:
-        if isinstance(task, Task):
+        if isinstance(task, GradientTask):
             found.append(next(live))
         else:
-            found.append(Estimate(without_gradient(rollout, task).entry, None, 0, 0))
+            found.append(PromptFigures(without_gradient(rollout, task).entry, None, 0, 0))
     return found
 
 

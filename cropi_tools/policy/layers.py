@@ -29,7 +29,7 @@ def decoder_layers(model: Any) -> list[Any]:
 
 
 def checkpoint_activations(model: Any) -> None:
-    """Compute every layer's activations anew in the backward pass in place of holding them."""
+    """Compute every layer's activations again in the backward pass in place of holding them."""
     for layer in decoder_layers(model):
         layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
 

@@ -104,7 +104,7 @@ def load_policy(folder: str, device: str = "auto", dtype: str = "auto", date: st
 def save_policy(policy: Policy, folder: Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:
     """Write weights and configuration; tokenizer and generation settings are copied from the folder the policy was loaded from.
 
-    They are copied, not written anew: the library may write the same tokenizer in other words, and its rollouts would seem foreign.
+    They are copied, not written again: the library may write the same tokenizer in other words, and its rollouts would seem foreign.
     weights: the state dict to write; None: the model's own.
     """
     given = {} if weights is None else {"state_dict": dict(weights)}

@@ -139,12 +139,12 @@ def _from_logits(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     logits = at_least_float32(logits)
     logits = logits / temperature if temperature != 1.0 else logits
-    normaliser = torch.logsumexp(logits, -1)
-    chosen = logits.gather(-1, targets[:, None])[:, 0] - normaliser
+    normalizer = torch.logsumexp(logits, -1)
+    chosen = logits.gather(-1, targets[:, None])[:, 0] - normalizer
     if entropy == "no":
-        return chosen, torch.zeros_like(normaliser)
+        return chosen, torch.zeros_like(normalizer)
     with torch.set_grad_enabled(torch.is_grad_enabled() and entropy == "gradient"):
-        return chosen, normaliser - (torch.softmax(logits, -1) * logits).sum(-1)
+        return chosen, normalizer - (torch.softmax(logits, -1) * logits).sum(-1)
 
 
 def at_least_float32(values: torch.Tensor) -> torch.Tensor:

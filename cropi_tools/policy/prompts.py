@@ -40,7 +40,7 @@ def prompt_token_ids(tokenizer: Any, record: Record, date: str = DEFAULT_DATE, f
 
     With a chat template, text becomes one user message, the record's `chat_template_kwargs` go to the template, and its generation
     prompt is added; a last message of the assistant's is the beginning of the response instead, and is left open. The template
-    writes the special tokens itself, so none are added. Without a template, text is tokenised as it is, with the special
+    writes the special tokens itself, so none are added. Without a template, text is tokenized as it is, with the special
     tokens the tokenizer adds; a text that begins with the token of beginning gets no second one.
 
     date: what a template is told that asks for it. folder: what messages call the policy. InputError: the template fails on the

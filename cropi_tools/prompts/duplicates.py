@@ -18,7 +18,7 @@ from cropi_tools.runtime.errors import InputError
 Prompt = str | Sequence[Mapping[str, Any]]
 
 
-def normalise_question(prompt: Prompt) -> str:
+def normalize_question(prompt: Prompt) -> str:
     """The text by which two prompts count as the same question: NFKC, case folded, white space collapsed; messages are
     joined."""
     text = prompt if isinstance(prompt, str) else "\n".join(str(message["content"]) for message in prompt)
@@ -26,16 +26,16 @@ def normalise_question(prompt: Prompt) -> str:
 
 
 def bare_question(prompt: Prompt) -> str:
-    """The normalised question without system messages, by which sets are kept apart: instructions do not make it another."""
+    """The normalized question without system messages, by which sets are kept apart: instructions do not make it another."""
     if isinstance(prompt, str):
-        return normalise_question(prompt)
-    return normalise_question([message for message in prompt if message["role"] not in ("system", "developer")])
+        return normalize_question(prompt)
+    return normalize_question([message for message in prompt if message["role"] not in ("system", "developer")])
 
 
 class Exclusion:
     """Lets each question through once, and none of the excluded files'; counts what it met.
 
-    kept; excluded; exact and normalised: repetitions of a kept prompt to the letter, and of its normalised question alone; conflicting:
+    kept; excluded; exact and normalized: repetitions of a kept prompt to the letter, and of its normalized question alone; conflicting:
     repetitions whose answer differs from the first one's. by_excluded and by_watched: for each such file the prompts that
     were found in it (in the first of several that hold one).
     """
@@ -43,14 +43,14 @@ class Exclusion:
     def __init__(self) -> None:
         self._forbidden, self._watched = Seen(notes=True), Seen(notes=True)
         self._questions = Seen(notes=True)
-        self.kept = self.excluded = self.exact = self.normalised = self.conflicting = 0
+        self.kept = self.excluded = self.exact = self.normalized = self.conflicting = 0
         self.by_excluded: dict[str, int] = {}
         self.by_watched: dict[str, int] = {}
 
     @property
     def met(self) -> int:
         """Prompts asked about so far."""
-        return self.kept + self.excluded + self.exact + self.normalised
+        return self.kept + self.excluded + self.exact + self.normalized
 
     def forbid(self, name: str, prompts: Iterable[Prompt]) -> None:
         """Keep out the questions of a file."""
@@ -64,7 +64,7 @@ class Exclusion:
         """Whether the record's question is new and allowed; counts it. `asked`: the question before a template shaped it, which
         may stand in the excluded files too."""
         prompt = record["prompt"]
-        question = normalise_question(prompt)
+        question = normalize_question(prompt)
         bare = question if isinstance(prompt, str) else bare_question(prompt)
         barest = bare if asked is None or asked is prompt else bare_question(asked)
         if _found(self._forbidden, self.by_excluded, bare, barest):
@@ -76,7 +76,7 @@ class Exclusion:
         if not self._questions.add(question, note):
             first = self._questions.note(question) or 0
             exact = first >> 31 == note >> 31
-            self.exact, self.normalised = self.exact + exact, self.normalised + (not exact)
+            self.exact, self.normalized = self.exact + exact, self.normalized + (not exact)
             self.conflicting += (first ^ note) & (2**31 - 1) != 0
             return False
         _found(self._watched, self.by_watched, bare, barest)
@@ -88,7 +88,7 @@ class Exclusion:
         return {
             "excluded": self.excluded,
             "exact repetitions": self.exact,
-            "normalised repetitions": self.normalised,
+            "normalised repetitions": self.normalized,
         }
 
     def facts(self) -> dict[str, Any]:
@@ -100,11 +100,11 @@ class Exclusion:
         }
 
     def in_words(self) -> str:
-        """What was left out: `3 excluded: 2 in a.jsonl, 1 in b.jsonl; 1 exact and 0 normalised repetitions dropped`."""
+        """What was left out: `3 excluded: 2 in a.jsonl, 1 in b.jsonl; 1 exact and 0 normalized repetitions dropped`."""
         where = ", ".join(f"{count} in {name}" for name, count in self.by_excluded.items())
         excluded = f"{self.excluded} excluded: {where}; " if where else ""
         apart = "".join(f"; none in {name}" for name, count in self.by_watched.items() if not count)
-        return f"{excluded}{self.exact} exact and {self.normalised} normalised repetitions dropped{apart}"
+        return f"{excluded}{self.exact} exact and {self.normalized} normalized repetitions dropped{apart}"
 
     def warnings(self) -> Iterator[str]:
         """One sentence for each thing a user should know before training."""

@@ -1,7 +1,7 @@
 """Rows as others write them made into records of `prompts.jsonl`: our own form, verl's, TRL's, the authors', or any
 columns by `--map`.
 
-What is recognised: `reward_model` or `data_source` make a row verl's. Any other has its question in `prompt` and its answer
+What is recognized: `reward_model` or `data_source` make a row verl's. Any other has its question in `prompt` and its answer
 in `answer`, `solution` or `ground_truth`. Columns without a meaning here are kept in `extra`, since rewards may read them;
 what rollouts and selections added to a prompt (responses, ranks) is left behind.
 """

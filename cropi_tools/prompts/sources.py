@@ -14,16 +14,16 @@ from cropi_tools.prompts.duplicates import Exclusion
 from cropi_tools.prompts.options import RECIPE, kind_of_source
 from cropi_tools.prompts.recipes import reasoning_gym_prompts, recipe_prompts
 from cropi_tools.prompts.row_formats import dataset_prompts
-from cropi_tools.prompts.templates import Dressing
+from cropi_tools.prompts.templates import PromptTemplate
 from cropi_tools.runtime.errors import InputError
 
 
 @dataclass
-class Gathering:
+class SourceReader:
     """How sources are read. `settings`, `seed` and `only` are for generated prompts, `columns` (see `row_formats.parse_mapping`) for data;
     `size` is the most of each source, and of each line of a recipe; `datasets` holds what was opened, by source."""
 
-    dressing: Dressing
+    prompt_template: PromptTemplate
     datasets: Mapping[str, Dataset] = field(default_factory=dict)
     columns: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -49,7 +49,7 @@ class Gathering:
             yield record
 
     def _generated(self, kind: str, source: str) -> Iterator[tuple[str, Record]]:
-        name, shaping = source.removeprefix(kind), self.dressing
+        name, shaping = source.removeprefix(kind), self.prompt_template
         if kind == RECIPE:
             made = recipe_prompts(name, self.seed, self.size, self.only, self.exclusion)
         else:
@@ -69,6 +69,6 @@ class Gathering:
 
     def _data(self, source: str) -> Iterator[tuple[str, Record]]:
         for where, row, record in dataset_prompts(self.datasets[source], self.columns, self.source):
-            dressed = self.dressing.of_row(record, row, where)
-            if self.exclusion.admits(dressed, record["prompt"]):
-                yield where, dressed
+            shaped = self.prompt_template.of_row(record, row, where)
+            if self.exclusion.admits(shaped, record["prompt"]):
+                yield where, shaped

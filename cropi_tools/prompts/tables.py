@@ -83,7 +83,7 @@ def _csv_rows(path: str | Path, delimiter: str) -> Iterator[tuple[str, Record]]:
                     raise InputError(f"{where}: more fields than the first line has names; quote those with a comma")
                 yield where, {name: value for name, value in row.items() if value is not None}
         except csv.Error as error:
-            raise InputError(f"{shown(path)}:{reader.reader.line_num}: broken CSV ({error}); mend the line") from None
+            raise InputError(f"{shown(path)}:{reader.reader.line_num}: broken CSV ({error}); fix the line") from None
         except UnicodeDecodeError:
             raise InputError(f"{shown(path)}: not UTF-8; convert the file") from None
 
@@ -151,12 +151,12 @@ def _array_items(stream: IO[str], path: str | Path) -> Iterator[tuple[Any, bool]
             if held > jsonl.MAX_LINE:
                 size = f"an item of more than {jsonl.MAX_LINE >> 20} MiB"
                 raise InputError(
-                    f"{shown(path)}: item {number + 1}: {size}, or broken JSON; mend or remove it"
+                    f"{shown(path)}: item {number + 1}: {size}, or broken JSON; fix or remove it"
                 ) from None
             if not more:
                 reason = reason_of(error) if isinstance(error, ValueError) else "nested too deep"
                 raise InputError(
-                    f"{shown(path)}: item {number + 1}: broken JSON ({reason}); mend or remove it"
+                    f"{shown(path)}: item {number + 1}: broken JSON ({reason}); fix or remove it"
                 ) from None
             text, place = text[place:] + more, 0
             continue
@@ -164,7 +164,7 @@ def _array_items(stream: IO[str], path: str | Path) -> Iterator[tuple[Any, bool]
         try:
             refuse_depth(text[place:end])
         except ValueError as error:
-            raise InputError(f"{shown(path)}: item {number}: broken JSON ({error}); mend or remove it") from None
+            raise InputError(f"{shown(path)}: item {number}: broken JSON ({error}); fix or remove it") from None
         yield value, "\\ud" in text[place:end].lower()
         place = end
 

@@ -21,7 +21,7 @@ LastAssistant = Literal["refuse", "drop", "continue"]
 
 
 @dataclass(frozen=True)
-class Dressing:
+class PromptTemplate:
     """What `cropi-prompts` does to every prompt. last_assistant: what becomes of a last message of the assistant's: `continue`
     keeps it as the beginning of the response, `drop` takes it away, as the solution it usually is."""
 

@@ -120,7 +120,7 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], comparison: C
 
 
 def _picture(light: bytes, dark: bytes, description: str) -> str:
-    """A picture for each colour scheme, inside the page."""
+    """A picture for each color scheme, inside the page."""
     sources = [f"data:image/png;base64,{base64.b64encode(image).decode()}" for image in (light, dark)]
     return (
         f'<figure><picture><source media="(prefers-color-scheme: dark)" srcset="{sources[1]}">'

@@ -1,6 +1,6 @@
 """Pictures of a comparison: learning curves, and what each stage selected. No display; same data, same bytes.
 
-One colour an arm everywhere, and a dash pattern a run when there are several. Thin lines are seeds, thick lines their
+One color an arm everywhere, and a dash pattern a run when there are several. Thin lines are seeds, thick lines their
 mean, rings the ends of stages.
 """
 
@@ -119,11 +119,11 @@ def _legend(place: Figure | Axes, entries: Sequence[tuple[Artist, str]], **optio
 
 
 def arm_styles(comparison: Comparison) -> dict[str, tuple[str, Dashes]]:
-    """(colour, dashes) of each arm by its label."""
+    """(color, dashes) of each arm by its label."""
     unknown = sorted({arm.kind for arm in comparison.arms if arm.kind not in _COLOURS})
-    colours = {**_COLOURS, **{kind: _SPARE_COLOURS[index % len(_SPARE_COLOURS)] for index, kind in enumerate(unknown)}}
+    colors = {**_COLOURS, **{kind: _SPARE_COLOURS[index % len(_SPARE_COLOURS)] for index, kind in enumerate(unknown)}}
     runs = [id(run) for run in comparison.runs]
-    return {arm.label: (colours[arm.kind], _DASHES[runs.index(id(arm.run)) % len(_DASHES)]) for arm in comparison.arms}
+    return {arm.label: (colors[arm.kind], _DASHES[runs.index(id(arm.run)) % len(_DASHES)]) for arm in comparison.arms}
 
 
 def cost_unit(comparison: Comparison) -> str | None:
@@ -175,12 +175,12 @@ def _curve_panel(axis: Axes, comparison: Comparison, unit: str, styles: Mapping[
     divisor, name = _scale(unit, max((point.cost for _, curve, _ in lines for point in curve), default=1.0))
     boundaries = {arm.label: _boundaries(arm) for arm in comparison.arms}
     for arm, curve, whole in lines:
-        colour, dashes = styles[arm.label]
+        color, dashes = styles[arm.label]
         xs, ys = [point.cost / divisor for point in curve], [100 * point.value for point in curve]
         if not whole:
-            axis.plot(xs, ys, color=colour, linestyle=dashes, linewidth=0.8, alpha=0.4, zorder=2)
+            axis.plot(xs, ys, color=color, linestyle=dashes, linewidth=0.8, alpha=0.4, zorder=2)
             continue
-        axis.plot(xs, ys, color=colour, linestyle=dashes, linewidth=2.2, zorder=3, marker="o" if len(xs) == 1 else None)
+        axis.plot(xs, ys, color=color, linestyle=dashes, linewidth=2.2, zorder=3, marker="o" if len(xs) == 1 else None)
         arrivals = {point.step: index for index, point in reversed(list(enumerate(curve)))}
         ends = [index for step, index in arrivals.items() if step in boundaries[arm.label]]
         axis.plot(
@@ -190,7 +190,7 @@ def _curve_panel(axis: Axes, comparison: Comparison, unit: str, styles: Mapping[
             marker="o",
             markersize=5,
             markerfacecolor=axis.get_facecolor(),
-            markeredgecolor=colour,
+            markeredgecolor=color,
             markeredgewidth=1.4,
             zorder=4,
         )
@@ -274,16 +274,16 @@ def selections(comparison: Comparison, theme: Theme = LIGHT) -> bytes:
     """What each stage of each arm trained on, as a PNG: one bar a stage, stacked by source and by pass rate."""
     shown = [(arm, shares) for arm in comparison.arms if (shares := stage_shares(arm))]
     sources = _leading_sources([share for _, shares in shown for share in shares])
-    source_colours = {name: _SOURCE_COLOURS[index] for index, name in enumerate(sources)} | {"other": _OTHER_COLOUR}
-    rate_colours = dict(zip(RATE_BINS, (*_RATE_COLOURS, _OTHER_COLOUR), strict=True))
+    source_colors = {name: _SOURCE_COLOURS[index] for index, name in enumerate(sources)} | {"other": _OTHER_COLOUR}
+    rate_colors = dict(zip(RATE_BINS, (*_RATE_COLOURS, _OTHER_COLOUR), strict=True))
     bars = sum(len(shares) for _, shares in shown) + 0.8 * len(shown)
     with _style(theme):
         figure = Figure(figsize=(max(6.4, min(14.0, 2.6 + 0.42 * bars)), 5.4), dpi=DOTS_PER_INCH, layout="constrained")
         top, bottom = figure.subplots(2, 1, sharex=True)
         by_source = [[_folded(share.sources, sources) for share in shares] for _, shares in shown]
         by_rate = [[share.rates for share in shares] for _, shares in shown]
-        _stacked(top, shown, by_source, source_colours, "by source, a bar a stage", "source")
-        _stacked(bottom, shown, by_rate, rate_colours, "by pass rate in the stored rollouts", "pass rate")
+        _stacked(top, shown, by_source, source_colors, "by source, a bar a stage", "source")
+        _stacked(bottom, shown, by_rate, rate_colors, "by pass rate in the stored rollouts", "pass rate")
         _name_bars(bottom, shown)
         return _png(figure)
 
@@ -320,7 +320,7 @@ def _stacked(
     axis: Axes,
     shown: _Shown,
     parts: Sequence[Sequence[Mapping[str, float]]],
-    colours: Mapping[str, str],
+    colors: Mapping[str, str],
     title: str,
     legend: str,
 ) -> None:
@@ -328,10 +328,10 @@ def _stacked(
     for places, stages in zip(_positions(shown), parts, strict=True):
         for place, shares in zip(places, stages, strict=True):
             height = 0.0
-            for name, colour in colours.items():
+            for name, color in colors.items():
                 if share := shares.get(name, 0.0):
                     axis.bar(
-                        place, share, 0.86, bottom=height, color=colour, edgecolor=axis.get_facecolor(), linewidth=0.6
+                        place, share, 0.86, bottom=height, color=color, edgecolor=axis.get_facecolor(), linewidth=0.6
                     )
                     height += share
                     used.add(name)
@@ -340,7 +340,7 @@ def _stacked(
     axis.yaxis.set_major_formatter(PercentFormatter(1.0))
     axis.spines["bottom"].set_visible(False)
     axis.tick_params(axis="x", length=0)
-    entries = [(Patch(facecolor=colour), name) for name, colour in colours.items() if name in used]
+    entries = [(Patch(facecolor=color), name) for name, color in colors.items() if name in used]
     _legend(
         axis,
         entries[::-1],

@@ -220,7 +220,7 @@ def _checked(
     for number, record in lines:
         for name in needed:
             if name not in record:
-                raise InputError(f"{path}:{number}: no field '{name}'; mend or remove the line")
+                raise InputError(f"{path}:{number}: no field '{name}'; fix or remove the line")
         check_fields(record, table, f"{path}:{number}")
         yield record
 

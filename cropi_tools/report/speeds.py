@@ -5,7 +5,7 @@ threshold favors the reference: it is there by definition, the other arm only as
 
 * one threshold for all arms and seeds: given beforehand, or `late_accuracy` of the reference, which is chosen after the fact and
   is said to be;
-* a bootstrap over seeds, in pairs, that draws the threshold anew where it is chosen after the fact. With few seeds percentiles
+* a bootstrap over seeds, in pairs, that draws the threshold again where it is chosen after the fact. With few seeds percentiles
   are too narrow; they are widened as the t distribution widens the normal one (T. C. Hesterberg, The American Statistician 69,
   2015, section 4: expanded percentiles). A curve that does not reach the threshold is censored: its factor is known to lie below
   (or above) a bound, and a limit of the interval that only censored draws decide is open;
@@ -171,7 +171,7 @@ def null_of(curves: Curves, threshold: float | None) -> Null | None:
 
 
 def paired_bootstrap(ours: Curves, theirs: Curves, threshold: float | None) -> tuple[float, float]:
-    """The 95 % interval of the factor over paired seeds, two or more. threshold: None to draw it anew with the seeds."""
+    """The 95 % interval of the factor over paired seeds, two or more. threshold: None to draw it again with the seeds."""
     seeds = len(ours.values)
     weights, chances = _resamples(seeds)
     goals = weights @ late_accuracy(theirs.values) if threshold is None else np.full(len(weights), threshold)

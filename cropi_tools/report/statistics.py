@@ -37,8 +37,8 @@ def spread(values: Sequence[float]) -> float | None:
     """Standard deviation (Bessel-corrected); None for fewer than two values."""
     if len(values) < 2:
         return None
-    centre = mean(values)
-    return math.sqrt(math.fsum((value - centre) ** 2 for value in values) / (len(values) - 1))
+    center = mean(values)
+    return math.sqrt(math.fsum((value - center) ** 2 for value in values) / (len(values) - 1))
 
 
 def t_probability(t: float, degrees: int) -> float:
@@ -62,9 +62,9 @@ def paired_interval(differences: Sequence[float]) -> Interval | None:
         return None
     degrees = len(differences) - 1
     error = deviation / math.sqrt(len(differences))
-    centre = mean(differences)
+    center = mean(differences)
     reach = t_quantile(CONFIDENCE, degrees) * error
-    return Interval(centre, centre - reach, centre + reach, 1 - t_probability(centre / error, degrees))
+    return Interval(center, center - reach, center + reach, 1 - t_probability(center / error, degrees))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -27,7 +27,7 @@ POINT_DIGITS = 30
 
 
 def equal_formulas(reference: str, answer: str) -> bool | None:
-    """Whether two normalised answers are equal; None if nothing can be read in the answer. May never end, or exhaust memory."""
+    """Whether two normalized answers are equal; None if nothing can be read in the answer. May never end, or exhaust memory."""
     from math_verify import verify
 
     gold, candidate = _parse(reference), _parse(answer)
@@ -175,7 +175,7 @@ def _without_percent(value: Any) -> tuple[Any, bool]:
 
 @lru_cache(maxsize=1 << 12)
 def _parse(text: str) -> tuple[Any, ...]:
-    r"""What math-verify reads in a normalised answer: sympy objects, and the text itself where it found none.
+    r"""What math-verify reads in a normalized answer: sympy objects, and the text itself where it found none.
 
     Relations joined by `\lor` become the union of their solutions.
     """

@@ -17,7 +17,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from cropi_tools.rewards.answer_sentences import MAX_NAMED_WORDS, Kind, last_words, named_answer, named_rests
-from cropi_tools.rewards.normalization import normalise, without_macros
+from cropi_tools.rewards.normalization import normalize, without_macros
 from cropi_tools.rewards.text_values import LIST_OF_FORMULAS, LIST_OF_NUMBERS, has_prose, is_list, last_value, value_at
 
 MAX_ANSWER = 1000
@@ -107,7 +107,7 @@ def plain_answer(tail: str) -> str | None:
 @lru_cache(maxsize=1 << 12)
 def kind_of(reference: str) -> Kind:
     """Whether a reference is a letter of a choice, words, or a number or formula."""
-    text = without_macros(normalise(reference))
+    text = without_macros(normalize(reference))
     if _LETTER.fullmatch(text):
         return "letter"
     return "words" if _WORDS.fullmatch(text) else "value"

@@ -18,7 +18,7 @@ from typing import Any
 from cropi_tools.rewards.answer_sentences import mentions_answer, named_answer, named_rests
 from cropi_tools.rewards.extraction import kind_of, last_box, last_tagged, own_turn, plain_answer, plain_tail
 from cropi_tools.rewards.grades import Grade, Record, prompt_name, scored
-from cropi_tools.rewards.normalization import normalise, without_macros
+from cropi_tools.rewards.normalization import normalize, without_macros
 from cropi_tools.rewards.quantities import read_quantity
 from cropi_tools.runtime.errors import InputError
 
@@ -119,7 +119,7 @@ def _readings(response: str, answer: str | None) -> Iterator[str]:
         return
     if not mentions_answer(tail):  # else it says of an answer what it is not
         yield response if tagged is None else tagged.content
-    if read_quantity(normalise(answer)) is not None:
+    if read_quantity(normalize(answer)) is not None:
         yield plain_answer(tail) or ""
 
 
@@ -129,7 +129,7 @@ def _named(tail: str, answer: str) -> Iterator[str]:
     for rest in rests:
         yield from _spellings(rest)
     value = named_answer(tail, kind_of(answer))
-    if value is not None and (not rests or value in rests[0] or read_quantity(normalise(answer)) is not None):
+    if value is not None and (not rests or value in rests[0] or read_quantity(normalize(answer)) is not None):
         yield from _spellings(value)
 
 
@@ -139,7 +139,7 @@ def _spellings(text: str) -> Iterator[str]:
     yield text.rstrip(" .!,;*_`")
     yield text.rstrip(" .!,;").strip(" *_`\"'$")
     yield without_macros(text).strip("$ ").rstrip(".")
-    number = read_quantity(normalise(text))
+    number = read_quantity(normalize(text))
     if number is not None and number.value.denominator == 1:
         yield str(int(number.value))
 

@@ -18,7 +18,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from cropi_tools.rewards.algebra import equal_formulas
-from cropi_tools.rewards.normalization import ELLIPSIS, normalise, without_calculation, without_macros
+from cropi_tools.rewards.normalization import ELLIPSIS, normalize, without_calculation, without_macros
 from cropi_tools.rewards.quantities import Quantity, read_quantity, same_quantity, without_unit
 
 MAX_DEPTH = 40
@@ -52,7 +52,7 @@ def compare_plainly(reference: str, answer: str) -> Comparison | None:
 
     Both are answers as written (at most a thousand characters or so); the reference comes first.
     """
-    gold, candidate = (without_calculation(normalise(text)) for text in (reference, answer))
+    gold, candidate = (without_calculation(normalize(text)) for text in (reference, answer))
     if not candidate or _depth(candidate) > MAX_DEPTH:
         return "unparsed"
     if _folded(gold) == _folded(candidate):
@@ -83,7 +83,7 @@ def compare_formulas(reference: str, answer: str) -> Comparison:
 
     Kept per pair of texts, since the responses to one prompt repeat each other and LaTeX takes milliseconds to parse.
     """
-    gold, candidate = (without_unit(without_calculation(normalise(text))) for text in (reference, answer))
+    gold, candidate = (without_unit(without_calculation(normalize(text))) for text in (reference, answer))
     if ELLIPSIS in gold and ELLIPSIS in candidate:
         return _compare_item_by_item(gold, candidate)
     equal = equal_formulas(gold, _LOOSE_ELLIPSIS.sub("", candidate))
@@ -151,7 +151,7 @@ def _value(number: Quantity) -> Any:
 
 
 def _collection(text: str) -> tuple[str, list[str]]:
-    r"""The brackets around a normalised answer ("" for none; "{}" for `\{ \}` as well), and what its commas separate."""
+    r"""The brackets around a normalized answer ("" for none; "{}" for `\{ \}` as well), and what its commas separate."""
     chain = _CHAIN.fullmatch(text)
     if chain is not None:  # 1 \le x < 2 is [1, 2)
         low, left, _, right, high = chain.groups()

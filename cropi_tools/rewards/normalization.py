@@ -1,6 +1,6 @@
 r"""One spelling for what people write in several: minus signs, spaces, `\dfrac`, `\left`, dollars, degrees, `√`, "or".
 
-Every answer to a mathematics problem passes through `normalise` before it is compared. All of it is linear in the text.
+Every answer to a mathematics problem passes through `normalize` before it is compared. All of it is linear in the text.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ _MACRO = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operator
 
 
 @lru_cache(maxsize=1 << 12)
-def normalise(answer: str) -> str:
+def normalize(answer: str) -> str:
     r"""The one spelling of an answer. Alternatives ("or") become a list, and of relations `\lor`; `\{x | x > 1\}` becomes `x > 1`."""
     text = answer.translate(_CHARACTERS).strip()
     if _PLAIN_NUMBER.fullmatch(text):  # most answers, and nothing below would change one

@@ -126,7 +126,7 @@ class VerifierPool:
         """The grades of (record, response) pairs, in order.
 
         An answer that takes longer than the limit gets (0, "timeout"); one whose worker dies twice, (0, "error"). What
-        the user can mend (an unknown verifier, a record without an answer, an exception in the user's own function)
+        the user can fix (an unknown verifier, a record without an answer, an exception in the user's own function)
         raises InputError or UsageError naming the verifier and the prompt.
         """
         grades: list[Grade | None] = [grade_quickly(record, response, self.verifier) for record, response in items]

@@ -75,7 +75,7 @@ class Quantity(NamedTuple):
 
 
 def read_quantity(text: str) -> Quantity | None:
-    """A normalised answer as a number with an optional unit; None if it is anything else."""
+    """A normalized answer as a number with an optional unit; None if it is anything else."""
     plain = _PLAIN.fullmatch(text)
     match = _QUANTITY.fullmatch(plain.group(1) if plain else text)
     if match is None:
@@ -108,7 +108,7 @@ def same_decimals(first: Fraction, second: Fraction) -> bool:
 
 
 def without_unit(text: str) -> str:
-    r"""A normalised formula without the unit at its end: `8\sqrt{3} \text{ square inches}` becomes `8\sqrt{3}`."""
+    r"""A normalized formula without the unit at its end: `8\sqrt{3} \text{ square inches}` becomes `8\sqrt{3}`."""
     match = _UNIT_AFTER_FORMULA.search(text)
     if match is None or match.start() == 0 or _read_unit(match.group()) != 1:
         return text

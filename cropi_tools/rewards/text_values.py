@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from cropi_tools.rewards.normalization import normalise, without_calculation
+from cropi_tools.rewards.normalization import normalize, without_calculation
 from cropi_tools.rewards.quantities import read_quantity, same_quantity
 
 NUMBER = re.compile(
@@ -118,7 +118,7 @@ def is_list(line: str) -> bool:
 
 
 def _equal(first: str, second: str) -> bool:
-    one, other = read_quantity(normalise(first)), read_quantity(normalise(second))
+    one, other = read_quantity(normalize(first)), read_quantity(normalize(second))
     return one is not None and other is not None and same_quantity(one, other)
 
 

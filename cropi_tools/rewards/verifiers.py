@@ -162,7 +162,7 @@ def _maths_reference(record: Record) -> str:
     if not reference.strip() or len(reference) > MAX_ANSWER:
         raise InputError(
             f"{prompt_name(record)}: the answer is empty or longer than {MAX_ANSWER} characters, which the verifier 'maths'"
-            " cannot compare: mend it, or choose another verifier"
+            " cannot compare: fix it, or choose another verifier"
         )
     return reference
 
@@ -171,7 +171,7 @@ def _choice_reference(record: Record) -> str:
     letter = choice.read_reference(_reference(record, "choice"))
     if letter is None:
         raise InputError(
-            f"{prompt_name(record)}: the answer is not one letter from A to J, which the verifier 'choice' compares: mend it,"
+            f"{prompt_name(record)}: the answer is not one letter from A to J, which the verifier 'choice' compares: fix it,"
             " or choose another verifier"
         )
     return letter

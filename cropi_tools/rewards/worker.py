@@ -8,7 +8,7 @@ longer than an answer is allowed.
 
 In:  {"load": [verifier, ...], "items": [[index, verifier, record, response], ...]}
 Out, each behind the word of the pool: {"ready": true} once the verifiers are imported; [index, reward, outcome] for each
-     item, in order; in place of either {"mistake": text, "usage": bool} for what the user can mend, {"defect": traceback}
+     item, in order; in place of either {"mistake": text, "usage": bool} for what the user can fix, {"defect": traceback}
      for what only we can.
 """
 

@@ -15,7 +15,7 @@ from cropi_tools.rollouts.grading import Row
 PROBE_RESPONSES = 256  # of prompts spread evenly over all: an engine's rate is that of full batches
 
 
-class Estimate(NamedTuple):
+class SamplingCost(NamedTuple):
     """Of the whole command: seconds, bytes on disk (uncompressed), tokens. memory: bytes this process has held at most (GPU's apart)."""
 
     prompts: int
@@ -48,7 +48,7 @@ def probe_places(prompts: int, samples: int) -> range:
 
 def estimate(
     prompts: int, responses: int, probe: Sequence[Any], run: Callable[[Sequence[Any]], Iterator[list[Row]]]
-) -> Estimate:
+) -> SamplingCost:
     """Sample the probe's tasks by `run` once for warming up (the first alone) and once for measuring."""
     for _ in run(probe[:1]):
         runtime.stop_if_requested()
@@ -58,7 +58,7 @@ def estimate(
     seconds = time.monotonic() - started
     tokens = sum(len(sample["token_ids"]) for row in rows for sample in row["samples"])
     share = prompts / len(rows) if rows else 0.0
-    return Estimate(
+    return SamplingCost(
         prompts,
         responses,
         tokens * share,

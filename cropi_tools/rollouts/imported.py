@@ -1,4 +1,4 @@
-"""Rollouts that others kept as text (the authors' rows, verl's dumps) as records of ours, tokenised once.
+"""Rollouts that others kept as text (the authors' rows, verl's dumps) as records of ours, tokenized once.
 
 Nothing is known of how the text was sampled: `logprobs` are null, so that gradients of it need `cropi-grad --behavior`. Whether
 a response ended with an end token is not written either. With `longest`, the limit it was sampled under, a shorter response must

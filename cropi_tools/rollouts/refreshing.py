@@ -1,8 +1,8 @@
-"""Which prompts of a rollouts file to sample anew from the current policy.
+"""Which prompts of a rollouts file to sample again from the current policy.
 
 Rollouts are sampled once and reused in every stage. A prompt whose samples all failed, or all succeeded, under the old policy has no gradient
 and so is never selected again, though the current policy may be able to learn from it; one from whose samples the policy has drifted far has an
-estimate of little worth. Sampling those anew, and keeping the rest, locks out no prompt for ever.
+estimate of little worth. Sampling those again, and keeping the rest, locks out no prompt for ever.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def wanted_ids(indexes: Sequence[str], wish: Wish) -> tuple[set[str], Seen]:
 def marked(
     paths: Sequence[str], wish: Wish, listed: set[str], vocabulary: int | None = None
 ) -> Iterator[tuple[Record, bool]]:
-    """Each rollout's record and whether to sample it anew; token ids must lie below `vocabulary`."""
+    """Each rollout's record and whether to sample it again; token ids must lie below `vocabulary`."""
     for rollout in read_rollouts(paths, vocabulary):
         rewards = rollout.rewards
         flat = OF_REWARDS in wish.statuses and (len(rewards) < 2 or min(rewards) == max(rewards))

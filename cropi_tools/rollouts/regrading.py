@@ -1,4 +1,4 @@
-"""cropi-verify from options to output: the responses of existing rollouts graded again, by another verifier or a mended one.
+"""cropi-verify from options to output: the responses of existing rollouts graded again, by another verifier or a corrected one.
 
 Rollouts of others are read as well (text only, or verl's dumps): they become rollouts of ours, with token ids and without log-probabilities.
 """

@@ -17,12 +17,12 @@ from cropi_tools.engines.protocol import Sampling
 from cropi_tools.policy.prompts import PromptCheck
 from cropi_tools.policy.tokens import load_tokens
 from cropi_tools.rewards import VerifierPool, check_record
-from cropi_tools.rollouts.estimate import Estimate, estimate, probe_places
+from cropi_tools.rollouts.estimate import SamplingCost, estimate, probe_places
 from cropi_tools.rollouts.grading import Row
 from cropi_tools.rollouts.metrics import SAVED
 from cropi_tools.rollouts.options import RolloutOptions
 from cropi_tools.rollouts.refreshing import Again, marked, parse_wish, wanted_ids
-from cropi_tools.rollouts.sampling import Task, chunks, sample_groups
+from cropi_tools.rollouts.sampling import SamplingTask, chunks, sample_groups
 from cropi_tools.rollouts.writing import write
 from cropi_tools.runtime.errors import InputError
 
@@ -38,7 +38,7 @@ class Survey(NamedTuple):
     responses: int
 
 
-def tasks(options: RolloutOptions, again: Again | None, vocabulary: int | None = None) -> Iterator[Task]:
+def tasks(options: RolloutOptions, again: Again | None, vocabulary: int | None = None) -> Iterator[SamplingTask]:
     """Every prompt, or rollout to pass on, in file order, before the division into shards.
 
     again: what a refresh needs besides the options; None without one. vocabulary: token ids of rollouts lie below it.
@@ -47,7 +47,7 @@ def tasks(options: RolloutOptions, again: Again | None, vocabulary: int | None =
         for record in islice(read_prompts(options.sources), options.limit):
             # a rollouts file may serve as prompts: what its samples said does not go for these
             assert options.samples_each is not None
-            yield Task(prompt_of(record), (options.seed, record["id"]), options.samples_each)
+            yield SamplingTask(prompt_of(record), (options.seed, record["id"]), options.samples_each)
         return
     wish = parse_wish(options.where)
     listed, known = wanted_ids(again.indexes, wish)
@@ -57,13 +57,13 @@ def tasks(options: RolloutOptions, again: Again | None, vocabulary: int | None =
                 f"prompt '{record['id']}' is not in the index of {', '.join(again.indexes)}; give the store of these rollouts' gradients"
             )
         if not chosen:
-            yield Task(record, None, 0)
+            yield SamplingTask(record, None, 0)
             continue
         # Not the seeds of the first time: with the same ones a policy that has moved little would give the same responses. The digest
         # says whose samples these are, since the rest of the file is another policy's.
         prompt = {**prompt_of(record), "sampled_by": again.policy_digest}
         key = (options.seed, "refresh", again.policy_digest, record["id"])
-        yield Task(prompt, key, options.samples_each or len(record["samples"]), record["prompt_token_ids"])
+        yield SamplingTask(prompt, key, options.samples_each or len(record["samples"]), record["prompt_token_ids"])
 
 
 def survey(options: RolloutOptions, again: Again | None) -> Survey:
@@ -96,7 +96,7 @@ def sample(options: RolloutOptions, again: Again | None, target: JsonLinesOutput
             same_tokenizer(file, options.model)
     start, stop, prompts, responses = survey(options, again)
     if again is not None:
-        runtime.notify(f"{prompts} of {stop - start} prompts are sampled anew, {responses} responses")
+        runtime.notify(f"{prompts} of {stop - start} prompts are sampled again, {responses} responses")
     engine, tokens, device = _opened(options)
     sampling = _sampling(options)
     try:
@@ -105,7 +105,7 @@ def sample(options: RolloutOptions, again: Again | None, target: JsonLinesOutput
         served, before = settings.get("served_model"), target.resumed(SAVED).get("served_model")
         if target.lines and served != before:
             raise InputError(
-                f"the unfinished output was sampled from {before}, now the server has {served}; --force starts anew"
+                f"the unfinished output was sampled from {before}, now the server has {served}; --force starts again"
             )
         wanted = chunks(islice(tasks(options, again), start + target.lines, stop), _group_samples(options))
         with _pool(options) as pool:
@@ -123,7 +123,7 @@ def sample(options: RolloutOptions, again: Again | None, target: JsonLinesOutput
     return summary
 
 
-def dry_run(options: RolloutOptions, again: Again | None) -> Estimate:
+def dry_run(options: RolloutOptions, again: Again | None) -> SamplingCost:
     """Sample a few prompts, spread evenly over this shard, and say what all of them will cost. Nothing is written."""
     start, stop, prompts, responses = survey(options, again)
     places = set(probe_places(prompts, -(-responses // max(prompts, 1))))
@@ -133,7 +133,7 @@ def dry_run(options: RolloutOptions, again: Again | None) -> Estimate:
     try:
         with _pool(options) as pool:
 
-            def run(wanted: Sequence[Task]) -> Iterator[list[Row]]:
+            def run(wanted: Sequence[SamplingTask]) -> Iterator[list[Row]]:
                 return sample_groups(engine, tokens, pool, chunks(wanted, _group_samples(options)), _sampling(options))
 
             return estimate(prompts, responses, probe, run)

@@ -25,7 +25,7 @@ GROUPS_AHEAD = 4  # sampled groups that may wait for their grades: a hung verifi
 T = TypeVar("T")
 
 
-class Task(NamedTuple):
+class SamplingTask(NamedTuple):
     """A prompt to sample: its record, and what the seeds of its samples are made of, such as (run seed, prompt id).
 
     key None: the record is a rollout already and is passed on as it is. samples: how many. prompt_token_ids: where they are known, as in a
@@ -55,10 +55,10 @@ def sample_groups(
     engine: Engine,
     tokens: Tokens,
     pool: VerifierPool,
-    groups: Iterable[Sequence[Task]],
+    groups: Iterable[Sequence[SamplingTask]],
     sampling: Sampling,
 ) -> Generator[list[Row], None, None]:
-    """The rollout records of each group, in order; verifiers work while the engine goes on.
+    """The rollout records of each group, in order; verifiers work while the engine continues.
 
     Each is its prompt's record with `prompt_token_ids` and `samples`: token_ids, logprobs (None when greedy), text (without end and special
     tokens), finish_reason, reward, outcome.
@@ -66,7 +66,7 @@ def sample_groups(
     When a signal asks to stop, the group in hand and what is already sampled are still given; then the iterator ends early. When the engine
     fails, what is already sampled is given before its error is raised.
     """
-    begun: deque[list[Task]] = deque()
+    begun: deque[list[SamplingTask]] = deque()
 
     def requests() -> Iterator[list[Request]]:
         for tasks in groups:
@@ -113,7 +113,7 @@ def _graded(group: Future[list[Row]], pool: VerifierPool) -> list[Row]:
     return group.result()
 
 
-def _encoded(tokens: Tokens, tasks: Sequence[Task]) -> list[Task]:
+def _encoded(tokens: Tokens, tasks: Sequence[SamplingTask]) -> list[SamplingTask]:
     """The tasks with their prompts' token ids."""
     return [
         task
@@ -123,7 +123,7 @@ def _encoded(tokens: Tokens, tasks: Sequence[Task]) -> list[Task]:
     ]
 
 
-def _requests(group: Sequence[Task]) -> list[Request]:
+def _requests(group: Sequence[SamplingTask]) -> list[Request]:
     return [
         Request(task.prompt_token_ids, sample_seed(*task.key, k))
         for task in group
@@ -132,7 +132,7 @@ def _requests(group: Sequence[Task]) -> list[Request]:
     ]
 
 
-def _rows(tokens: Tokens, group: Sequence[Task], completions: Sequence[Completion]) -> list[Row]:
+def _rows(tokens: Tokens, group: Sequence[SamplingTask], completions: Sequence[Completion]) -> list[Row]:
     """Rollout records; those made now have no grades yet."""
     found: list[Row] = []
     own = iter(completions)

@@ -69,5 +69,5 @@ def _check_verifier(sums: Tally) -> None:
     if sums.lost == sums.samples >= FEW:
         raise InputError(
             f"the verifier gave no answer on any of the first {sums.samples} responses: it died ({sums.outcomes.get('error', 0)}) or took "
-            f"longer than --verify-seconds ({sums.outcomes.get('timeout', 0)}); mend it"
+            f"longer than --verify-seconds ({sums.outcomes.get('timeout', 0)}); fix it"
         )

@@ -1,7 +1,7 @@
 """Whatever reaches a terminal or a log: the one place that writes to standard output and standard error.
 
 Ids, sources, names of sets and arms, and messages of libraries come from others. Here they lose what is no visible character, so that none
-can move the cursor, change a colour or a title, or pass for a line of ours. Streams that cannot express a character (an environment
+can move the cursor, change a color or a title, or pass for a line of ours. Streams that cannot express a character (an environment
 without UTF-8) get it in Python's spelling; data on standard output is UTF-8 always.
 """
 
@@ -54,7 +54,7 @@ def _plain(one: str, ascii_only: bool) -> bool:
 
 
 class Relay:
-    """Passes another program's output on to standard error, line by line as it ends; a bar that is drawn anew becomes lines."""
+    """Passes another program's output on to standard error, line by line as it ends; a bar that is drawn again becomes lines."""
 
     def __init__(self) -> None:
         self._rest = b""

@@ -1,4 +1,4 @@
-"""The errors a user can mend.
+"""The errors that a user can fix.
 
 Everything a user can put right (a missing file, a broken line, files that do not belong together) is raised as one of these;
 the command line prints its message as one line and exits with its code. Anything else is a defect of ours and shows a traceback.

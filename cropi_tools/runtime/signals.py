@@ -58,7 +58,7 @@ def stop_if_requested() -> None:
 def stop_now() -> NoReturn:
     """Raise Interrupted: this process was asked to stop, or another one of the same run was."""
     name = "a signal" if _stop_signal is None else signal.Signals(_stop_signal).name
-    raise Interrupted(f"stopped by {name}; finished work is kept, the same command goes on from there")
+    raise Interrupted(f"stopped by {name}; finished work is kept, the same command resumes from there")
 
 
 @contextlib.contextmanager
@@ -75,7 +75,7 @@ def at_once() -> Iterator[None]:
 
 @contextlib.contextmanager
 def ending_the_process(message: str) -> Iterator[None]:
-    """Around a library's call whose threads nothing but the end of the process stops, and which goes on where it was: Ctrl-C, TERM and USR2
+    """Around a library's call whose threads nothing but the end of the process stops, and which resumes where it was: Ctrl-C, TERM and USR2
     end the process then and there, with a line on stderr. Elsewhere than in the main thread signals are left as they are.
     """
 

@@ -33,7 +33,7 @@ DRAWS = 100  # of noise, from which the prediction is averaged
 SORTED_PROMPTS = 10_000_000  # prompts an interval may sort in all: a pool of 100 thousand has 100 bootstrap rounds
 
 
-class Agreement(NamedTuple):
+class SketchAgreement(NamedTuple):
     """One sketch against exact influence; intervals are 95 %, of a bootstrap over prompts.
 
     noise: root mean square of sketched minus exact cosine. The last three are what the formula predicts, NaN where it needs raw rows.
@@ -59,7 +59,7 @@ class Fidelity(NamedTuple):
     keep: float | None
     prompts: int
     spread: float
-    agreements: list[Agreement]
+    agreements: list[SketchAgreement]
 
 
 def plan_fidelity(
@@ -162,7 +162,7 @@ def compare(
     exact: Mapping[str, NDArray[np.float64]],
     spec: ProjectionSpec,
     dims: Sequence[int],
-) -> dict[str, list[Agreement]]:
+) -> dict[str, list[SketchAgreement]]:
     """For each mean, the agreement of the sketch `spec` with its exact cosines [rows], at each of the dimensions."""
     layout, raw = Layout.from_json(store.attributes["layout"]), store.attributes["projection"]["method"] == "none"
     partial = spec.keep is not None and spec.keep < 1
@@ -180,7 +180,7 @@ def compare(
                     target.losses[here] = target.loss_of_keeping(block, exact[name][here], layout)
             shown.advance(len(block))
             runtime.stop_if_requested()
-    found: dict[str, list[Agreement]] = {}
+    found: dict[str, list[SketchAgreement]] = {}
     for name, target in targets.items():
         cosines = exact[name]
         if partial:
@@ -224,7 +224,7 @@ def _unit(rows: NDArray[np.float32]) -> NDArray[np.float64]:
 
 def agreement(
     found: NDArray[np.float64], exact: NDArray[np.float64], deviation: NDArray[np.float64], dim: int
-) -> Agreement:
+) -> SketchAgreement:
     """Sketched against exact cosines [n], beside exact cosines with normal noise of the predicted deviation [n]."""
     count = len(exact)
     rounds = min(BOOTSTRAP_ROUNDS, max(100, SORTED_PROMPTS // count))
@@ -232,7 +232,7 @@ def agreement(
     noisy = [
         exact + deviation * draw.standard_normal(count) for _ in range(DRAWS if np.isfinite(deviation).all() else 0)
     ]
-    return Agreement(
+    return SketchAgreement(
         dim,
         spearman(found, exact),
         bootstrap_interval(lambda drawn: spearman(found[drawn], exact[drawn]), count, rounds=rounds),

@@ -57,7 +57,7 @@ UPPER_BOUND = (
 Scores = NDArray[np.float64]
 
 
-class Estimate(NamedTuple):
+class IntervalEstimate(NamedTuple):
     """A figure with its 95 % bootstrap interval."""
 
     value: float
@@ -65,7 +65,7 @@ class Estimate(NamedTuple):
     high: float
 
 
-class Agreement(NamedTuple):
+class HalfAgreement(NamedTuple):
     """One validation set: how the halves agree, and what follows from it.
 
     prompts: those with a gradient in both halves. by_chance: the precision of a random ranking. one_half and whole: the Spearman correlation
@@ -76,8 +76,8 @@ class Agreement(NamedTuple):
 
     name: str
     prompts: int
-    spearman: Estimate | None
-    precision: Estimate | None
+    spearman: IntervalEstimate | None
+    precision: IntervalEstimate | None
     by_chance: float
     one_half: tuple[float, float] | None
     whole: tuple[float, float] | None
@@ -94,7 +94,7 @@ class Reliability(NamedTuple):
     similarity: Similarity | None
     prompts: int
     live: int
-    sets: list[Agreement]
+    sets: list[HalfAgreement]
     in_words: str | None
     ratio: str = RATIO
     selected: int = 0
@@ -203,13 +203,13 @@ def _read_halves(stores: Sequence[Store], against: dict[str, dict[str, Any]]) ->
     return _Halves(norms, inner, groups)
 
 
-def _agreement(name: str, scores: Scores, groups: list[Scores] | None, size: int) -> Agreement:
+def _agreement(name: str, scores: Scores, groups: list[Scores] | None, size: int) -> HalfAgreement:
     """scores: [prompts, 2]. groups: the parts of groups of validation prompts in them, [prompts, groups] in either half. size: of the top."""
     count = len(scores)
     few = groups is not None and min(part.shape[1] for part in groups) < FEWEST_GROUPS
     by_chance = min(1.0, size / count) if count else 1.0
     words = f"{TOO_NARROW}; {_remedy(few)}" if groups is None or few else None
-    nothing = Agreement(name, count, None, None, by_chance, None, None, None, words)
+    nothing = HalfAgreement(name, count, None, None, by_chance, None, None, None, words)
     if count < FEWEST:
         few_prompts = f"too few prompts to say: {count} have a gradient in both halves, at least {FEWEST} are needed"
         return nothing._replace(in_words=few_prompts)
@@ -251,7 +251,9 @@ def _remedy(few: bool) -> str:
     )
 
 
-def _estimates(scores: Scores, groups: list[Scores] | None, size: int) -> tuple[Estimate, Estimate | None]:
+def _estimates(
+    scores: Scores, groups: list[Scores] | None, size: int
+) -> tuple[IntervalEstimate, IntervalEstimate | None]:
     """Spearman's correlation of the halves, and the precision of one's top `size` by the other's; None where that is no choice."""
     count = len(scores)
     chosen = 0 < size < count
@@ -275,15 +277,15 @@ def _estimates(scores: Scores, groups: list[Scores] | None, size: int) -> tuple[
     return correlation, _interval(values[1], found[:, 1], 0.0, groups is not None) if chosen else None
 
 
-def _interval(value: float, found: Scores, least: float, moved: bool) -> Estimate:
+def _interval(value: float, found: Scores, least: float, moved: bool) -> IntervalEstimate:
     """The value with the percentiles of the draws, `moved` ones united with those moved to it; draws on which nothing varies do not count."""
     found = found[~np.isnan(found)]
     if not len(found):
-        return Estimate(value, math.nan, math.nan)
+        return IntervalEstimate(value, math.nan, math.nan)
     low, middle, high = (float(x) for x in np.quantile(found, [0.025, 0.5, 0.975]))
     if moved:
         low, high = min(low, value - (middle - low)), max(high, value + (high - middle))
-    return Estimate(value, max(low, least), min(high, 1.0))
+    return IntervalEstimate(value, max(low, least), min(high, 1.0))
 
 
 def attainable(half_half: float) -> tuple[float, float]:
@@ -322,7 +324,7 @@ def _of_ranks(values: float) -> float:
 def as_json(found: Reliability) -> dict[str, Any]:
     """The figures as one JSON object."""
 
-    def estimate(value: Estimate | None) -> dict[str, float | None] | None:
+    def estimate(value: IntervalEstimate | None) -> dict[str, float | None] | None:
         # an interval is NaN where no draw varied, which JSON lacks
         return value and {key: None if math.isnan(x) else x for key, x in value._asdict().items()}
 
@@ -374,5 +376,5 @@ def as_table(found: Reliability) -> str:
     return "\n".join(map(printable, lines))
 
 
-def _shown(value: Estimate) -> str:
+def _shown(value: IntervalEstimate) -> str:
     return f"{value.value:.3f} [{value.low:.3f}, {value.high:.3f}]"

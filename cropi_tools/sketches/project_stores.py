@@ -33,7 +33,7 @@ def plan(store: Store, method: str, dim: int, seed: int, keep: float | None) -> 
     if before.method != "countsketch" or method != "countsketch":
         raise UsageError(
             f"{store.path}: its rows are {before.method} of dimension {before.dim}; only raw gradients (cropi-grad --sketch none) can be "
-            "projected anew, and only a countsketch folded"
+            "projected again, and only a countsketch folded"
         )
     if seed not in (0, before.seed):
         raise UsageError(f"{store.path}: was sketched with seed {before.seed}, which a fold keeps; leave --seed out")

@@ -1,7 +1,7 @@
-"""What a training run must keep to go on exactly where it was: weights, optimizer, step, place in the stream of prompts, rollouts not yet used.
+"""What a training run must keep to resume exactly: weights, optimizer, step, place in the stream of prompts, rollouts not yet used.
 
 A checkpoint is a policy folder with `state/` inside; it is written under a temporary name and renamed, then the run's progress names it.
-Weights and moments are whole in it, however many processes shared them, so that any number may go on from it.
+Weights and moments are whole in it, however many processes shared them, so that any number may resume from it.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def load_optimizer(folder: Path, policy: Policy, optimizer: torch.optim.Optimize
         raise InputError(f"{path}: no such file; cropi-train writes it with the policy") from None
     except (SafetensorError, OSError) as error:
         raise InputError(
-            f"{path}: does not open as safetensors ({error}); give --carry weights, or start anew"
+            f"{path}: does not open as safetensors ({error}); give --carry weights, or start again"
         ) from None
     names = {f"exp_avg/{name}" for name, _ in policy.trained}
     strange = next((name for name in tensors if name.startswith("exp_avg/") and name not in names), None)
@@ -154,7 +154,7 @@ def _check_moments(path: Path, name: str, tensors: Mapping[str, torch.Tensor], s
         found = tensors.get(f"{key}/{name}")
         if found is None or found.shape != wanted or not found.is_floating_point():
             raise InputError(
-                f"{path}: {key}/{name} is missing or of another shape; give --carry weights, or start anew"
+                f"{path}: {key}/{name} is missing or of another shape; give --carry weights, or start again"
             )
 
 
@@ -178,11 +178,11 @@ def read_pending(part: Path, state: Mapping[str, Any]) -> dict[int, Record]:
         where = f"{path}:{number}"
         check_fields(line, fields.PENDING, where)
         if not fields.PENDING.keys() <= line.keys():
-            raise InputError(f"{where}: no 'place' and 'rollout'; --force starts the training anew")
+            raise InputError(f"{where}: no 'place' and 'rollout'; --force starts the training again")
         found[line["place"]] = rollout_of(line["rollout"], where).record
     if len(found) != state["pending"]:
         raise InputError(
-            f"{path}: holds {len(found)} rollouts, {state['pending']} were saved; remove {part} to start anew"
+            f"{path}: holds {len(found)} rollouts, {state['pending']} were saved; remove {part} to start again"
         )
     return found
 

@@ -168,7 +168,7 @@ def _tell_lost(error: RuntimeError) -> None:
     if found is None and isinstance(error, distributed.DistError):
         found = type(error).__name__
     if found is not None:
-        raise CropiError(f"another process of this run has ended ({found}); the same command goes on") from None
+        raise CropiError(f"another process of this run has ended ({found}); the same command resumes") from None
 
 
 def _exit_code(error: BaseException) -> int:

@@ -17,7 +17,7 @@ FLAT = (
 )  # steps to learn from that are missed in a row, after which a policy with a lower reward does not come back
 _FIGURES = ("entropy", "response_tokens", "reward")
 _WORDS = {"entropy": "entropy per token", "response_tokens": "length of the responses"}
-_GO_ON = "--collapse 0 to go on all the same"
+_GO_ON = "--collapse 0 to continue all the same"
 
 
 class Watch:

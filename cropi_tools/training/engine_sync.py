@@ -1,6 +1,6 @@
 """From the trainer to an engine that samples from its own copy of the weights, with a check after every update.
 
-An engine left with old weights, with some old weights, or with cached prompts of old weights raises no error: training goes on, off-policy and
+An engine left with old weights, with some old weights, or with cached prompts of old weights raises no error: training continues, off-policy and
 worse. So after every update the engine samples a few responses to the longest prompts, which are the likeliest to be cached, and the
 trainer computes their log-probabilities itself. Both are of the same weights, so they agree to rounding, or something is stale.
 """

@@ -22,7 +22,7 @@ PROBE_STEPS = 2  # the first one warms up
 PROBE_PROMPTS = 32  # of an evaluation set
 
 
-class Estimate(NamedTuple):
+class TrainingCost(NamedTuple):
     """Of the whole command: seconds, and bytes on disk at most. sampling, update: seconds of one step. memory: bytes that were held at most, of
     this process and of the GPU.
     """
@@ -48,7 +48,7 @@ class Estimate(NamedTuple):
         ]
 
 
-def estimate(options: TrainOptions, own_verifiers: Mapping[str, str]) -> Estimate:
+def estimate(options: TrainOptions, own_verifiers: Mapping[str, str]) -> TrainingCost:
     """Make PROBE_STEPS steps and a part of the evaluation. own_verifiers: as of `train`."""
     steps = options.steps
     with tempfile.TemporaryDirectory() as scratch:
@@ -78,7 +78,7 @@ def estimate(options: TrainOptions, own_verifiers: Mapping[str, str]) -> Estimat
     evaluations = rounds * min(evaluated, default=0.0) * whole
     sampling, update = last["seconds_sampling"], last["seconds_update"]
     kept = min(options.checkpoints, -(-steps // options.save_every)) + 1  # one more while it is written
-    return Estimate(
+    return TrainingCost(
         steps,
         sampling,
         update,

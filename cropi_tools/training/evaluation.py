@@ -10,7 +10,7 @@ from cropi_tools.engines.protocol import Engine
 from cropi_tools.policy.tokens import Tokens
 from cropi_tools.rewards.pool import VerifierPool
 from cropi_tools.rollouts.metrics import Tallies, Tally
-from cropi_tools.rollouts.sampling import Task, chunks, sample_groups
+from cropi_tools.rollouts.sampling import SamplingTask, chunks, sample_groups
 from cropi_tools.training.distributed import Ranks
 from cropi_tools.training.options import TrainOptions
 
@@ -27,7 +27,7 @@ def evaluate(
     found = {}
     for name, records in sets.items():
         tasks = [
-            Task(record, (options.seed, "evaluation", name, record["id"]), options.eval_samples)
+            SamplingTask(record, (options.seed, "evaluation", name, record["id"]), options.eval_samples)
             for record in ranks.share(records)
         ]
         groups = chunks(tasks, options.eval_samples)

@@ -80,7 +80,7 @@ class Logs:
         except OSError as error:
             assert self._part is not None
             raise CropiError(
-                f"{self._part / name}: cannot be written ({error.strerror}); make room, then the same command goes on"
+                f"{self._part / name}: cannot be written ({error.strerror}); make room, then the same command resumes"
             ) from None
 
 

@@ -1,7 +1,7 @@
 """The GRPO loop (arXiv 2402.03300): rollout, reward, advantage, for each mini-batch the objective and a step of the optimizer.
 
 Everything random follows from the seed and a place in the stream of prompts: their order, the seeds of samples, the evaluation's samples. So a
-resumed run needs weights, optimizer, step and place, and nothing else, to go on bit for bit on a CPU.
+resumed run needs weights, optimizer, step and place, and nothing else, to resume bit for bit on a CPU.
 """
 
 from __future__ import annotations
@@ -335,7 +335,7 @@ class Trainer:
         """The error that ends a run: what happened, what is left, what to do."""
         found = resume_folder(self._output.part, self._output.state)
         left = f"the last checkpoint, {found}, is good" if found else "no step was saved yet"
-        again = "the same command goes on from there" if found else "the same command starts again"
+        again = "the same command resumes from there" if found else "the same command starts again"
         return CropiError(f"{self._output.path}: {what}; {left}, {again}{'; ' + remedy if remedy else ''}")
 
 

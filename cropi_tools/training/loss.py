@@ -1,4 +1,4 @@
-"""The GRPO loss of given tokens. It is minimised:
+"""The GRPO loss of given tokens. It is minimized:
 
     - sum_k A_k sum_t c_kt u_kt min(r_kt, clip(r_kt))  +  kl * sum c k3(pi_theta || reference)  -  entropy * sum c H(pi_theta)
 

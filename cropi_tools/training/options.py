@@ -272,7 +272,7 @@ class TrainOptions(CommandOptions):
     ] = 16384
     checkpoint_activations: Annotated[
         bool,
-        Option("--checkpoint-activations", "Compute activations anew in the backward pass: less memory.", "Device"),
+        Option("--checkpoint-activations", "Compute activations again in the backward pass: less memory.", "Device"),
     ] = False
     seed: Seed = 0
     dry_run: DryRun = False
@@ -300,7 +300,7 @@ class TrainOptions(CommandOptions):
             (len(self.sets) < len(self.evaluations), "--eval: every set needs a name of its own"),
             (
                 self.lora and self.carry == "full",
-                "--carry full with --lora: adapters begin anew, so there is no optimizer state of them to carry",
+                "--carry full with --lora: adapters begin again, so there is no optimizer state of them to carry",
             ),
             *(
                 (

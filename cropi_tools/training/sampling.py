@@ -16,7 +16,7 @@ from cropi_tools.engines.protocol import Engine
 from cropi_tools.policy.tokens import Tokens
 from cropi_tools.rewards.pool import VerifierPool
 from cropi_tools.rollouts.metrics import Tally
-from cropi_tools.rollouts.sampling import Task, chunks, sample_groups
+from cropi_tools.rollouts.sampling import SamplingTask, chunks, sample_groups
 from cropi_tools.runtime.errors import CropiError
 from cropi_tools.training.distributed import Ranks
 from cropi_tools.training.evaluation import of_all_processes, tally
@@ -84,7 +84,7 @@ class StepSampler:
         if counts.lost == counts.samples:
             raise CropiError(
                 f"the verifier gave no answer on any of {counts.samples} responses (it died, or took longer than --verify-seconds "
-                f"{self._pool.seconds:g}); mend it"
+                f"{self._pool.seconds:g}); fix it"
             )
         size = options.minibatch or options.batch
         kept = kept[: options.batch]
@@ -108,7 +108,7 @@ class StepSampler:
         """This process's rollouts of the prompts drawn, by place."""
         options = self._options
         own = [pair for number, pair in enumerate(drawn) if number % self._ranks.size == self._ranks.rank]
-        # chunks are formed before what is known is left out, so that each is decoded with the same neighbours as without a stop
+        # chunks are formed before what is known is left out, so that each is decoded with the same neighbors as without a stop
         groups = [group for group in chunks(own, options.samples) if any(at not in known for at, _ in group)]
         found = {at: known[at] for at, _ in own if at in known}
         places = iter([at for group in groups for at, _ in group])
@@ -120,10 +120,10 @@ class StepSampler:
             raise Stopped({at: record for part in everyone for at, record in sorted(part.items())})
         return found
 
-    def _tasks(self, groups: Sequence[Sequence[tuple[int, Record]]]) -> Iterator[list[Task]]:
+    def _tasks(self, groups: Sequence[Sequence[tuple[int, Record]]]) -> Iterator[list[SamplingTask]]:
         seed, samples = self._options.seed, self._options.samples
         for group in groups:
-            yield [Task(record, (seed, "train", at, record["id"]), samples) for at, record in group]
+            yield [SamplingTask(record, (seed, "train", at, record["id"]), samples) for at, record in group]
 
 
 def _surprise(records: Iterable[Record]) -> list[float]:

@@ -1,7 +1,7 @@
 """TensorBoard and Weights & Biases, where they are installed: the figures of the three logs go there too.
 
 They are for looking at; the files are the record. So a tracker that fails on the way (a network, a disk) is left out with a warning, and
-training goes on.
+training continues.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def check_trackers(names: Sequence[str]) -> None:
 def open_trackers(names: Sequence[str], path: Path, options: Mapping[str, Any], step: int | None) -> list[Tracker]:
     """The trackers of a run that writes `path`, each with a folder beside it such as PATH.tensorboard.
 
-    step: the last one committed; None: the run starts anew. CropiError: one cannot be opened.
+    step: the last one committed; None: the run starts again. CropiError: one cannot be opened.
     """
     found: list[Tracker] = []
     for name in dict.fromkeys(names):

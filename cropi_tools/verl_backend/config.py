@@ -193,7 +193,7 @@ def overrides(
     """
     actor, rollout, data = _ACTOR, _ROLLOUT, "data"
     samples, batch, steps = options.samples, options.batch, options.steps
-    estimator, normalised = _ADVANTAGE[options.advantage]
+    estimator, normalized = _ADVANTAGE[options.advantage]
     low, high = options.clip
     tokens = longest_prompt + options.max_tokens
     values: dict[str, Any] = {
@@ -246,7 +246,7 @@ def overrides(
         f"{rollout}.val_kwargs.top_k": -1,
         f"{rollout}.val_kwargs.do_sample": options.eval_temperature > 0,
         "algorithm.adv_estimator": estimator,
-        "algorithm.norm_adv_by_std_in_grpo": normalised,
+        "algorithm.norm_adv_by_std_in_grpo": normalized,
         "algorithm.use_kl_in_reward": False,
         "algorithm.filter_groups.enable": options.dynamic_sampling > 0,
         "algorithm.filter_groups.metric": "reward",

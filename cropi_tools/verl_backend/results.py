@@ -77,7 +77,7 @@ def bring_back(step: int, folder: Path, model: str, target: Path) -> None:
 
 
 def keep_metrics(folder: Path) -> None:
-    """Before verl starts: its file logger begins its file anew, so what an earlier try logged is moved."""
+    """Before verl starts: its file logger starts its file again, so what an earlier try logged is moved."""
     if (folder / METRICS).exists():
         with open(folder / EARLIER, "ab") as kept:
             kept.write((folder / METRICS).read_bytes() + b"\n")

@@ -1,7 +1,7 @@
 """`cropi-train --engine verl`: beyond one machine, verl trains (on Ray), from our data and options, to a policy folder of ours.
 
 It runs in an environment of its own, which has verl and what the verifiers need. Work is in the part's `verl/` folder, with verl's own
-checkpoints, from which the same command goes on. With several machines that folder and the policy are on a disk that all of them see.
+checkpoints, from which the same command resumes. With several machines that folder and the policy are on a disk that all of them see.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def train(job: VerlJob, own_verifiers: Mapping[str, str], output: Output) -> Non
         prepare(work, options, job.prompts, job.evaluations, load_tokens(options.model).tokenizer)
         passes = {name: getattr(options, name) for name in ("tokens_per_pass", "checkpoint_activations")}
         write_json(output.part / TRAINING_OPTIONS, {**options.resolved(own_verifiers), **passes})
-        output.commit({"engine": "verl"})  # from here on there is something to go on from
+        output.commit({"engine": "verl"})  # from here on there is something to resume from
         output.begin_work()
         _finish_training(job, line, work)
         bring_back(options.steps, work, options.model, output.part)

@@ -133,9 +133,7 @@ def spoilt_file(name: str, file: str, field: str) -> list[Broken]:
         Broken("is missing", words, gone(file), (file, "no such file")),
         Broken("is a folder", words, as_folder(file), (file, "folder")),
         Broken("is empty", words, emptied(file), (file, "holds no record")),
-        Broken(
-            "has broken JSON", words, line(file, 3, '{"id": "p2", '), (f"{file}:3", "broken JSON", "mend or remove")
-        ),
+        Broken("has broken JSON", words, line(file, 3, '{"id": "p2", '), (f"{file}:3", "broken JSON", "fix or remove")),
         Broken("has a line that is no object", words, line(file, 2, "[1, 2]"), (f"{file}:2", "object")),
         Broken("lacks a field", words, record(file, 2, lambda r: r.pop(field)), (f"{file}:2", f"'{field}'")),
     ]

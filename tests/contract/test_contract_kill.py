@@ -121,7 +121,7 @@ def test_asked_to_stop_it_keeps_what_is_done(case: Case, number: signal.Signals,
 
     done = shell(words, place, code=143, meanwhile=signalled(number, ready))
     assert done.errors == [
-        f"{case.line[0]}: stopped by {number.name}; finished work is kept, the same command goes on from there"
+        f"{case.line[0]}: stopped by {number.name}; finished work is kept, the same command resumes from there"
     ]
     assert looks_whole(output) == []
     # a mark in what was kept is still there at the end: it was not done again
@@ -141,7 +141,7 @@ def test_interrupted_by_the_keyboard(case: Case, place: Path, shell: Shell) -> N
     progress = part / "progress.json" if case.folder else output.with_name(output.name + ".part.json")
     words = [*case.to(f"again/{case.output}"), "--quiet"]
     done = shell(words, place, code=130, meanwhile=signalled(signal.SIGINT, progress.exists))
-    assert done.errors == [f"{case.line[0]}: interrupted; the same command goes on from what was finished"]
+    assert done.errors == [f"{case.line[0]}: interrupted; the same command resumes from what was finished"]
     assert looks_whole(output) == []
     finishes(case, place, shell, place / case.output)
 

@@ -1,4 +1,4 @@
-"""Rollouts of others as text: recognised, grouped by prompt, refused with their place. Real dumps of verl are in tests/peers."""
+"""Rollouts of others as text: recognized, grouped by prompt, refused with their place. Real dumps of verl are in tests/peers."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from cropi_tools.data.message_text import messages_of
 from cropi_tools.data.records import read_prompts, read_rollouts, read_scores
 from cropi_tools.prompts.datasets import open_dataset
 from cropi_tools.prompts.row_formats import dataset_prompts, prompt_texts
-from cropi_tools.prompts.templates import Dressing
+from cropi_tools.prompts.templates import PromptTemplate
 from cropi_tools.runtime.errors import InputError
 
 NAN, INF = math.nan, math.inf
@@ -136,10 +136,10 @@ class TestNotFinite:
     def test_a_template_reads_its_columns(self, tmp_path: Path) -> None:
         path = table(tmp_path / "q.parquet", {**ROW, "level": NAN, "other": NAN})
         ((where, row, record),) = dataset_prompts(open_dataset(str(path)))
-        Dressing(template="{prompt} please").of_row(record, row, where)
+        PromptTemplate(template="{prompt} please").of_row(record, row, where)
         for templates in ({"template": "{prompt} at {level}"}, {"answer_template": "{level}"}):
             with pytest.raises(InputError, match=r"row 1: .*'level' is nan, not a finite number"):
-                Dressing(**templates).of_row(record, row, where)
+                PromptTemplate(**templates).of_row(record, row, where)
 
 
 MESSAGES = [{"role": "system", "content": 'Don\'t\nguess \\ "x"'}, {"role": "user", "content": "1+1=é?"}]

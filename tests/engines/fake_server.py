@@ -104,8 +104,8 @@ class Behaviour:
 class FakeServer:
     """Runs until closed. `url`: its address; `bodies`: every request for a completion that came; `most`: the most at once."""
 
-    def __init__(self, behaviour: Behaviour) -> None:
-        self.behaviour = behaviour
+    def __init__(self, behavior: Behaviour) -> None:
+        self.behavior = behavior
         self.lock = threading.Lock()
         self.bodies: list[dict[str, Any]] = []
         self.answered: Counter[tuple[Any, ...]] = Counter()
@@ -124,7 +124,7 @@ class FakeServer:
 
     def close(self) -> None:
         self.closing.set()
-        for event in self.behaviour.hold.values():
+        for event in self.behavior.hold.values():
             event.set()
         self._server.shutdown()
         self._server.server_close()
@@ -148,29 +148,29 @@ class _Handler(BaseHTTPRequestHandler):
         """Nothing on stderr."""
 
     def do_GET(self) -> None:
-        behaviour = self.server_state.behaviour
+        behavior = self.server_state.behavior
         if self._forbidden():
             return
         if self.path == "/v1/models":
-            entry = {"object": "model", "owned_by": behaviour.kind}
-            if behaviour.max_model_len:
-                entry["max_model_len"] = behaviour.max_model_len
-            self._json({"object": "list", "data": [{"id": name, **entry} for name in behaviour.models]})
-        elif (behaviour.kind, self.path) in {("vllm", "/version"), ("sglang", "/server_info")}:
+            entry = {"object": "model", "owned_by": behavior.kind}
+            if behavior.max_model_len:
+                entry["max_model_len"] = behavior.max_model_len
+            self._json({"object": "list", "data": [{"id": name, **entry} for name in behavior.models]})
+        elif (behavior.kind, self.path) in {("vllm", "/version"), ("sglang", "/server_info")}:
             self._json({"version": "9.9"})
-        elif (behaviour.kind, self.path) == ("llamacpp", "/props"):
+        elif (behavior.kind, self.path) == ("llamacpp", "/props"):
             self._json({"build_info": "b99"})
         else:
             self._json({"error": {"message": "not here"}}, 404)
 
     def do_POST(self) -> None:
-        state, behaviour = self.server_state, self.server_state.behaviour
+        state, behavior = self.server_state, self.server_state.behavior
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         if self._forbidden():
             return
-        if self.path == "/tokenize" and behaviour.tokenizer is not None:
-            text = body["content" if behaviour.kind == "llamacpp" else "prompt"]
-            self._json({"tokens": behaviour.tokenizer(text, add_special_tokens=False)["input_ids"]})
+        if self.path == "/tokenize" and behavior.tokenizer is not None:
+            text = body["content" if behavior.kind == "llamacpp" else "prompt"]
+            self._json({"tokens": behavior.tokenizer(text, add_special_tokens=False)["input_ids"]})
             return
         if self.path != "/v1/completions":
             self._json({"error": {"message": "not here"}}, 404)
@@ -189,21 +189,21 @@ class _Handler(BaseHTTPRequestHandler):
                 state.now -= 1
 
     def _complete(self, body: dict[str, Any], key: tuple[Any, ...], tried: int) -> None:
-        state, behaviour = self.server_state, self.server_state.behaviour
-        if body["seed"] in behaviour.hold:
-            behaviour.hold[body["seed"]].wait(20)
-        if behaviour.seconds:
-            threading.Event().wait(behaviour.seconds)
-        trouble = behaviour.failures[tried - 1] if tried <= len(behaviour.failures) else behaviour.always
-        if behaviour.only_seed is not None and body["seed"] != behaviour.only_seed:
+        state, behavior = self.server_state, self.server_state.behavior
+        if body["seed"] in behavior.hold:
+            behavior.hold[body["seed"]].wait(20)
+        if behavior.seconds:
+            threading.Event().wait(behavior.seconds)
+        trouble = behavior.failures[tried - 1] if tried <= len(behavior.failures) else behavior.always
+        if behavior.only_seed is not None and body["seed"] != behavior.only_seed:
             trouble = None
         if trouble == "drop":
             self.close_connection = True
             return
         if trouble is not None:
-            self._json({"error": {"message": behaviour.message}}, trouble)
+            self._json({"error": {"message": behavior.message}}, trouble)
             return
-        if behaviour.junk:
+        if behavior.junk:
             self._json(["not", "an", "answer"])
             return
         found = self._answer(body)
@@ -212,34 +212,34 @@ class _Handler(BaseHTTPRequestHandler):
         self._json(found)
 
     def _answer(self, body: dict[str, Any]) -> dict[str, Any]:
-        behaviour = self.server_state.behaviour
+        behavior = self.server_state.behavior
         temperature, seed = float(body["temperature"]), body["seed"]
-        if not behaviour.honours_seeds:
+        if not behavior.honours_seeds:
             seed = sample_seed(seed, len(self.server_state.bodies))
-        neutral = all(body.get(name) == value for name, value in _NEUTRAL[behaviour.kind].items())
+        neutral = all(body.get(name) == value for name, value in _NEUTRAL[behavior.kind].items())
         ids, told = response(body["prompt"], seed, body["max_tokens"], temperature)
         if not neutral:
             ids, told = [5] * body["max_tokens"], [0.0] * body["max_tokens"]
         lasts = [body["prompt"][-1], *ids[:-1]]
-        shown = 1.0 if behaviour.raw else temperature or 1.0
-        tables = [scores(last) if behaviour.as_scores else logprobs(last, shown) for last in lasts]
+        shown = 1.0 if behavior.raw else temperature or 1.0
+        tables = [scores(last) if behavior.as_scores else logprobs(last, shown) for last in lasts]
         if neutral:
             told = [float(table[token]) for table, token in zip(tables, ids, strict=True)]
         stopped = ids[-1] == END
         counted = len(ids)
         text = "".join(self._word(token) for token in ids if token != END)
-        if stopped and behaviour.leaves_out_ends:
+        if stopped and behavior.leaves_out_ends:
             ids, told = ids[:-1], told[:-1]
         choice: dict[str, Any] = {"index": 0, "text": text, "finish_reason": "stop" if stopped else "length"}
         choice |= self._details(body, ids, told, tables, stopped)
-        choice |= behaviour.change
+        choice |= behavior.change
         return {"object": "text_completion", "choices": [choice], "usage": {"completion_tokens": counted}}
 
     def _details(
         self, body: dict[str, Any], ids: list[int], told: list[float], tables: list[np.ndarray], stopped: bool
     ) -> dict[str, Any]:
-        behaviour = self.server_state.behaviour
-        kind = behaviour.kind
+        behavior = self.server_state.behavior
+        kind = behavior.kind
         if kind == "openai":
             return {"logprobs": None}
         if kind == "llamacpp":
@@ -254,10 +254,10 @@ class _Handler(BaseHTTPRequestHandler):
                 }
                 for token, one, table in zip(ids, told, tables, strict=True)
             ]
-            return {"logprobs": {"content": content} if behaviour.token_ids else None}
+            return {"logprobs": {"content": content} if behavior.token_ids else None}
         stop = {"vllm": "stop_reason", "sglang": "matched_stop"}[kind]
-        found: dict[str, Any] = {stop: END if stopped and not behaviour.leaves_out_ends else None}
-        if behaviour.token_ids and body.get("return_token_ids"):
+        found: dict[str, Any] = {stop: END if stopped and not behavior.leaves_out_ends else None}
+        if behavior.token_ids and body.get("return_token_ids"):
             found["token_ids"] = ids
         if body.get("logprobs") is not None:
             tops = [
@@ -272,7 +272,7 @@ class _Handler(BaseHTTPRequestHandler):
         return "" if token < 2 else tiny_policy.CHARACTERS[token - 2]
 
     def _forbidden(self) -> bool:
-        key = self.server_state.behaviour.key
+        key = self.server_state.behavior.key
         if key is None or self.headers.get("authorization") == f"Bearer {key}":
             return False
         given = self.headers.get("authorization", "")
@@ -280,14 +280,14 @@ class _Handler(BaseHTTPRequestHandler):
         return True
 
     def _json(self, found: Any, status: int = 200) -> None:
-        behaviour = self.server_state.behaviour
-        if self.path in behaviour.raw_answers:
-            self._raw(*behaviour.raw_answers[self.path])
+        behavior = self.server_state.behavior
+        if self.path in behavior.raw_answers:
+            self._raw(*behavior.raw_answers[self.path])
             return
-        if self.path in behaviour.endless:
-            self._without_end(behaviour.endless[self.path])
+        if self.path in behavior.endless:
+            self._without_end(behavior.endless[self.path])
             return
-        data = json.dumps(behaviour.answers.get(self.path, lambda given: given)(found)).encode()
+        data = json.dumps(behavior.answers.get(self.path, lambda given: given)(found)).encode()
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the client may have given up
             self.send_response(status)
             self.send_header("content-type", "application/json")

@@ -23,7 +23,7 @@ from cropi_tools.engines.protocol import Completion, Request, Sampling, sample_s
 from cropi_tools.engines.transformers_engine import TransformersEngine
 from cropi_tools.gradients.jvp import ForwardMode
 from cropi_tools.gradients.per_sample import FastGradients, NoRule
-from cropi_tools.gradients.prompt_objective import GradientSettings, Task, prepare
+from cropi_tools.gradients.prompt_objective import GradientSettings, GradientTask, prepare
 from cropi_tools.gradients.reference import ReferenceGradients
 from cropi_tools.objective import Estimator, group_advantages
 from cropi_tools.policy.loading import Policy
@@ -91,7 +91,7 @@ def rollouts() -> list[Rollout]:
     ]
 
 
-def naive_gradient(pristine: Any, task: Task) -> dict[str, torch.Tensor]:
+def naive_gradient(pristine: Any, task: GradientTask) -> dict[str, torch.Tensor]:
     """The sum over responses of A_k c_k grad log pi, by single fresh passes."""
     total: dict[str, torch.Tensor] = {}
     for response, advantage, share in zip(task.responses, task.advantages, task.coefficients, strict=True):
@@ -107,7 +107,7 @@ def test_gradients(family: str) -> None:
     """Reference, fast and forward mode, in the batches that they allow."""
     pristine, policy = families.build(family), families.policy(family)
     settings = GradientSettings(Estimator("none"))
-    tasks = [task for task in (prepare(rollout, settings) for rollout in rollouts()) if isinstance(task, Task)]
+    tasks = [task for task in (prepare(rollout, settings) for rollout in rollouts()) if isinstance(task, GradientTask)]
     expected = [naive_gradient(pristine, task) for task in tasks]
     reference = ReferenceGradients(policy, settings)
     for task, naive in zip(tasks, expected, strict=True):
@@ -177,7 +177,7 @@ def test_behavior_policies_have_lengths_of_their_own(behavior: str) -> None:
     assert can_pack(policy.model)
     for made in (ReferenceGradients(policy, settings, other), FastGradients(policy, settings, other)):
         tasks = [prepare(rollout, settings) for rollout in rollouts()]
-        for batch in batches(made, [task for task in tasks if isinstance(task, Task)]):
+        for batch in batches(made, [task for task in tasks if isinstance(task, GradientTask)]):
             rows: list[dict[str, torch.Tensor]] = [{} for _ in batch]
 
             def consume(name: str, gradients: torch.Tensor, rows: list[dict[str, torch.Tensor]] = rows) -> None:
@@ -264,8 +264,8 @@ class Direction:
         return self._parts[name].to(device)
 
 
-def batches(computer: Any, tasks: list[Task]) -> Iterator[list[Task]]:
-    batch: list[Task] = []
+def batches(computer: Any, tasks: list[GradientTask]) -> Iterator[list[GradientTask]]:
+    batch: list[GradientTask] = []
     for task in tasks:
         if batch and not computer.room_for(batch, task):
             yield batch

@@ -41,8 +41,8 @@ def start() -> Iterator[Start]:
     """Starts a server that behaves as told."""
     running: list[FakeServer] = []
 
-    def begin(**behaviour: Any) -> FakeServer:
-        running.append(FakeServer(Behaviour(**behaviour)))
+    def begin(**behavior: Any) -> FakeServer:
+        running.append(FakeServer(Behaviour(**behavior)))
         return running[-1]
 
     yield begin
@@ -109,7 +109,7 @@ def test_tokens_and_logprobs_are_those_of_the_tempered_softmax(
     assert capsys.readouterr().err == ""
 
 
-def test_the_plain_interface_is_tokenised_anew(
+def test_the_plain_interface_is_tokenized_anew(
     start: Start, open_engine: Open, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Text only: tokens from the text, the end token from the finish reason, no log-probabilities, and one warning."""
@@ -356,7 +356,7 @@ def test_the_key_comes_from_the_environment_and_goes_nowhere_else(
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-7")
     engine, wanted = open_engine(server), requests(3)
     same(engine.sample(wanted, Sampling(3, 1.0)), expected(wanted, Sampling(3, 1.0)))
-    server.behaviour.always, server.behaviour.message = 400, "bad request from sk-secret-7"
+    server.behavior.always, server.behavior.message = 400, "bad request from sk-secret-7"
     with pytest.raises(InputError, match=r"bad request from \*\*\*") as told:
         engine.sample(wanted, Sampling(3, 1.0))
     everything = str(told.value) + json.dumps(engine.settings(Sampling(3, 1.0))) + "".join(capsys.readouterr())
@@ -384,7 +384,7 @@ def test_where_nobody_answers(start: Start, open_engine: Open) -> None:
         open_engine(start().url.removesuffix("/v1") + "/elsewhere")
     server = start()
     engine = open_engine(server)
-    server.behaviour.junk = True
+    server.behavior.junk = True
     with pytest.raises(InputError, match="the answer is not that of an OpenAI-compatible server"):
         engine.sample(requests(1), Sampling(3, 1.0))
 
@@ -451,7 +451,7 @@ def test_answers_that_are_no_samples_of_the_policy(
     server = start()
     engine = open_engine(server)
     engine.sample(requests(1), Sampling(4, 1.0))
-    server.behaviour.change = {"finish_reason": "length", **change}
+    server.behavior.change = {"finish_reason": "length", **change}
     with pytest.raises(InputError, match=message):
         engine.sample(requests(1), Sampling(4, 1.0))
 

@@ -41,8 +41,8 @@ def tokens(policy_folder: Path) -> Any:
 def start(tokens: Any) -> Iterator[Callable[..., FakeServer]]:
     servers = []
 
-    def begin(**behaviour: Any) -> FakeServer:
-        servers.append(FakeServer(Behaviour(tokenizer=tokens.tokenizer, **behaviour)))
+    def begin(**behavior: Any) -> FakeServer:
+        servers.append(FakeServer(Behaviour(tokenizer=tokens.tokenizer, **behavior)))
         return servers[-1]
 
     yield begin
@@ -73,13 +73,13 @@ def test_every_node_of_every_answer(
     paths = {"vllm": "/version", "sglang": "/server_info", "llamacpp": "/props"}
     path = paths.get(kind, "/v1/models") if page == "version" else page
     seen: list[Any] = []
-    server.behaviour.answers[path] = lambda found: (seen.append(found), found)[1]
+    server.behavior.answers[path] = lambda found: (seen.append(found), found)[1]
     ask(server, tokens)
     if not seen:
         return  # this kind has no such page
     whole = seen[-1]
     for what, value in mutations(whole, BRIEF):
-        server.behaviour.answers[path] = lambda _, value=value: value
+        server.behavior.answers[path] = lambda _, value=value: value
         try:
             ask(server, tokens)
         except AssertionError:
@@ -101,7 +101,7 @@ def test_every_node_of_what_probes_are_answered(kind: str, start: Callable[..., 
             seen.append(found)
         return found
 
-    server.behaviour.answers["/v1/completions"] = watch
+    server.behavior.answers["/v1/completions"] = watch
     ask(server, tokens, 0.5)
     few = {name: JUNK[name] for name in ("null", "text", "beyond floats", "no number", "list", "object of null")}
     for what, value in mutations(seen[-1], few, within=("choices",)):
@@ -109,7 +109,7 @@ def test_every_node_of_what_probes_are_answered(kind: str, start: Callable[..., 
         def change(found: Any, value: Any = value) -> Any:
             return value if any(server.bodies[-1].get(wish) == 5 for wish in wishes) else found
 
-        server.behaviour.answers["/v1/completions"] = change
+        server.behavior.answers["/v1/completions"] = change
         try:
             ask(server, tokens, 0.5)
         except BaseException as error:
@@ -150,7 +150,7 @@ RAW: dict[str, tuple[int, dict[str, str], bytes]] = {
 @pytest.mark.parametrize("what", RAW)
 def test_answers_that_are_none(what: str, page: str, start: Callable[..., FakeServer], tokens: Any) -> None:
     server = start(kind="vllm")
-    server.behaviour.raw_answers[page] = RAW[what]
+    server.behavior.raw_answers[page] = RAW[what]
     said = ask(server, tokens)
     if page.startswith("/v1"):
         assert isinstance(said, str), "there was an answer"
@@ -163,7 +163,7 @@ def test_an_answer_that_never_ends(page: str, start: Callable[..., FakeServer], 
     """Neither the memory nor the time that it takes grows without bound: not byte by byte, and not as fast as the wire carries."""
     for pause in (0.2, 0.0):
         server = start(kind="vllm")
-        server.behaviour.endless[page] = pause
+        server.behavior.endless[page] = pause
         begun = time.monotonic()
         assert isinstance(ask(server, tokens, timeout=2.0), str)
         assert time.monotonic() - begun < 30

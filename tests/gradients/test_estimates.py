@@ -19,12 +19,12 @@ from cropi_tools.data.policies import OPTIMIZER_STATE
 from cropi_tools.data.records import Rollout
 from cropi_tools.gradients.accumulator import Measure
 from cropi_tools.gradients.batching import batches, survey
-from cropi_tools.gradients.estimates import BackwardEstimates, Estimate
+from cropi_tools.gradients.estimates import BackwardEstimates, PromptFigures
 from cropi_tools.gradients.half_sums import DIM
 from cropi_tools.gradients.jvp import ForwardMode
 from cropi_tools.gradients.jvp_estimates import ForwardEstimates
 from cropi_tools.gradients.preconditioner import EPSILON, Preconditioner
-from cropi_tools.gradients.prompt_objective import GradientSettings, Task, prepare
+from cropi_tools.gradients.prompt_objective import GradientSettings, GradientTask, prepare
 from cropi_tools.gradients.reference import ReferenceGradients
 from cropi_tools.gradients.splitting import GROUPS, place_of, samples_of
 from cropi_tools.gradients.targets import Against
@@ -73,7 +73,7 @@ def estimates(
     means: dict[str, Path],
     halves: bool = False,
     scaling: Preconditioner | None = None,
-) -> list[Estimate]:
+) -> list[PromptFigures]:
     layout = layout_of(policy)
     against = Against({name: str(path) for name, path in means.items()}, layout, "P", {}, halves)
     spec = ProjectionSpec.create("none", layout)
@@ -81,7 +81,7 @@ def estimates(
     other = Measure(layout, against.groups, against.half_directions, CPU, scaling) if halves else None
     made = BackwardEstimates(ReferenceGradients(policy, SETTINGS), SETTINGS, measure, against, other)
     tasks = [prepare(rollout, SETTINGS) for rollout in rollouts]
-    return [estimate for task in tasks if isinstance(task, Task) for estimate in made.of([task])]
+    return [estimate for task in tasks if isinstance(task, GradientTask) for estimate in made.of([task])]
 
 
 def flat(gradient: dict[str, torch.Tensor], names: list[str] | None = None) -> torch.Tensor:
@@ -252,7 +252,7 @@ def test_the_geometry_of_adam(tmp_path: Path) -> None:
     forward = ForwardEstimates(ForwardMode(policy, SETTINGS, against.directions), SETTINGS, against, halves=False)
     for number, estimate in zip((5, 6), found, strict=True):
         task = prepare(eight(number), SETTINGS)
-        assert isinstance(task, Task)
+        assert isinstance(task, GradientTask)
         (same,) = forward.of([task])
         scale = estimate.entry["gradient_norm"] * read_facts(mean)["norm"]
         assert same.entry["inner"]["v"] == pytest.approx(estimate.entry["inner"]["v"], abs=1e-5 * scale)
@@ -264,7 +264,7 @@ def test_the_geometry_of_adam(tmp_path: Path) -> None:
 def test_batches_follow_from_the_prompts_alone() -> None:
     made = [eight(n) if n % 3 else eight(n)._replace(samples=eight(n).samples[:1]) for n in range(20)]
 
-    def room(tasks: Any, task: Task) -> bool:
+    def room(tasks: Any, task: GradientTask) -> bool:
         return len(tasks) < 4
 
     whole = list(batches(iter(made), SETTINGS, room))

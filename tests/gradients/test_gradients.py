@@ -22,7 +22,13 @@ from cropi_tools.gradients import write_mean as mean_work
 from cropi_tools.gradients.accumulator import Measure, squared_norm
 from cropi_tools.gradients.batching import survey
 from cropi_tools.gradients.estimates import BackwardEstimates
-from cropi_tools.gradients.prompt_objective import GradientSettings, PromptGradient, Task, prepare, without_gradient
+from cropi_tools.gradients.prompt_objective import (
+    GradientSettings,
+    GradientTask,
+    PromptGradient,
+    prepare,
+    without_gradient,
+)
 from cropi_tools.gradients.reference import ReferenceGradients
 from cropi_tools.gradients.targets import Against
 from cropi_tools.gradients.write_mean import collect_mean
@@ -270,8 +276,10 @@ def test_prompts_without_gradient_have_no_forward_pass() -> None:
     assert computer.compute(rollout._replace(samples=cancelling)).status == "zero-gradient"
     for settings in (GradientSettings(), GradientSettings(Estimator(ppo_clip=(0.2, 0.2)))):
         one_more = rollout._replace(samples=[*cancelling, twice[0]])
-        assert isinstance(prepare(one_more, settings), Task)
-    assert isinstance(prepare(rollout._replace(samples=cancelling), settings), Task)  # a PPO clip may drop one of two
+        assert isinstance(prepare(one_more, settings), GradientTask)
+    assert isinstance(
+        prepare(rollout._replace(samples=cancelling), settings), GradientTask
+    )  # a PPO clip may drop one of two
     assert computer.gradient == {}
 
 

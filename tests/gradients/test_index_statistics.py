@@ -13,7 +13,7 @@ import torch
 from cropi_tools.data.records import Rollout
 from cropi_tools.gradients.jvp import ForwardMode
 from cropi_tools.gradients.per_sample import FastGradients
-from cropi_tools.gradients.prompt_objective import GradientSettings, Task, prepare
+from cropi_tools.gradients.prompt_objective import GradientSettings, GradientTask, prepare
 from cropi_tools.gradients.reference import ReferenceGradients
 from cropi_tools.objective import Estimator
 
@@ -89,7 +89,7 @@ def test_the_statistics_are_those_of_their_definitions(weighting: Any, bounds: i
     estimator = Estimator(weighting, **BOUNDS[bounds])
     settings = GradientSettings(estimator)
     made = [naive_policy.rollout(number, RESPONSES, drift=0.6) for number in range(3)]
-    tasks = [task for rollout in made if isinstance(task := prepare(rollout, settings), Task)]
+    tasks = [task for rollout in made if isinstance(task := prepare(rollout, settings), GradientTask)]
     assert len(tasks) == len(made)
     wanted = [expected(rollout, estimator) for rollout in made]
     policy = naive_policy.policy()
@@ -124,7 +124,7 @@ def test_one_response_that_outweighs_the_others_leaves_one_over_their_number(wei
     samples = list(made.samples)
     samples[2] = samples[2]._replace(logprobs=[value - 20.0 for value in samples[2].logprobs or []])
     task = prepare(made._replace(samples=samples), settings)
-    assert isinstance(task, Task)
+    assert isinstance(task, GradientTask)
     (found,) = ReferenceGradients(naive_policy.policy(), settings).compute([task], lambda name, gradients: None)
     assert found.entry["weight_count"] == 7
     assert found.entry["effective_sample_size"] == pytest.approx(1 / 7, rel=1e-6)

@@ -25,7 +25,7 @@ from cropi_tools.data.means import write_mean
 from cropi_tools.data.records import Rollout
 from cropi_tools.gradients.accumulator import Direction
 from cropi_tools.gradients.jvp import TOKENS_TOGETHER, ForwardMode, inner_of
-from cropi_tools.gradients.prompt_objective import GradientSettings, Task, prepare
+from cropi_tools.gradients.prompt_objective import GradientSettings, GradientTask, prepare
 from cropi_tools.gradients.reference import ReferenceGradients
 from cropi_tools.objective import Estimator
 from cropi_tools.policy.loading import Policy
@@ -58,9 +58,9 @@ class Given(Direction):
         }
 
 
-def task_of(rollout: Rollout, settings: GradientSettings) -> Task:
+def task_of(rollout: Rollout, settings: GradientSettings) -> GradientTask:
     task = prepare(rollout, settings)
-    assert isinstance(task, Task)
+    assert isinstance(task, GradientTask)
     return task
 
 

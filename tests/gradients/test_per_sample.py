@@ -15,7 +15,7 @@ import transformers
 from cropi_tools.data.records import Rollout
 from cropi_tools.gradients import per_sample
 from cropi_tools.gradients.per_sample import FastGradients, NoRule
-from cropi_tools.gradients.prompt_objective import GradientSettings, PromptGradient, Task, prepare
+from cropi_tools.gradients.prompt_objective import GradientSettings, GradientTask, PromptGradient, prepare
 from cropi_tools.gradients.reference import ReferenceGradients
 from cropi_tools.objective import Estimator
 from cropi_tools.policy.layers import checkpoint_activations
@@ -52,12 +52,12 @@ def rollouts() -> list[Rollout]:
     ]
 
 
-def tasks_of(made: Sequence[Rollout], settings: GradientSettings = SETTINGS) -> list[Task]:
+def tasks_of(made: Sequence[Rollout], settings: GradientSettings = SETTINGS) -> list[GradientTask]:
     found = [prepare(rollout, settings) for rollout in made]
-    return [task for task in found if isinstance(task, Task)]
+    return [task for task in found if isinstance(task, GradientTask)]
 
 
-def gradients_of(path: Any, tasks: Sequence[Task]) -> tuple[list[Gradients], list[PromptGradient]]:
+def gradients_of(path: Any, tasks: Sequence[GradientTask]) -> tuple[list[Gradients], list[PromptGradient]]:
     """The gradients of each task, computed together, with what the path says of it."""
     found: list[Gradients] = [{} for _ in tasks]
 
@@ -70,7 +70,7 @@ def gradients_of(path: Any, tasks: Sequence[Task]) -> tuple[list[Gradients], lis
     return found, path.compute(tasks, consume)
 
 
-def one_by_one(path: Any, tasks: Sequence[Task]) -> tuple[list[Gradients], list[PromptGradient]]:
+def one_by_one(path: Any, tasks: Sequence[GradientTask]) -> tuple[list[Gradients], list[PromptGradient]]:
     pairs = [gradients_of(path, [task]) for task in tasks]
     return [gradient for (gradient,), _ in pairs], [told for _, (told,) in pairs]
 
@@ -276,7 +276,7 @@ def test_room(monkeypatch: pytest.MonkeyPatch) -> None:
     path, (task, *_) = FastGradients(naive_policy.policy(), SETTINGS), tasks_of(rollouts())
 
     def most() -> int:
-        tasks: list[Task] = []
+        tasks: list[GradientTask] = []
         while path.room_for(tasks, task):
             tasks.append(task)
         return len(tasks)

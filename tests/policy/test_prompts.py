@@ -111,7 +111,7 @@ def test_the_token_of_beginning_comes_once() -> None:
     )
 
 
-def test_the_same_tokens_as_a_rendered_text_tokenised_without_additions() -> None:
+def test_the_same_tokens_as_a_rendered_text_tokenized_without_additions() -> None:
     for tokenizer in (templated(QWEN), templated(LLAMA, bos="<|pad|>"), templated(BARE, bos="<|end|>")):
         text = tokenizer.apply_chat_template([USER], tokenize=False, add_generation_prompt=True)
         assert asked(tokenizer, [USER]) == tokenizer(text, add_special_tokens=False)["input_ids"] == ids(text)

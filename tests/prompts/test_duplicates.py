@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from cropi_tools.prompts.duplicates import Exclusion, bare_question, normalise_question
+from cropi_tools.prompts.duplicates import Exclusion, bare_question, normalize_question
 
 
 def ask(prompt: Any, answer: str = "1") -> dict[str, Any]:
     return {"prompt": prompt, "answer": answer}
 
 
-def test_the_normalised_question() -> None:
-    assert normalise_question("  What\n is \uff12? ") == normalise_question("what IS 2?") == "what is 2?"
+def test_the_normalized_question() -> None:
+    assert normalize_question("  What\n is \uff12? ") == normalize_question("what IS 2?") == "what is 2?"
     messages = [{"role": "system", "content": "Be  brief."}, {"role": "user", "content": "Go"}]
-    assert normalise_question(messages) == "be brief. go"
+    assert normalize_question(messages) == "be brief. go"
     assert bare_question(messages) == bare_question("GO") == "go"
 
 
@@ -22,7 +22,7 @@ def test_repetitions_are_counted_apart() -> None:
     exclusion = Exclusion()
     kept = [text for text in ("a", "B", "b ", "B", "c", "a", "a") if exclusion.admits(ask(text))]
     assert kept == ["a", "B", "c"]
-    assert (exclusion.kept, exclusion.exact, exclusion.normalised, exclusion.met) == (3, 3, 1, 7)
+    assert (exclusion.kept, exclusion.exact, exclusion.normalized, exclusion.met) == (3, 3, 1, 7)
     assert exclusion.skipped() == {"excluded": 0, "exact repetitions": 3, "normalised repetitions": 1}
 
 
@@ -30,7 +30,7 @@ def test_messages_repeat_to_the_letter_or_by_their_question() -> None:
     exclusion = Exclusion()
     for content in ("Go", "Go", "go"):
         exclusion.admits(ask([{"role": "user", "content": content}]))
-    assert (exclusion.kept, exclusion.exact, exclusion.normalised) == (1, 1, 1)
+    assert (exclusion.kept, exclusion.exact, exclusion.normalized) == (1, 1, 1)
 
 
 def test_the_same_question_with_another_answer_is_told() -> None:
@@ -55,7 +55,7 @@ def test_excluded_files_are_counted_file_by_file() -> None:
         "conflicting_answers": 0,
     }
     assert exclusion.in_words() == (
-        "3 excluded: 2 in valid, 1 in test; 1 exact and 0 normalised repetitions dropped; none in apart"
+        "3 excluded: 2 in valid, 1 in test; 1 exact and 0 normalized repetitions dropped; none in apart"
     )
     assert list(exclusion.warnings()) == ["1 of the 2 questions stand in other too; --exclude other leaves them out"]
 

@@ -36,7 +36,7 @@ def test_what_is_left_out_is_said_file_by_file(run: Run, tmp_path: Path) -> None
     words += ["--exclude", "test.jsonl", "--check-overlap", "other.jsonl", "-o", "p.jsonl"]
     said = run(*words, *answer).stderr.splitlines()
     assert said == [
-        "p.jsonl: 2 prompts (2 excluded: 1 in valid.jsonl, 1 in test.jsonl; 2 exact and 1 normalised repetitions dropped)",
+        "p.jsonl: 2 prompts (2 excluded: 1 in valid.jsonl, 1 in test.jsonl; 2 exact and 1 normalized repetitions dropped)",
         "warning: 1 of the 2 questions stand in other.jsonl too; --exclude other.jsonl leaves them out",
         "warning: repetitions dropped whose answer is not that of the one kept: 1",
     ]

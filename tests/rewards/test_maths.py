@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from cropi_tools.rewards import grade
 from cropi_tools.rewards.extraction import MAX_ANSWER, extract_answer
-from cropi_tools.rewards.normalization import normalise
+from cropi_tools.rewards.normalization import normalize
 from cropi_tools.rewards.quantities import Quantity, read_quantity
 from cropi_tools.rewards.verifiers import check_record, grade_quickly
 from cropi_tools.runtime.errors import InputError
@@ -168,7 +168,7 @@ def test_fractions_are_read_exactly(top: int, bottom: int) -> None:
         f"{top}/{bottom}",
         f"{top} / {bottom} cm",
     ):
-        quantity = read_quantity(normalise(text))
+        quantity = read_quantity(normalize(text))
         assert quantity is not None
         assert quantity.value == Fraction(top, bottom)
 
@@ -180,7 +180,7 @@ def test_mixed_numbers_are_read_exactly(whole: int, top: int, bottom: int) -> No
         f"{whole} {top}/{bottom}",
         rf"{whole} \dfrac{{{top}}}{{{bottom}}} cm",
     ):
-        quantity = read_quantity(normalise(text))
+        quantity = read_quantity(normalize(text))
         assert quantity == (Quantity(whole + Fraction(top, bottom)) if top < bottom else None), text
 
 
@@ -188,11 +188,11 @@ def test_mixed_numbers_are_read_exactly(whole: int, top: int, bottom: int) -> No
     fixed=st.from_regex(r"[0-9]{1,3}\.[0-9]{0,4}", fullmatch=True), block=st.from_regex(r"[0-9]{1,6}", fullmatch=True)
 )
 def test_repeating_decimals_are_read_exactly(fixed: str, block: str) -> None:
-    quantity = read_quantity(normalise(rf"{fixed}\overline{{{block}}}"))
+    quantity = read_quantity(normalize(rf"{fixed}\overline{{{block}}}"))
     assert quantity is not None
     long = Fraction(fixed + block * 40)
     assert long <= quantity.value <= long + Fraction(1, 10**30)
-    written_out = read_quantity(normalise(f"{fixed}{block * 3}..."))
+    written_out = read_quantity(normalize(f"{fixed}{block * 3}..."))
     assert written_out is not None
     assert written_out.value == quantity.value
 
@@ -200,7 +200,7 @@ def test_repeating_decimals_are_read_exactly(fixed: str, block: str) -> None:
 @given(value=st.decimals(-(10**6), 10**6, places=3), power=st.integers(-12, 12))
 def test_powers_of_ten_are_read_exactly(value: Any, power: int) -> None:
     for text in (rf"{value} \times 10^{{{power}}}", f"{value}e{power}", rf"{value} \cdot 10^{{{power}}}"):
-        quantity = read_quantity(normalise(text))
+        quantity = read_quantity(normalize(text))
         assert quantity is not None
         assert quantity.value == Fraction(str(value)) * Fraction(10) ** power
 

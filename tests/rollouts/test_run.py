@@ -22,7 +22,7 @@ from cropi_tools.engines.protocol import Completion, Engine, Request, Sampling
 from cropi_tools.rewards.verifiers import Grade
 from cropi_tools.rollouts.estimate import probe_places
 from cropi_tools.rollouts.grading import Row
-from cropi_tools.rollouts.sampling import GROUPS_AHEAD, Task, chunks, sample_groups
+from cropi_tools.rollouts.sampling import GROUPS_AHEAD, SamplingTask, chunks, sample_groups
 from cropi_tools.rollouts.writing import write
 from cropi_tools.runtime import signals
 from cropi_tools.runtime.errors import InputError
@@ -64,7 +64,7 @@ class Slow:
 
 
 def start(engine: Engine, pool: Slow, prompts: int = 40) -> Iterator[list[Row]]:
-    tasks = [Task(record, (0, record["id"]), 128) for record in tiny_policy.prompts(prompts)]
+    tasks = [SamplingTask(record, (0, record["id"]), 128) for record in tiny_policy.prompts(prompts)]
     tokens = naive_policy.policy().tokens
     return sample_groups(engine, tokens, pool, chunks(tasks, 128), Sampling(1, 1.0))  # type: ignore[arg-type]
 
@@ -129,8 +129,8 @@ def test_a_stop_keeps_what_is_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_records_passed_on_cost_no_request() -> None:
     kept = {"id": "k", "samples": [{"outcome": "wrong", "reward": 0.0, "text": ""}], "prompt_token_ids": [3]}
-    passed = Task(kept, None, 0)
-    tasks = [passed, *(Task(record, (0, record["id"]), 3) for record in tiny_policy.prompts(2)), passed]
+    passed = SamplingTask(kept, None, 0)
+    tasks = [passed, *(SamplingTask(record, (0, record["id"]), 3) for record in tiny_policy.prompts(2)), passed]
     engine, sampling, pool = Counting(), Sampling(1, 1.0), Slow()
     tokens = naive_policy.policy().tokens
     ((first, *between, last),) = sample_groups(engine, tokens, pool, [tasks], sampling)  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ from cropi_tools.engines.transformers_engine import TransformersEngine
 from cropi_tools.policy.tokens import Tokens
 from cropi_tools.rewards.verifiers import Grade
 from cropi_tools.rollouts.grading import graded
-from cropi_tools.rollouts.sampling import Task, chunks, sample_groups
+from cropi_tools.rollouts.sampling import SamplingTask, chunks, sample_groups
 
 
 class Parity:
@@ -36,7 +36,7 @@ class Parity:
 
 def sampled(prompts: list[dict[str, Any]], temperature: float = 1.0) -> tuple[list[dict[str, Any]], Parity]:
     policy, pool = naive_policy.policy(), Parity()
-    tasks = [Task(prompt, (0, prompt["id"]), 3) for prompt in prompts]
+    tasks = [SamplingTask(prompt, (0, prompt["id"]), 3) for prompt in prompts]
     (rows,) = sample_groups(TransformersEngine(policy), policy.tokens, pool, [tasks], Sampling(8, temperature))  # type: ignore[arg-type]
     return [row.record for row in rows], pool
 
@@ -144,7 +144,7 @@ def test_reasoning_is_kept_apart_from_the_answer(special: bool, opened: bool) ->
     prompt = {**tiny_policy.prompts(1)[0], "prompt": "1+2=" + ("[THINK]" if opened else "")}
     pool = Parity()
     tokens = Tokens(tokenizer, [1], "")
-    tasks = [Task(prompt, (0, "p"), 3)]
+    tasks = [SamplingTask(prompt, (0, "p"), 3)]
     ((found,),) = sample_groups(Scripted(answers), tokens, pool, [tasks], Sampling(8, 1.0))  # type: ignore[arg-type]
     row = found.record
     shown = "" if opened else "[THINK]"

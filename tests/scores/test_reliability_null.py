@@ -21,7 +21,7 @@ from cropi_tools.data.store import Store
 from cropi_tools.gradients.accumulator import Measure
 from cropi_tools.gradients.batching import survey
 from cropi_tools.gradients.estimates import BackwardEstimates
-from cropi_tools.gradients.prompt_objective import GradientSettings, PromptGradient, Task
+from cropi_tools.gradients.prompt_objective import GradientSettings, GradientTask, PromptGradient
 from cropi_tools.gradients.reference import Consume
 from cropi_tools.gradients.targets import Against
 from cropi_tools.gradients.write_mean import collect_mean
@@ -42,15 +42,15 @@ class Simulated:
         self.parameters = [("all.weight", torch.nn.Parameter(torch.zeros(SIZE)))]
         self._seed, self._dimensions, self._direction = seed, dimensions, direction
 
-    def room_for(self, tasks: Sequence[Task], task: Task) -> bool:
+    def room_for(self, tasks: Sequence[GradientTask], task: GradientTask) -> bool:
         return len(tasks) < 16
 
-    def compute(self, tasks: Sequence[Task], consume: Consume) -> list[PromptGradient]:
+    def compute(self, tasks: Sequence[GradientTask], consume: Consume) -> list[PromptGradient]:
         consume("all.weight", torch.stack([self._gradient(task) for task in tasks]))
         entries = [{"id": t.rollout.id, "source": "s", "pass_rate": 0.5, "status": "ok"} for t in tasks]
         return [PromptGradient("ok", entry, 1) for entry in entries]
 
-    def _gradient(self, task: Task) -> torch.Tensor:
+    def _gradient(self, task: GradientTask) -> torch.Tensor:
         number = task.prompt[0]
         vector = self._draw(number)
         if number >= 1000:  # a validation prompt

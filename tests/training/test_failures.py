@@ -1,4 +1,4 @@
-"""How a run ends when something breaks: one clear error, the last good checkpoint kept, and the same command goes on."""
+"""How a run ends when something breaks: one clear error, the last good checkpoint kept, and the same command resumes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_failed_engine_ends_the_run_and_the_same_command_goes_on(policy_folder
         train(policy_folder, tmp_path / "P1", EVERY, fail_at=4)
     told = str(failed.value)
     assert "the engine failed at step 4 (RuntimeError: EngineCore encountered an issue" in told
-    assert "checkpoint-000002, is good, the same command goes on from there" in told
+    assert "checkpoint-000002, is good, the same command resumes from there" in told
     trace = (tmp_path / "P1.part" / "failure.txt").read_text()
     assert "Traceback" in trace
     load_policy(str(tmp_path / "P1.part" / "checkpoint-000002"), "cpu")

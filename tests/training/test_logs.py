@@ -66,7 +66,7 @@ def test_a_file_that_lost_what_was_saved_is_named(tmp_path: Path) -> None:
     sizes = logs.sync()
     logs.close()
     (tmp_path / "evaluations.jsonl").write_text("")
-    with pytest.raises(InputError, match=r"evaluations\.jsonl: has 0 bytes, 12 were saved.*remove .* to start anew"):
+    with pytest.raises(InputError, match=r"evaluations\.jsonl: has 0 bytes, 12 were saved.*remove .* to start again"):
         Logs(tmp_path, sizes)
     assert (tmp_path / "evaluations.jsonl").read_bytes() == b""
 

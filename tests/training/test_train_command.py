@@ -174,7 +174,7 @@ def test_a_signal_saves_and_another_option_or_file_is_refused(
     [
         (("--temperature", "0"), "nothing can be learned"),
         (("-n", "1"), "give 2 or more"),
-        (("--lora", "4", "--carry", "full"), "adapters begin anew"),
+        (("--lora", "4", "--carry", "full"), "adapters begin again"),
         (("--clip", "a,b"), "expected two numbers"),
         (("--preset", "none"), "Invalid value"),
     ],

@@ -52,7 +52,7 @@ def test_what_is_given_comes_before_a_preset(preset: str) -> None:
     [
         ({"temperature": 0.0}, "nothing can be learned"),
         ({"samples": 1}, "give 2 or more"),
-        ({"lora": 4, "carry": "full"}, "adapters begin anew"),
+        ({"lora": 4, "carry": "full"}, "adapters begin again"),
         ({"clip": (1.0, 0.2)}, "--clip 1,0.2: the lower one is a share; give less than 1"),
         ({"clip": (0.0, 0.2)}, "--clip 0,0.2: expected numbers in the range: above 0"),
         ({"clip": (0.2, 0.0)}, "--clip 0.2,0"),

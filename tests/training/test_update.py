@@ -270,7 +270,7 @@ def test_a_batch_without_any_advantage_is_no_step() -> None:
 
 def test_on_policy_gradient_is_that_of_cropi_grad() -> None:
     """One objective for both: with sequence aggregation the step is minus the mean of the prompts' gradients."""
-    from cropi_tools.gradients.prompt_objective import GradientSettings, Task, prepare
+    from cropi_tools.gradients.prompt_objective import GradientSettings, GradientTask, prepare
     from cropi_tools.gradients.reference import ReferenceGradients
 
     policy = naive_policy.policy()
@@ -282,7 +282,7 @@ def test_on_policy_gradient_is_that_of_cropi_grad() -> None:
     path, total = ReferenceGradients(policy, GradientSettings()), {n: torch.zeros_like(v) for n, v in step.items()}
     for rollout in rollouts:
         task = prepare(rollout, GradientSettings())
-        assert isinstance(task, Task)
+        assert isinstance(task, GradientTask)
         path.compute([task], lambda name, gradients: total[name].add_(gradients[0] / 3))
     assert naive_policy.relative_error(step, total) < 1e-5
 
