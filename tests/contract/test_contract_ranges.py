@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import math
 import os
@@ -15,6 +16,7 @@ from typing import Any, get_args, get_origin
 import pytest
 from command_table import COMMANDS
 
+import cropi_tools
 from cropi_tools import runtime
 from cropi_tools.cli.entry import entry
 from cropi_tools.options import LARGEST, CommandOptions, Option, Range, default_of, described, types_of
@@ -154,3 +156,21 @@ def test_help_has_every_option_once_under_its_heading(name: str, said: Said) -> 
             # two spaces before the words, or the line goes on with those of another option
             own = [line for line in lines if re.match(rf"  {first}(,|/| \S*$| \S+  | \S+$|  |$)", line)]
             assert len(own) == 1, option.names
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_option_without_a_reader(name: str) -> None:
+    """Each field of a record is read somewhere, by the name `options` or by the record itself."""
+    package = Path(cropi_tools.__file__).parent
+    read = set()
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if (
+                isinstance(node, ast.Attribute)
+                and isinstance(node.value, ast.Name)
+                and node.value.id in ("options", "self")
+            ):
+                read.add(node.attr)
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "given.get":  # before the record is made
+                read.add(ast.literal_eval(node.args[0]))
+    assert sorted(set(described(record_of(name))) - read) == []
