@@ -199,12 +199,12 @@ def settings(options: dict[str, Any]) -> TrainSettings:
 def test_the_reward_file_gives_what_our_verifiers_give(
     verl_config: Callable[..., Any], tmp_path: Path, policy_folder: Path
 ) -> None:
-    """A record's own verifier comes first; sources are not verl's to know."""
+    """A record's own verifier counts where none is chosen; sources are not verl's to know."""
     records = [
         {"id": "a", "prompt": "?", "answer": "\\frac{1}{2}", "source": "unknown to verl"},
         {"id": "b", "prompt": "?", "answer": "7", "source": "s", "verifier": "exact"},
     ]
-    prepare(tmp_path / "work", records, {"t": records}, load_tokens(str(policy_folder)).tokenizer, "maths", 5.0)
+    prepare(tmp_path / "work", records, {"t": records}, load_tokens(str(policy_folder)).tokenizer, None, 5.0)
     texts = [("a", "it is \\boxed{0.5}"), ("a", "it is \\boxed{0.6}"), ("b", "7"), ("b", "it is \\boxed{7}")]
     rows = [{**to_verl(next(r for r in records if r["id"] == name)), "text": text} for name, text in texts]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
