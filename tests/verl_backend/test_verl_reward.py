@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_policy
 
 from cropi_tools.prompts.exports import to_verl
+from cropi_tools.rewards import allow_files
 from cropi_tools.runtime.errors import InputError
 from cropi_tools.verl_backend.config import REWARD_FILE
 from cropi_tools.verl_backend.data import copy_package, prepare
@@ -61,13 +63,27 @@ def test_many_threads_get_their_own_rewards(own: str, tmp_path: Path) -> None:
 
 def test_the_records_verifier_and_open_reasoning_count(tmp_path: Path) -> None:
     thinking = "perhaps \\boxed{7}"
-    with closing(Scorer("maths", 5.0, str(tmp_path / "failed"))) as score:
+    with closing(Scorer(None, 5.0, str(tmp_path / "failed"))) as score:
         assert asked(score, "so \\boxed{7}") == {"score": 1.0, "acc": 1.0}
         assert asked(score, "so \\boxed{7}", verifier="exact") == {"score": 0.0, "acc": 0.0}
         assert asked(score, "7", verifier="exact") == {"score": 1.0, "acc": 1.0}
         # the prompt opened the reasoning, and nothing closed it
         assert asked(score, thinking, reasoning_open=True)["score"] == 0.0
         assert asked(score, f"{thinking}</think>\\boxed{{7}}", reasoning_open=True)["score"] == 1.0
+    with closing(Scorer("maths", 5.0, str(tmp_path / "failed"))) as score:
+        assert asked(score, "so \\boxed{7}", verifier="exact") == {"score": 1.0, "acc": 1.0}
+
+
+@pytest.mark.parametrize("chosen", [None, "exact"])
+def test_programs_of_records_are_allowed_where_none_is_chosen(own: str, tmp_path: Path, chosen: str | None) -> None:
+    record = {"id": "a", "prompt": "?", "answer": "7", "source": "s", "verifier": own}
+    allow_files([own.rpartition(":")[0]])
+    tokenizer = tiny_policy.tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    prepare(tmp_path / "work", [record], {}, tokenizer, chosen, 5.0)
+    text = (tmp_path / "work" / REWARD_FILE).read_text()
+    assert f"Scorer({chosen!r}, " in text
+    assert f"programs={[] if chosen else [own.rpartition(':')[0]]}" in text
 
 
 def test_partial_credit_is_told_to_verl(tmp_path: Path) -> None:
@@ -75,7 +91,7 @@ def test_partial_credit_is_told_to_verl(tmp_path: Path) -> None:
     extra = json.dumps({"reasoning_gym": source})
     rewards = []
     for partial in (False, True):
-        scorer = Scorer("maths", 5.0, str(tmp_path / "failed"), partial_credit=partial)
+        scorer = Scorer(None, 5.0, str(tmp_path / "failed"), partial_credit=partial)
         with closing(scorer) as score:
             rewards.append(
                 [asked(score, text, verifier="reasoning-gym", extra=extra)["score"] for text in ("abcdz", "abcde")]

@@ -1,0 +1,26 @@
+"""What the command line does for every command that is made of a record of options."""
+
+from __future__ import annotations
+
+import pytest
+
+from cropi_tools import runtime
+from cropi_tools.cli.entry import entry
+from cropi_tools.options import CommandOptions
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_quiet_silences_messages(
+    quiet: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work(options: CommandOptions) -> None:
+        """Say something."""
+        assert options.quiet is quiet
+        runtime.notify("a message")
+
+    monkeypatch.setattr(runtime, "install_signal_handlers", lambda: None)
+    monkeypatch.setattr("sys.argv", ["cropi-some", *(["--quiet"] if quiet else [])])
+    with pytest.raises(SystemExit) as ended:
+        entry(CommandOptions, work, name="cropi-some", example="cropi-some")()
+    assert not ended.value.code
+    assert capsys.readouterr().err == ("" if quiet else "a message\n")
