@@ -86,13 +86,6 @@ def test_partial_credit_goes_with_verifiers_that_give_it(
     assert "reasoning-gym" in refused.stderr
 
 
-def test_every_preset_names_options_that_exist(run: Callable[..., Any]) -> None:
-    text = run("cropi-train", "--help").stdout
-    for recipe in PRESETS.values():
-        for name in recipe:
-            assert f"--{name.replace('_', '-')} " in text or f"--{name.replace('_', '-')}\n" in text, name
-
-
 @pytest.mark.parametrize(
     ("words", "aggregation", "advantage"),
     [
