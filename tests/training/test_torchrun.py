@@ -133,7 +133,8 @@ def test_two_processes_are_one_and_either_goes_on_with_the_others_work(
 def test_the_rest_of_the_vocabulary_by_two_processes(place: Path, run: Callable[..., Any], policy_folder: Path) -> None:
     """Mini-batches, refills, a cap, adapters and recomputed activations; fewer prompts than processes in the last mini-batch."""
     pytest.importorskip("peft")
-    more = ("--minibatch", 2, "--dynamic-sampling", 3, "--importance-cap", 2, "--mask-truncated", "--loss", "dr_grpo")
+    more = ("--minibatch", 2, "--dynamic-sampling", 3, "--importance-cap", 2, "--mask-truncated")
+    more = (*more, "--aggregation", "constant", "--advantage", "centered")
     more = (*more, "--tokens-per-pass", 30)  # so that the processes need different numbers of passes
     for name, words in (("full", ()), ("lora", ("--lora", 2, "--checkpoint-activations"))):
         given = line(policy_folder, *more, *words)
