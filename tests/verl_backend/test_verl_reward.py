@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import tiny_policy
+from training_runs import options
 
 from cropi_tools.prompts.exports import to_verl
 from cropi_tools.rewards import allow_files
@@ -80,7 +81,7 @@ def test_programs_of_records_are_allowed_where_none_is_chosen(own: str, tmp_path
     allow_files([own.rpartition(":")[0]])
     tokenizer = tiny_policy.tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
-    prepare(tmp_path / "work", [record], {}, tokenizer, chosen, 5.0)
+    prepare(tmp_path / "work", options(verifier=chosen, verify_seconds=5.0), [record], {}, tokenizer)
     text = (tmp_path / "work" / REWARD_FILE).read_text()
     assert f"Scorer({chosen!r}, " in text
     assert f"programs={[] if chosen else [own.rpartition(':')[0]]}" in text
@@ -97,7 +98,7 @@ def test_partial_credit_is_told_to_verl(tmp_path: Path) -> None:
                 [asked(score, text, verifier="reasoning-gym", extra=extra)["score"] for text in ("abcdz", "abcde")]
             )
     assert rewards == [[0.0, 1.0], [pytest.approx(0.8), 1.0]]
-    prepare(tmp_path / "work", [], {}, None, "reasoning-gym", 5.0, partial_credit=True)
+    prepare(tmp_path / "work", options(verifier="reasoning-gym", partial_credit=True), [], {}, None)
     assert "partial_credit=True" in (tmp_path / "work" / REWARD_FILE).read_text()
 
 
