@@ -10,7 +10,7 @@ from typing import Any
 
 import tiny_policy
 
-from cropi_tools.data.manifest import Fingerprint
+from cropi_tools.data.manifest import Fingerprint, Input
 from cropi_tools.data.output import Output
 from cropi_tools.engines.protocol import Completion, Request, Sampling
 from cropi_tools.engines.transformers_engine import TransformersEngine
@@ -165,7 +165,7 @@ def train(
     **watch: int,
 ) -> list[int]:
     """What cropi-train does, without its process. Returns the seeds sampled for training."""
-    output = Output(path, Fingerprint("cropi-train", {}, {}), {}, folder=True)
+    output = Output(path, Fingerprint("cropi-train", {}, {}), {"policy": Input(str(model), "hash")}, folder=True)
     assert output.open()
     try:
         start = model if lora else resume_folder(output.part, output.state) or model

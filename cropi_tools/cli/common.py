@@ -1,4 +1,4 @@
-"""What all commands share: the vocabulary of options, the error boundary, exit codes, signals.
+"""What all commands share: the error boundary, exit codes, signals.
 
 Exit codes: 0 done (or up to date), 1 a failure of input or environment, 2 usage, 130 Ctrl-C, 143 stopped by TERM or USR2.
 """
@@ -6,7 +6,6 @@ Exit codes: 0 done (or up to date), 1 a failure of input or environment, 2 usage
 from __future__ import annotations
 
 import functools
-import math
 import os
 import signal
 import sys
@@ -34,62 +33,6 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit()
 
 
-MODEL_HELP = "The policy: a Hugging Face folder, or a model of the hub, ORG/NAME[@REVISION], which is downloaded once."
-POLICY = "POLICY"  # of every option that takes one; `data.hub.policy_folder` makes a folder of it
-Model = Annotated[str, typer.Option("--model", help=MODEL_HELP, metavar=POLICY)]
-Output = Annotated[
-    str, typer.Option("-o", "--output", help="Where to write; `-` is stdout. .gz and .zst compress.", metavar="FILE")
-]
-Force = Annotated[
-    bool, typer.Option("--force", help="Replace an output made by other options or inputs, after success.")
-]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No messages and no progress on stderr; errors remain.")]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Measure a few records and estimate time, disk and memory; write nothing.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random in this command.")]
-Limit = Annotated[int | None, typer.Option("--limit", help="Use only the first N records.", min=1, metavar="N")]
-Shard = Annotated[str, typer.Option("--shard", help="Do only part i of n (from 1), for job arrays.", metavar="I/N")]
-Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, or auto (cuda if there is one).")]
-Dtype = Annotated[str, typer.Option("--dtype", help="float32, bfloat16, or auto (float32 on a CPU, else as stored).")]
-Samples = Annotated[int, typer.Option("-n", "--samples", help="Samples per prompt.", min=1)]
-MaxTokens = Annotated[int, typer.Option("--max-tokens", help="Longest response, in tokens.", min=1)]
-Temperature = Annotated[float, typer.Option("--temperature", help="Sampling temperature; 0 = greedy.", min=0.0)]
-Date = Annotated[
-    str,
-    typer.Option(
-        "--date",
-        help="The date for chat templates that ask for one (Llama 3, Granite); never today's.",
-        metavar="YYYY-MM-DD",
-    ),
-]
-Verifier = Annotated[
-    str | None,
-    typer.Option(
-        "--verifier",
-        help="maths, choice, exact, reasoning-gym, or FILE.py:FUNCTION, for all records. [default: each record's own, else maths]",
-        metavar="NAME",
-    ),
-]
-PartialCredit = Annotated[
-    bool,
-    typer.Option(
-        "--partial-credit",
-        help="Reward partial scores of reasoning-gym as they are. [default: 1 for a full score, else 0]",
-    ),
-]
-AllowVerifier = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--allow-verifier",
-        help="A Python file that records may name as their verifier; repeatable. No other program that data names is run.",
-        metavar="FILE.py",
-    ),
-]
-VerifySeconds = Annotated[
-    float, typer.Option("--verify-seconds", help="How long verifying one response may take.", min=0.1)
-]
 Version = Annotated[
     bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
 ]
@@ -103,11 +46,6 @@ class _Cancelled(Interrupted):
     """Ctrl-C."""
 
     exit_code = 130
-
-
-def command(function: Callable[..., Any], *, name: str, example: str) -> Callable[[], NoReturn]:
-    """The console entry point of one command: `function` behind the error boundary, `example` at the end of its help."""
-    return console_script(function, name=name, example=example)
 
 
 def console_script(
@@ -230,46 +168,6 @@ def _hold_descriptors() -> None:
                 os.dup2(held, number)
                 os.close(held)
             setattr(sys, name, open(number, "r" if name == "stdin" else "w", encoding="utf-8", closefd=False))
-
-
-def parse_shard(text: str) -> tuple[int, int]:
-    """`i/n` as two numbers, 1 <= i <= n."""
-    index, slash, count = text.partition("/")
-    if slash and index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count):
-        return int(index), int(count)
-    raise UsageError(f"--shard {text}: expected I/N with 1 <= I <= N, such as 1/4")
-
-
-def parse_named(text: str, option: str, form: str = "NAME=FILE") -> tuple[str, str]:
-    """`NAME=FILE`, or what `form` calls it, as a pair."""
-    name, equals, value = text.partition("=")
-    if not (equals and name and value):
-        raise UsageError(f"{option} {text}: expected {form}")
-    return as_text(name, option), value
-
-
-def as_text(value: str, option: str) -> str:
-    """A word of the command line that goes into data, as UTF-8 whatever the environment's encoding. UsageError: it is none.
-
-    File names are left as they are: so Python opens the file that was meant.
-    """
-    try:
-        return os.fsencode(value).decode("utf-8")
-    except UnicodeError:
-        raise UsageError(f"{option} {value}: is not UTF-8") from None
-
-
-def parse_pair(text: str | None, option: str) -> tuple[float, float] | None:
-    """`LO,HI` as two numbers, both not negative and in order; None for None."""
-    if text is None:
-        return None
-    try:
-        low, high = (float(part) for part in text.split(","))
-    except ValueError:
-        raise UsageError(f"{option} {text}: expected two numbers, LO,HI") from None
-    if not 0 <= low < math.inf or not 0 <= high < math.inf:
-        raise UsageError(f"{option} {text}: expected two numbers that are not negative, LO,HI")
-    return low, high
 
 
 def warn_of_other_dates(paths: Sequence[str], date: str) -> None:

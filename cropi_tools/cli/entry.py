@@ -75,7 +75,7 @@ def _read(option: Option, text: str) -> Any:
     try:
         return option.read(text)
     except UsageError as error:
-        raise UsageError(f"{option.flag} {text}: {error}") from None
+        raise UsageError(f"{option.flag} {text}: {error}" if text.strip() else f"{option.flag} {error}") from None
 
 
 def _hint(option: Option, kind: Any, required: bool) -> Any:

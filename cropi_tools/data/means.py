@@ -22,13 +22,12 @@ from cropi_tools.data.metadata import (
     COUNT,
     NOT_NEGATIVE,
     OBJECT,
+    PARAMETERS,
     TEXT,
     Each,
-    Kind,
     Listed,
     Shape,
     checked,
-    fault,
     is_number,
     parse_json,
 )
@@ -39,9 +38,6 @@ _FIRST_HALF = "first-half/"  # before a parameter's name: its mean over the firs
 _GROUPS = "half-groups"  # the sketches of groups; no parameter has this name, since those of models have a dot
 
 _REMEDY = "make the mean again"
-PARAMETERS = Listed(Kind("a name and a shape", lambda value: _is_parameter(value)))
-"""Of a mean's header and a store's attributes: the parameters in order."""
-
 _FACTS: dict[str, Shape] = {
     "policy?": TEXT,
     "tokenizer?": TEXT,
@@ -62,15 +58,6 @@ _FACTS: dict[str, Shape] = {
         "live?": Listed(COUNT, 2),
     },
 }
-
-
-def _is_parameter(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) == 2
-        and isinstance(value[0], str)
-        and fault(value[1], Listed(COUNT)) is None
-    )
 
 
 def write_mean(

@@ -177,3 +177,16 @@ def _refuse_odd(value: Any) -> None:
                 raise ValueError("half of a surrogate pair") from None
             return
     raise ValueError("too deep")
+
+
+def _is_parameter(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and isinstance(value[0], str)
+        and fault(value[1], Listed(COUNT)) is None
+    )
+
+
+PARAMETERS = Listed(Kind("a name and a shape", _is_parameter))
+"""Of a mean's header and a store's attributes: the parameters in order."""

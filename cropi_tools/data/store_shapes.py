@@ -9,12 +9,12 @@ from typing import Any
 from cropi_tools.data import fields
 from cropi_tools.data.fields import check_fields
 from cropi_tools.data.jsonl import Record, read_jsonl
-from cropi_tools.data.means import PARAMETERS
 from cropi_tools.data.metadata import (
     COUNT,
     NOT_NEGATIVE,
     NUMBER,
     OBJECT,
+    PARAMETERS,
     TEXT,
     WHOLE,
     Each,

@@ -507,7 +507,7 @@ BROKEN = [
     Broken("score: each of no set", "cropi-score grads.zarr --each", nothing, ("--each", "--valid"), 2),
     Broken("score: JSON of scores", "cropi-score grads.zarr --json", nothing, ("--json", "--reliability"), 2),
     Broken("score: reliability into a file", row("score") + " --reliability", nothing, ("--reliability", "-o"), 2),
-    Broken("score: no name", "cropi-score sketch.zarr --valid mean.sketch.zarr", nothing, ("--valid", "NAME=FILE"), 2),
+    Broken("score: no name", "cropi-score sketch.zarr --valid mean.sketch.zarr", nothing, ("--valid", "NAME=VALUE"), 2),
     Broken(
         "select: a score that is no number",
         row("select"),

@@ -41,7 +41,9 @@ def test_every_option_is_completed_and_nothing_heavy_is_loaded(name: str) -> Non
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = asked(name, f"cropi-{name} -", 1)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    page = (ROOT / "docs" / "commands" / f"cropi-{name}.md").read_text().split("\nOptions:\n")[1].split("```")[0]
+    page = (
+        (ROOT / "docs" / "commands" / f"cropi-{name}.md").read_text().split("\nInput and output:\n")[1].split("```")[0]
+    )
     options = set(re.findall(r"^  (?:-\w, )?(--[\w-]+)", page, re.MULTILINE))
     assert len(options) > 5
     assert options <= set(done.stdout.split())
@@ -50,7 +52,7 @@ def test_every_option_is_completed_and_nothing_heavy_is_loaded(name: str) -> Non
 
 
 def test_values_are_completed_too() -> None:
-    done = asked("train", "cropi-train --loss d", 2)
+    done = asked("train", "cropi-train --preset d", 2)
     assert done.stdout.split() == ["dapo", "dr_grpo"]
 
 

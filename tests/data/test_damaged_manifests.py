@@ -19,6 +19,7 @@ from cropi_tools.data.metadata import OBJECT
 from cropi_tools.data.output import Output
 from cropi_tools.data.policies import policy_input, same_tokenizer, starting_policy
 from cropi_tools.rollouts.metrics import SAVED, Tallies, Tally, summary_shape, table
+from cropi_tools.rollouts.options import VerifyOptions
 from cropi_tools.rollouts.regrading import _tokenizer
 from cropi_tools.runtime.errors import InputError
 
@@ -69,7 +70,7 @@ def readers(path: Path, policy: Path) -> list[Any]:
         show,
         lambda: same_tokenizer(str(path), str(policy)),
         lambda: other_dates([path], "2024-07-27"),
-        lambda: _tokenizer([str(path)], None),
+        lambda: _tokenizer(VerifyOptions(rollouts=(str(path),))),
     ]
 
 

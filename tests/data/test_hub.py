@@ -21,8 +21,8 @@ import torch
 from fake_hub import FakeHub
 from safetensors.torch import save_file
 
-from cropi_tools.cli.common import POLICY
 from cropi_tools.data.policies import OPTIMIZER_STATE, policy_input
+from cropi_tools.options import POLICY
 
 ROOT = Path(__file__).parents[2]
 NOWHERE = "http://127.0.0.1:9"

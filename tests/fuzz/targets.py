@@ -13,8 +13,9 @@ import gradient_stores
 import numpy as np
 import pyarrow
 import tiny_policy
-from mutations import Record, spoilt
+from manifests import manifest
 from pyarrow import feather, parquet
+from record_mutations import Record, spoilt
 
 SAMPLES = 4
 
@@ -96,15 +97,15 @@ def lay_out(place: Path, policy: Path, chat: Path) -> None:
     """Good files of every kind in a folder."""
     import synthetic_run
     import transformers
-    from test_reliability import halves_store
+    from halves_stores import halves_store
 
     transformers.utils.logging.disable_progress_bar()  # which a command's own process never shows
     for name, records in good_records().items():
         tiny_policy.write_jsonl(place / name, records)
     (place / "P0").symlink_to(policy)
     (place / "chat").symlink_to(chat)
-    facts = {"fingerprint": {"command": "cropi-rollout", "options": {"date": "2024-07-26"}}, "facts": {}, "schema": 1}
-    (place / "rollouts.jsonl.manifest.json").write_text(json.dumps(facts))
+    facts = {"fingerprint": {"command": "cropi-rollout", "options": {"date": "2024-07-26"}, "inputs": {}}}
+    (place / "rollouts.jsonl.manifest.json").write_text(json.dumps({**manifest("cropi-rollout"), **facts}))
     rows = [None, *(np.random.default_rng(number).normal(size=64).astype(np.float32) for number in range(4))]
     inner = [{"t": 0.1 * number} for number in range(5)]
     against = {"t": {"norm": 8.0, "sha256": "x"}}
@@ -265,17 +266,17 @@ TARGETS = (
     Target("score sketches", "cropi-score grads.zarr --valid t=grads.zarr --each", "grads.zarr/index.jsonl"),
     Target("score norms", "cropi-score grads.zarr --norms grads.zarr", "grads.zarr/index.jsonl"),
     Target("score reliability", "cropi-score halves.zarr --reliability", "halves.zarr/index.jsonl", output=""),
-    Target("verify", "cropi-rollout --verify-only rollouts.jsonl --verifier exact", "rollouts.jsonl"),
-    Target("verify recorded", "cropi-rollout --verify-only rollouts.jsonl --verifier recorded", "rollouts.jsonl"),
+    Target("verify", "cropi-verify rollouts.jsonl --verifier exact", "rollouts.jsonl"),
+    Target("verify recorded", "cropi-verify rollouts.jsonl --verifier recorded", "rollouts.jsonl"),
     Target(
         "verify authors",
-        "cropi-rollout --verify-only authors.jsonl --verifier recorded --model P0",
+        "cropi-verify authors.jsonl --verifier recorded --model P0",
         "authors.jsonl",
         heavy=True,
     ),
     Target(
         "verify dump",
-        "cropi-rollout --verify-only dump.jsonl --verifier exact --model P0 --prompts prompts.jsonl",
+        "cropi-verify dump.jsonl --verifier exact --model P0 --prompts prompts.jsonl",
         "dump.jsonl",
         heavy=True,
     ),
@@ -334,7 +335,7 @@ METADATA = (
     Target("store metadata", "cropi-score grads.zarr", "grads.zarr/zarr.json", spoil_object),
     Target(
         "input manifest",
-        "cropi-rollout --verify-only rollouts.jsonl --verifier exact",
+        "cropi-verify rollouts.jsonl --verifier exact",
         "rollouts.jsonl.manifest.json",
         spoil_object,
     ),

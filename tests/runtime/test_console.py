@@ -18,7 +18,11 @@ HOSTILE = "\x1b[31mred\x1b]0;title\x07\r\n[bold]x[/]\u202e\u2028\x9b1m\ud800"
 PACKAGE = Path(cropi_tools.__file__).parent
 
 # where else something is written to a terminal: the bar and the tables of rich, whose texts are literal and printable
-ALLOWED = {"runtime/console.py": {"print", "stdout"}, "runtime.py": {"Console"}, "report/tables.py": {"Console"}}
+ALLOWED = {
+    "runtime/console.py": {"print", "stdout"},
+    "runtime/__init__.py": {"Console"},
+    "report/tables.py": {"Console"},
+}
 WRITERS = {"print", "Console", "echo", "secho", "pprint"}
 
 

@@ -20,6 +20,7 @@ from cropi_tools.data.means import content_hash, read_facts, write_mean
 from cropi_tools.data.store import Store
 from cropi_tools.runtime.errors import InputError, UsageError
 from cropi_tools.scores.fidelity import Fidelity, agreement, as_json, as_table, measure, plan_fidelity, shrunk
+from cropi_tools.sketches.options import ProjectOptions
 from cropi_tools.sketches.projection import fold, project_rows
 from cropi_tools.sketches.spec import ProjectionSpec
 
@@ -235,7 +236,7 @@ def test_stored_rows_of_a_kept_fraction_have_no_prediction(pool: Pool) -> None:
 
 
 def test_json_and_table(pool: Pool, raw: Store, capsys: pytest.CaptureFixture[str]) -> None:
-    project(str(raw.path), fidelity=[f"target={pool.mean}"], dim=256, as_json=True, quiet=True)
+    project(ProjectOptions(source=str(raw.path), fidelity=(("target", pool.mean),), dim=256, as_json=True))
     found = json.loads(capsys.readouterr().out)
     assert {**found, "agreements": None, "spread": None} == {
         "store": str(raw.path),
@@ -251,12 +252,12 @@ def test_json_and_table(pool: Pool, raw: Store, capsys: pytest.CaptureFixture[st
         low, high = line[f"{figure}_interval"]
         assert low <= line[figure] <= high
         assert low < high
-    project(str(raw.path), fidelity=[f"target={pool.mean}"], dim=256, quiet=True)
+    project(ProjectOptions(source=str(raw.path), fidelity=(("target", pool.mean),), dim=256))
     text = capsys.readouterr().out.splitlines()
     assert text[1] == "countsketch"
     assert text[3].split()[:2] == ["256", f"{line['spearman']:.3f}"]
     assert f"{line['precision']:.3f} [" in text[3]
-    project(str(raw.path), fidelity=[f"target={pool.mean}"], dim=64, sketch="sparse-jl", quiet=True)
+    project(ProjectOptions(source=str(raw.path), fidelity=(("target", pool.mean),), dim=64, sketch="sparse-jl"))
     assert "sparse-jl, keeping 0.1" in capsys.readouterr().out
 
 
@@ -339,29 +340,28 @@ def test_what_a_store_cannot_give_is_refused(pool: Pool, raw: Store) -> None:
         ({"dim": 64}, "needs --dim and -o"),
         ({"output": "x.zarr"}, "needs --dim and -o"),
         ({"dim": 64, "output": "x.zarr", "as_json": True}, "--json is of"),
-        ({"fidelity": ["target=m"], "output": "x.zarr"}, "leave -o and --force out"),
-        ({"check": True, "force": True}, "leave -o and --force out"),
-        ({"check": True, "fidelity": ["target=m"]}, "one at a time"),
-        ({"check": True, "dim": 64}, "leave --dim"),
-        ({"fidelity": ["target"]}, "NAME=FILE"),
+        ({"fidelity": (("target", "m"),), "output": "x.zarr"}, "leave -o and --force out"),
+        ({"store_check": True, "force": True}, "leave -o and --force out"),
+        ({"store_check": True, "fidelity": (("target", "m"),)}, "one at a time"),
+        ({"store_check": True, "dim": 64}, "leave --dim"),
     ],
 )
 def test_senseless_combinations_are_usage_errors(raw: Store, options: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        project(str(raw.path), quiet=True, **options)
+        ProjectOptions(source=str(raw.path), **options)
 
 
 def test_questions_about_a_mean_are_usage_errors(pool: Pool) -> None:
     with pytest.raises(UsageError, match="about a store"):
-        project(pool.mean, check=True, quiet=True)
+        ProjectOptions(source=pool.mean, store_check=True)
 
 
 def test_check_prints_one_line(raw: Store, capsys: pytest.CaptureFixture[str]) -> None:
-    project(str(raw.path), check=True, quiet=True)
+    project(ProjectOptions(source=str(raw.path), store_check=True))
     said = capsys.readouterr().out
     assert said.count("\n") == 1
     assert f"whole; {PROMPTS} of {PROMPTS + 1} prompts have a gradient (1 zero-advantage)" in said
     assert "none of 716 dimensions; inner products with target;" in said
-    project(str(raw.path), check=True, as_json=True, quiet=True)
+    project(ProjectOptions(source=str(raw.path), store_check=True, as_json=True))
     found = json.loads(capsys.readouterr().out)
     assert (found["live"], found["dim"], found["sets"]) == (PROMPTS, LAYOUT.size, ["target"])

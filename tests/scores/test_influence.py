@@ -12,9 +12,11 @@ import zarr
 from forward_stores import forward_store
 from gradient_stores import LAYOUT, make_store, spec, unseal
 
+from cropi_tools.cli.score import score
 from cropi_tools.data.store import open_stores
 from cropi_tools.runtime.errors import InputError
 from cropi_tools.scores.influence import exact_scores, mean_sketch, read_norms, sketch_scores
+from cropi_tools.scores.options import ScoreOptions
 from cropi_tools.sketches.projection import project_rows
 
 
@@ -130,22 +132,17 @@ def test_norms_from_another_store(tmp_path: Path) -> None:
 
 
 def test_the_command_takes_norms(tmp_path: Path) -> None:
-    import typer
-    from typer.testing import CliRunner
-
-    from cropi_tools.cli.score import score
-
-    app = typer.Typer()
-    app.command()(score)
     store = forward_store(tmp_path / "f.zarr", 5)
     norms = [make_store(tmp_path / f"n{n}.zarr", [np.ones(64, np.float32)] * 5, spec(), norms=[n] * 5) for n in (2, 4)]
-    words = [str(store.path), "-o", str(tmp_path / "scores.jsonl")]
-    done = CliRunner().invoke(app, [*words, "--norms", str(norms[0].path)])
-    assert done.exit_code == 0, done.output
-    records = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    out = tmp_path / "scores.jsonl"
+    first, second = (
+        ScoreOptions(stores=(str(store.path),), output=str(out), norms=(str(found.path),)) for found in norms
+    )
+    score(first)
+    records = [json.loads(line) for line in out.read_text().splitlines()]
     assert [record["scores"] and record["scores"]["t"] for record in records] == [0.0, 0.5, None, 1.5, 2.0]
-    refused = CliRunner().invoke(app, [*words, "--norms", str(norms[1].path)])
-    assert "the contents of norms 1; --force replaces it" in str(refused.exception)
+    with pytest.raises(InputError, match="the contents of norms 1; --force replaces it"):
+        score(second)
 
 
 def test_norms_that_do_not_belong(tmp_path: Path) -> None:

@@ -4,54 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from gradient_stores import open_output
+from halves_stores import halves_store
 from scipy import stats
-from typer.testing import CliRunner
 
-from cropi_tools.data.store import Store, StoreWriter
+from cropi_tools.cli.score import score
+from cropi_tools.data.store import Store
 from cropi_tools.runtime.errors import InputError
+from cropi_tools.scores.options import ScoreOptions
 from cropi_tools.scores.rank_metrics import precision_at, spearman
 from cropi_tools.scores.reliability import as_json, as_table, attainable, measure, normal_precision
-
-
-def halves_store(
-    path: Path,
-    scores: np.ndarray,
-    norms: np.ndarray | None = None,
-    *,
-    missing: Sequence[int] = (),
-    dead: int = 0,
-    pass_rate: float = 0.5,
-    mean: Any = None,
-) -> Store:
-    """A store of inner products by halves: scores [prompts, 2], norms of the halves alike or None.
-
-    missing: prompts whose second half has no gradient; dead: prompts without any, added at the end.
-    """
-    facts: dict[str, Any] = {"policy": "P", "objective": {}, "tokenizer": "T", "layout": [], "device": "cpu"}
-    mean = {"norm": 1.0, "sha256": "x", "halves": [1.0, 1.0]} if mean is None else mean
-    output = open_output(path)
-    writer = StoreWriter(output, len(scores) + dead, 0, {**facts, "projection": None, "against": {"t": mean}})
-    for n, pair in enumerate(scores.tolist()):
-        halves: list[Any] = [
-            {"gradient_norm": None if norms is None else float(norms[n, half]), "inner": {"t": value}}
-            for half, value in enumerate(pair)
-        ]
-        if n in missing:
-            halves[1] = None
-        entry = {"id": f"p{n}", "source": "s", "pass_rate": 0.5, "status": "ok"}
-        writer.add_scalars({**entry, "inner": {"t": sum(pair) / 2}, "halves": halves})
-    for n in range(dead):
-        rate = pass_rate if n % 2 else 1 - pass_rate
-        writer.add({"id": f"d{n}", "source": "s", "pass_rate": rate, "status": "zero-advantage"}, None)
-    writer.finish({}, skipped={})
-    return Store(path)
 
 
 def pool(count: int, signal: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -237,36 +203,17 @@ def test_refusals(tmp_path: Path) -> None:
         measure([forward], "cosine")
 
 
-def test_the_command_prints_a_table_or_json(tmp_path: Path) -> None:
-    import typer
-
-    from cropi_tools.cli.score import score
-
-    app = typer.Typer()
-    app.command()(score)
+def test_the_command_prints_a_table_or_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = str(halves_store(tmp_path / "s.zarr", pool(100, 1.5)[1]).path)
-    run = CliRunner().invoke
-    table = run(app, [path, "--reliability"])
-    assert table.exit_code == 0, table.output
-    assert "100 of 100 prompts have a gradient" in table.stdout
+    score(ScoreOptions(stores=(path,), reliability=True))
+    table = capsys.readouterr().out
+    assert "100 of 100 prompts have a gradient" in table
     for words in ("half against half", "by chance", "a perfect estimator against one half", "against the truth"):
-        assert words in table.stdout
-    said = json.loads(run(app, [path, "--reliability", "--json"]).stdout)
+        assert words in table
+    score(ScoreOptions(stores=(path,), reliability=True, as_json=True))
+    said = json.loads(capsys.readouterr().out)
     assert said == json.loads(json.dumps(as_json(measure([Store(path)]))))
     assert said["sets"][0]["spearman"]["value"] > 0
-    assert list(tmp_path.iterdir()) == [Path(path)]
-    wide = json.loads(run(app, [path, "--reliability", "--json", "--ratio", "0.25"]).stdout)
-    assert (wide["ratio"], wide["selected"]) == ("0.25", 25)
-    for wrong in (
-        [path, "--reliability", "-o", str(tmp_path / "x.jsonl")],
-        [path, "--reliability", "--valid", f"t={path}"],
-        [path, "--json"],
-        [path, "--ratio", "0.2"],
-        [path, "--reliability", "--ratio", "2"],
-        [path, "--each"],
-        [path, "--norms", path, "--similarity", "dot"],
-    ):
-        assert type(run(app, wrong).exception).__name__ == "UsageError"
 
 
 def test_a_pool_of_groups_is_told_from_a_normal_one(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from gradient_stores import LAYOUT, make_store, matrix, open_output, spec
 from cropi_tools.cli.grad import grad
 from cropi_tools.data.means import content_hash, write_mean
 from cropi_tools.data.store import Store, StoreWriter
+from cropi_tools.gradients.options import GradOptions
 from cropi_tools.runtime.errors import InputError, UsageError
 from cropi_tools.sketches.project_stores import mean_spec, plan, project_mean, project_store
 from cropi_tools.sketches.spec import Layout
@@ -29,13 +30,14 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("stores")
     made = [naive_policy.rollout(n) for n in range(5)]
     made[2] = made[2]._replace(samples=[sample._replace(reward=1.0) for sample in made[2].samples])
-    rollouts = [str(naive_policy.write(folder / "r.jsonl", made))]
+    rollouts = (str(naive_policy.write(folder / "r.jsonl", made)),)
     policy = str(tiny_policy.save(folder / "P0"))
     found: dict[str, Any] = {"mean": str(folder / "mean.safetensors")}
-    grad(rollouts, policy, found["mean"], mean=True, quiet=True)
+    grad(GradOptions(rollouts=rollouts, model=policy, output=found["mean"], mean=True, quiet=True))
     for method in ("none", "countsketch", "sjlt", *DENSE):
-        path, against = folder / f"{method}.zarr", [f"target={found['mean']}"]
-        grad(rollouts, policy, str(path), against=against, sketch=method, dim=1024, keep=0.2, seed=3, quiet=True)
+        path, against = folder / f"{method}.zarr", (("target", found["mean"]),)
+        asked: Any = {"sketch": method, "dim": 1024, "keep": 0.2, "seed": 3, "quiet": True}
+        grad(GradOptions(rollouts=rollouts, model=policy, output=str(path), against=against, **asked))
         found[method] = Store(path)
     found["layout"] = Layout.from_json(found["none"].attributes["layout"])
     return found

@@ -138,5 +138,5 @@ def test_the_optimizer_is_carried_only_if_asked(policy_folder: Path, tmp_path: P
 
 def test_no_verdict_at_all_ends_the_run(policy_folder: Path, tmp_path: Path) -> None:
     dying = f"{Path(__file__).parent.parent / 'parity.py'}:dies"
-    with pytest.raises(CropiError, match=r"the verifier gave no answer on any of 12 responses .* mend it"):
+    with pytest.raises(CropiError, match=r"the verifier gave no answer on any of 12 responses .* fix it"):
         train(policy_folder, tmp_path / "P1", SHORT, verifier=dying)

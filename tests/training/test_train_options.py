@@ -72,7 +72,8 @@ def test_what_makes_no_sense_is_refused(given: dict[str, Any], said: str) -> Non
 
 def decisive(**given: Any) -> dict[str, Any]:
     found = options(**given)
-    return found.decisive(found.verifier, {}, dated=True)
+    verifiers = {"verifier": found.verifier, "own_verifiers": {}, "partial_credit": found.partial_credit}
+    return found.decisive(verifiers, dated=True)
 
 
 @pytest.mark.parametrize("name", sorted(OTHER))
@@ -82,7 +83,7 @@ def test_every_option_decides_the_output_or_has_no_part_in_it(name: str) -> None
 
 
 def test_the_date_decides_only_where_a_template_asks_for_it() -> None:
-    assert "date" not in options().decisive("maths", {}, dated=False)
+    assert "date" not in options().decisive({"own_verifiers": {}}, dated=False)
     assert options().resolved({})["date"] == options().date
 
 
