@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from cropi_tools.prompts.datasets import has_splits, inputs_of, open_dataset
+from cropi_tools.prompts.datasets import inputs_of, open_dataset
+from cropi_tools.prompts.options import has_splits
 from cropi_tools.runtime.errors import InputError, UsageError
 
 
