@@ -45,7 +45,8 @@ def test_a_size_takes_a_sample_by_the_seed(folder: Path, capsys: pytest.CaptureF
     samples = {seed: ids(made("q.jsonl", size=20, seed=seed)) for seed in (0, 1, 2)}
     assert "20 prompts (drawn from 200; 0 exact" in capsys.readouterr().err
     for found in samples.values():
-        assert len(found) == 20 and found == [one for one in everything if one in found], "the file's order"
+        assert len(found) == 20
+        assert found == [one for one in everything if one in found], "the file's order"
         assert found != everything[:20]
     assert len({tuple(found) for found in samples.values()}) == 3
     assert ids(made("q.jsonl", size=20, seed=1)) == samples[1]
@@ -69,7 +70,7 @@ def test_only_what_is_drawn_counts_as_kept(folder: Path, capsys: pytest.CaptureF
     tiny_policy.write_jsonl(folder / "again.jsonl", [{**row, "id": f"again-{row['id']}"} for row in rows])
     both = made("q.jsonl", "again.jsonl", size=20, check_overlap=("q.jsonl",))
     questions = [record["prompt"] for record in both]
-    assert len(both) == 40 and len(set(questions)) == 40, "what the first left may be drawn from the second"
+    assert len(both) == len(set(questions)) == 40, "what the first left may be drawn from the second"
     assert "40 of the 40 questions stand in q.jsonl" in capsys.readouterr().err
     repeated = [{**row, "id": f"twice-{row['id']}"} for row in rows]
     tiny_policy.write_jsonl(folder / "twice.jsonl", [*rows, *repeated])
@@ -118,7 +119,8 @@ def test_examples_do_not_hide_a_question(folder: Path) -> None:
     with pytest.raises(InputError, match="no prompt is left"):
         made("few.jsonl", exclude=("plain.jsonl",), output="-")
     twice = made("few.jsonl", messages="shots.json")[0]
-    assert twice["extra"] == {"worked_examples": 8} and len(twice["prompt"]) == 10
+    assert twice["extra"] == {"worked_examples": 8}
+    assert len(twice["prompt"]) == 10
 
 
 @pytest.mark.parametrize(
@@ -146,7 +148,8 @@ def test_examples_that_are_none_are_refused(tmp_path: Path, text: str, said: str
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(InputError) as error:
         read_examples(str(path))
-    assert str(error.value).startswith(f"{path}: ") and said in str(error.value)
+    assert str(error.value).startswith(f"{path}: ")
+    assert said in str(error.value)
     assert "\n" not in str(error.value)
     with pytest.raises(InputError, match="no such file"):
         read_examples(str(tmp_path / "none.json"))
