@@ -29,6 +29,7 @@ def prompts(options: PromptsOptions) -> None:
     from cropi_tools.prompts.row_formats import parse_mapping, prompt_texts
     from cropi_tools.prompts.sources import SourceReader
     from cropi_tools.prompts.templates import PromptTemplate, parse_kwargs
+    from cropi_tools.prompts.worked_examples import read_examples
     from cropi_tools.runtime.errors import InputError
 
     columns = parse_mapping(",".join(options.mapping)) if options.mapping else {}
@@ -38,6 +39,7 @@ def prompts(options: PromptsOptions) -> None:
         options.answer_template,
         parse_kwargs(options.template_kwargs),
         options.last_assistant,
+        read_examples(options.messages) if options.messages else (),
     )
     datasets = {name: open_dataset(name, options.split if has_splits(name) else None) for name in options.data}
     others = {name: open_dataset(name) for name in [*options.exclude, *options.check_overlap]}
@@ -46,6 +48,7 @@ def prompts(options: PromptsOptions) -> None:
         **numbered("recipe", options.recipes),
         **inputs_of("excluded", [others[name] for name in options.exclude]),
         **inputs_of("overlap", [others[name] for name in options.check_overlap]),
+        **numbered("messages", [options.messages] if options.messages else []),
     }
     names = [datasets[name].stem for name in options.data]
     decisive = options.decisive(columns, prompt_template.chat_template_kwargs, names)
@@ -84,6 +87,11 @@ def prompts(options: PromptsOptions) -> None:
         )
     target.finish(skipped=exclusion.skipped(), facts=exclusion.facts())
     runtime.notify(f"{options.output}: {target.lines} prompts ({exclusion.in_words()})")
+    if reader.shaped:
+        runtime.notify(
+            f"{reader.shaped} of them have the verifier exact, since a template shapes them and reasoning-gym's scorer knows only its own form: "
+            "a response must be the answer to the letter, or hold it in <answer> tags; --verifier of the later commands chooses another"
+        )
     for sentence in exclusion.warnings():
         runtime.warn(sentence)
 

@@ -13,6 +13,7 @@ from cropi_tools.runtime.console import show, show_json
 
 if TYPE_CHECKING:
     from cropi_tools.data.manifest import Input
+    from cropi_tools.rollouts.look import Look
 
 EXAMPLE = """
 cropi-rollout --model P0 train.jsonl -n 8 -o train.rollouts.jsonl
@@ -34,6 +35,7 @@ def rollout(options: RolloutOptions) -> None:
     from cropi_tools.data.jsonl_output import JsonLinesOutput
     from cropi_tools.data.manifest import Fingerprint, numbered
     from cropi_tools.rewards import checked_verifiers
+    from cropi_tools.rollouts.look import Look
     from cropi_tools.rollouts.metrics import summary_shape
     from cropi_tools.rollouts.refreshing import Again, index_files
 
@@ -50,21 +52,39 @@ def rollout(options: RolloutOptions) -> None:
         inputs |= numbered("index", again.indexes)
     fingerprint = Fingerprint.of("cropi-rollout", options.decisive(verifiers, dated), inputs)
     target = JsonLinesOutput(options.output, fingerprint, inputs, options.force)
+    look = Look(options.show or 0)
     if not options.dry_run and not target.open():
         runtime.notify(f"{options.output}: up to date")
-        show_summary(target.finished_fact("summary", summary_shape), options.as_json)
+        summary = target.finished_fact("summary", summary_shape)
+        show_summary(summary, options.as_json)
+        look.read(options.output, summary["samples"])
+        _tell(options, look, summary)
         return
 
     from cropi_tools.rollouts import run
 
     if options.dry_run:
-        found = run.dry_run(options, again)
+        found, summary = run.dry_run(options, again, look)
         if options.as_json:
             show_json(json.dumps(found._asdict()))
         else:
             show("\n".join(found.lines()))
-        return
-    show_summary(run.sample(options, again, target), options.as_json)
+    else:
+        summary = run.sample(options, again, target, look)
+        show_summary(summary, options.as_json)
+        look.read(options.output, summary["samples"])
+    _tell(options, look, summary)
+
+
+def _tell(options: RolloutOptions, look: Look, summary: Mapping[str, Any]) -> None:
+    """What --show asks for, and what is off."""
+    from cropi_tools.rollouts.remarks import warn_of
+
+    if options.show:
+        from cropi_tools.policy.tokens import load_tokens
+
+        look.print(load_tokens(options.model, options.date).tokenizer)
+    warn_of(summary, look, options.verifier)
 
 
 def _policy(options: RolloutOptions) -> Input:

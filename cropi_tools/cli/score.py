@@ -50,7 +50,7 @@ def score(options: ScoreOptions) -> None:
     if not live:
         runtime.warn("no prompt has a gradient: there is nothing to rank")
     target.finish(ledger={"device": "cpu"})
-    runtime.notify(f"{options.output}: {live} of {target.lines} prompts have a score")
+    runtime.notify(f"{options.output}: {live} of {target.lines} prompts have a score and are ranked")
 
 
 def _print_reliability(options: ScoreOptions) -> None:

@@ -51,9 +51,21 @@ def select(options: SelectOptions) -> None:
     if needed is not None:
         runtime.warn(needed)
     if len(chosen) < wanted:
-        runtime.warn(f"only {len(chosen)} of the {wanted} prompts asked for can be selected by {options.by}")
+        runtime.warn(
+            f"--ratio {options.ratio} asks for {wanted} prompts, and only {len(chosen)} can be selected by {options.by}, all there are: "
+            f"{_lacking(options.by)}"
+        )
     target.finish(facts={"pool": len(pool), "wanted": wanted})
     runtime.notify(f"{options.output}: {len(chosen)} of {len(pool)} prompts selected by {options.by}")
+
+
+def _lacking(by: str) -> str:
+    """Why a rule cannot select the others, and what helps."""
+    if by == "pass-rate":
+        return "the pass rates of the others are unknown or outside --band; widen it, or lower --ratio"
+    if by == "learnability":
+        return "the pass rates of the others are unknown; sample them, or lower --ratio"
+    return "the others have no score, since all their responses earned the same; take more samples (cropi-rollout -n), or lower --ratio"
 
 
 main = entry(SelectOptions, select, name="cropi-select", example=EXAMPLE)

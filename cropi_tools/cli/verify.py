@@ -32,7 +32,9 @@ def verify(options: VerifyOptions) -> None:
     from cropi_tools.data.jsonl_output import JsonLinesOutput
     from cropi_tools.data.manifest import Fingerprint, numbered
     from cropi_tools.data.policies import tokens_input
+    from cropi_tools.rollouts.look import Look
     from cropi_tools.rollouts.metrics import summary_shape
+    from cropi_tools.rollouts.remarks import warn_of
 
     if options.model is not None:
         options = replace(options, model=policy_folder(options.model, weights=False))
@@ -49,14 +51,17 @@ def verify(options: VerifyOptions) -> None:
     # under the name of the command that did this first, so that what it made is up to date
     fingerprint = Fingerprint.of("cropi-rollout", options.decisive(verifiers, dated), inputs)
     target = JsonLinesOutput(options.output, fingerprint, inputs, options.force)
+    look = Look()
     if not target.open():
         runtime.notify(f"{options.output}: up to date")
-        show_summary(target.finished_fact("summary", summary_shape), options.as_json)
-        return
+        summary = target.finished_fact("summary", summary_shape)
+    else:
+        from cropi_tools.rollouts.regrading import regrade
 
-    from cropi_tools.rollouts.regrading import regrade
-
-    show_summary(regrade(options, target), options.as_json)
+        summary = regrade(options, target, look)
+    show_summary(summary, options.as_json)
+    look.read(options.output, summary["samples"])
+    warn_of(summary, look, options.verifier)
 
 
 def _verifiers(options: VerifyOptions) -> dict[str, Any]:

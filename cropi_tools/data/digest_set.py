@@ -86,3 +86,9 @@ def _digest(text: str) -> tuple[int, int]:
 def short_digest(text: str) -> int:
     """31 bits that tell texts apart but for one pair in 2^31."""
     return int.from_bytes(blake2b(text.encode(), digest_size=4).digest(), "little") >> 1
+
+
+def hash64(text: str) -> int:
+    """A number of 64 bits that follows from the text alone: its BLAKE2b with 8 bytes of output, read big-endian."""
+    # surrogatepass: JSON may hold lone surrogates, and an id is hashed as it stands
+    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")

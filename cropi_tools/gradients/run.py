@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 from cropi_tools import runtime
+from cropi_tools.data.jsonl import is_stream
+from cropi_tools.data.manifest import read_manifest
 from cropi_tools.data.output import Output
 from cropi_tools.data.policies import same_tokenizer, tokenizer_digest
 from cropi_tools.gradients.accumulator import Measure
@@ -36,6 +38,7 @@ def run(options: GradOptions, facts: Mapping[str, Any], output: Output) -> tuple
     """
     for file in options.rollouts:
         same_tokenizer(file, options.model)
+    _warn_of_temperatures(options)
     estimator = Estimator(options.weighting, options.weight_clip, options.ppo_clip, options.self_normalize)
     settings = GradientSettings(estimator, options.policy_temperature, options.aggregation, options.advantage)
     policy = load_policy(options.model, options.device, options.dtype)
@@ -65,6 +68,7 @@ def run(options: GradOptions, facts: Mapping[str, Any], output: Output) -> tuple
     if work.prompts and not work.live:
         runtime.warn(f"none of the {work.prompts} prompts has samples of different rewards: there is nothing to rank")
     forward = options.method == "jvp"  # which has no gradients to sketch, so no products with groups
+    runtime.notify(f"{work.live} of {work.prompts} prompts have samples of different rewards: these will be ranked")
     with starting():
         against = Against(
             options.means, layout, facts["policy"], facts["objective"], options.halves, groups=not forward
@@ -81,6 +85,20 @@ def run(options: GradOptions, facts: Mapping[str, Any], output: Output) -> tuple
         attributes["projection"] = spec.to_json()
         estimates = _backward(options, policy, settings, behavior, against, scaling, layout, spec)
     return collect_store(estimates, settings, work, output, attributes), work.prompts
+
+
+def _warn_of_temperatures(options: GradOptions) -> None:
+    """Say where the ratios compare the policy at one temperature with log-probabilities that are recorded at another."""
+    if options.behavior or (options.weighting == "none" and not options.ppo_clip):
+        return  # recomputed at the policy's temperature, or no ratios at all
+    for file in options.rollouts:
+        manifest = None if is_stream(file) else read_manifest(file)
+        sampled = (manifest or {}).get("fingerprint", {}).get("options", {}).get("temperature")
+        if type(sampled) in (int, float) and sampled > 0 and sampled != options.policy_temperature:
+            runtime.warn(
+                f"{file}: was sampled at temperature {sampled:g}, and --policy-temperature is {options.policy_temperature:g}: importance ratios "
+                f"differ from 1 for that alone; give --policy-temperature {sampled:g}, unless that is what you want"
+            )
 
 
 def _path(options: GradOptions, policy: Policy, settings: GradientSettings, behavior: Policy | None) -> Any:

@@ -7,8 +7,9 @@ anything to another half. The number hashed is BLAKE2b with 8 bytes of output, r
 
 from __future__ import annotations
 
-from hashlib import blake2b
 from typing import NamedTuple
+
+from cropi_tools.data.digest_set import hash64
 
 GROUPS = 32  # of validation prompts in each half, at most
 
@@ -22,7 +23,7 @@ class Place(NamedTuple):
 
 def place_of(prompt_id: str) -> Place:
     """Half and group of a validation prompt."""
-    number = _hash(f"halves:{prompt_id}")
+    number = hash64(f"halves:{prompt_id}")
     return Place(number & 1, (number >> 1) % GROUPS)
 
 
@@ -34,11 +35,7 @@ def samples_of(prompt_id: str, count: int, half: int) -> list[int]:
     """
     found = []
     for pair in range((count + 1) // 2):
-        number = 2 * pair + ((_hash(f"halves:{prompt_id}:{pair}") & 1) ^ half)
+        number = 2 * pair + ((hash64(f"halves:{prompt_id}:{pair}") & 1) ^ half)
         if number < count:
             found.append(number)
     return found
-
-
-def _hash(text: str) -> int:
-    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")

@@ -1,56 +1,40 @@
 """Questions kept apart: each once, none of another file's, and the same question not with two answers.
 
-Two prompts ask the same when their texts agree up to case, white space and Unicode's compatible forms. Memory holds digests
-alone, about 40 bytes for a table entry whatever the texts (see `seen`).
+`data/questions.py` says when two prompts ask the same. Memory holds digests alone, about 40 bytes for a table entry whatever the texts
+(see `digest_set`).
 """
 
 from __future__ import annotations
 
 import json
-import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from cropi_tools.data.digest_set import Seen, short_digest
 from cropi_tools.data.jsonl import Record, shown
+from cropi_tools.data.questions import Prompt, bare_question, normalize_question, without_examples
 from cropi_tools.runtime.errors import InputError
-
-Prompt = str | Sequence[Mapping[str, Any]]
-
-
-def normalize_question(prompt: Prompt) -> str:
-    """The text by which two prompts count as the same question: NFKC, case folded, white space collapsed; messages are
-    joined."""
-    text = prompt if isinstance(prompt, str) else "\n".join(str(message["content"]) for message in prompt)
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
-def bare_question(prompt: Prompt) -> str:
-    """The normalized question without system messages, by which sets are kept apart: instructions do not make it another."""
-    if isinstance(prompt, str):
-        return normalize_question(prompt)
-    return normalize_question([message for message in prompt if message["role"] not in ("system", "developer")])
 
 
 class Exclusion:
     """Lets each question through once, and none of the excluded files'; counts what it met.
 
     kept; excluded; exact and normalized: repetitions of a kept prompt to the letter, and of its normalized question alone; conflicting:
-    repetitions whose answer differs from the first one's. by_excluded and by_watched: for each such file the prompts that
-    were found in it (in the first of several that hold one).
+    repetitions whose answer differs from the first one's; not_drawn: those that no sample took. by_excluded and by_watched: for each such
+    file the prompts that were found in it (in the first of several that hold one).
     """
 
     def __init__(self) -> None:
         self._forbidden, self._watched = Seen(notes=True), Seen(notes=True)
         self._questions = Seen(notes=True)
-        self.kept = self.excluded = self.exact = self.normalized = self.conflicting = 0
+        self.kept = self.excluded = self.exact = self.normalized = self.conflicting = self.not_drawn = 0
         self.by_excluded: dict[str, int] = {}
         self.by_watched: dict[str, int] = {}
 
     @property
     def met(self) -> int:
         """Prompts asked about so far."""
-        return self.kept + self.excluded + self.exact + self.normalized
+        return self.kept + self.excluded + self.exact + self.normalized + self.not_drawn
 
     def forbid(self, name: str, prompts: Iterable[Prompt]) -> None:
         """Keep out the questions of a file."""
@@ -63,24 +47,44 @@ class Exclusion:
     def admits(self, record: Record, asked: Prompt | None = None) -> bool:
         """Whether the record's question is new and allowed; counts it. `asked`: the question before a template shaped it, which
         may stand in the excluded files too."""
-        prompt = record["prompt"]
-        question = normalize_question(prompt)
-        bare = question if isinstance(prompt, str) else bare_question(prompt)
-        barest = bare if asked is None or asked is prompt else bare_question(asked)
-        if _found(self._forbidden, self.by_excluded, bare, barest):
-            self.excluded += 1
+        if not self._allows(record, asked) or self._repeats(self._questions, record):
             return False
-        letters = prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True)
-        # both in one number: how the first one was written, and what it was answered with
-        note = short_digest(letters) << 31 | short_digest(" ".join(str(record.get("answer", "")).split()))
-        if not self._questions.add(question, note):
-            first = self._questions.note(question) or 0
-            exact = first >> 31 == note >> 31
-            self.exact, self.normalized = self.exact + exact, self.normalized + (not exact)
-            self.conflicting += (first ^ note) & (2**31 - 1) != 0
+        self.take(record, asked)
+        return True
+
+    def offers(self, record: Record, asked: Prompt | None, offered: Seen) -> bool:
+        """As `admits`, for a record that `take` or `leave` will be told of: its question counts as kept only then.
+
+        offered: the questions of those that wait so, with notes; this one is added.
+        """
+        if not self._allows(record, asked) or self._repeats(self._questions, record) or self._repeats(offered, record):
             return False
-        _found(self._watched, self.by_watched, bare, barest)
+        offered.add(normalize_question(record["prompt"]), _note(record))
+        return True
+
+    def take(self, record: Record, asked: Prompt | None = None) -> None:
+        """Count a record as kept."""
+        self._questions.add(normalize_question(record["prompt"]), _note(record))
+        _found(self._watched, self.by_watched, *_bare(record, asked))
         self.kept += 1
+
+    def leave(self, count: int) -> None:
+        """Count records that were not drawn."""
+        self.not_drawn += count
+
+    def _allows(self, record: Record, asked: Prompt | None) -> bool:
+        found = _found(self._forbidden, self.by_excluded, *_bare(record, asked))
+        self.excluded += found
+        return not found
+
+    def _repeats(self, among: Seen, record: Record) -> bool:
+        first = among.note(normalize_question(record["prompt"]))
+        if first is None:
+            return False
+        note = _note(record)
+        exact = first >> 31 == note >> 31
+        self.exact, self.normalized = self.exact + exact, self.normalized + (not exact)
+        self.conflicting += (first ^ note) & (2**31 - 1) != 0
         return True
 
     def skipped(self) -> dict[str, int]:
@@ -89,6 +93,7 @@ class Exclusion:
             "excluded": self.excluded,
             "exact repetitions": self.exact,
             "normalised repetitions": self.normalized,
+            **({"not drawn": self.not_drawn} if self.not_drawn else {}),
         }
 
     def facts(self) -> dict[str, Any]:
@@ -103,8 +108,9 @@ class Exclusion:
         """What was left out: `3 excluded: 2 in a.jsonl, 1 in b.jsonl; 1 exact and 0 normalized repetitions dropped`."""
         where = ", ".join(f"{count} in {name}" for name, count in self.by_excluded.items())
         excluded = f"{self.excluded} excluded: {where}; " if where else ""
+        drawn = f"drawn from {self.kept + self.not_drawn}; " if self.not_drawn else ""
         apart = "".join(f"; none in {name}" for name, count in self.by_watched.items() if not count)
-        return f"{excluded}{self.exact} exact and {self.normalized} normalized repetitions dropped{apart}"
+        return f"{drawn}{excluded}{self.exact} exact and {self.normalized} normalized repetitions dropped{apart}"
 
     def warnings(self) -> Iterator[str]:
         """One sentence for each thing a user should know before training."""
@@ -124,6 +130,19 @@ def _take(into: Seen, counts: dict[str, int], name: str, prompts: Iterable[Promp
         into.add(bare_question(prompt), place)
     if empty:
         raise InputError(f"{shown(name)}: holds no record")
+
+
+def _note(record: Record) -> int:
+    """Both in one number: how a record's question is written, and what it is answered with."""
+    prompt = record["prompt"]
+    letters = prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True)
+    return short_digest(letters) << 31 | short_digest(" ".join(str(record.get("answer", "")).split()))
+
+
+def _bare(record: Record, asked: Prompt | None) -> tuple[str, ...]:
+    """The questions by which a record stands in another file: its own, and the one before a template shaped it."""
+    bare = bare_question(without_examples(record))
+    return (bare,) if asked is None or asked is record["prompt"] else (bare, bare_question(asked))
 
 
 def _found(among: Seen, counts: dict[str, int], *questions: str) -> bool:

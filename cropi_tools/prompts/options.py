@@ -57,7 +57,13 @@ class PromptsOptions(CommandOptions):
     ] = ()
     size: Annotated[
         int | None,
-        Option("--size", "Prompts to take; for a recipe, from each of its lines.", "Prompts", "N", at_least(1)),
+        Option(
+            "--size",
+            "Prompts to take: of data a random sample by --seed, in its order; for a recipe, from each of its lines.",
+            "Prompts",
+            "N",
+            at_least(1),
+        ),
     ] = None
     settings: Annotated[
         tuple[tuple[str, str], ...],
@@ -101,6 +107,16 @@ class PromptsOptions(CommandOptions):
     system: Annotated[
         str | None,
         Option("--system", "A system message before every prompt.", "Templates", "TEXT", read=not_empty),
+    ] = None
+    messages: Annotated[
+        str | None,
+        Option(
+            "--messages",
+            "Worked examples before every question: a JSON list of messages with role and content, the user's and the assistant's "
+            "in turn.",
+            "Templates",
+            "FILE",
+        ),
     ] = None
     template_kwargs: Annotated[
         tuple[str, ...],
@@ -152,7 +168,7 @@ class PromptsOptions(CommandOptions):
 
     def decisive(self, columns: Mapping[str, str], kwargs: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
         """What decides the prompts, besides the inputs. names: of the data, which ids and sources that it lacks are named after."""
-        return {
+        found = {
             "sources": [text if kind_of_source(text) == FAMILY else kind_of_source(text) for text in self.sources],
             "size": self.size,
             "seed": self.seed,
@@ -168,3 +184,5 @@ class PromptsOptions(CommandOptions):
             "names": None if self.source else list(names),
             "only": list(self.only) or None,
         }
+        # the first outputs held the first rows
+        return {**found, "sample": "by seed and id"} if self.data and self.size is not None else found

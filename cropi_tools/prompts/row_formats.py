@@ -18,6 +18,7 @@ from cropi_tools.data.fields import check_fields
 from cropi_tools.data.jsonl import Record
 from cropi_tools.data.message_text import ReadAsMessages, is_message, parsed
 from cropi_tools.data.nonfinite import Carried, telling
+from cropi_tools.data.questions import without_examples
 from cropi_tools.data.records import ROLLOUT_FIELDS
 from cropi_tools.prompts.datasets import Dataset
 from cropi_tools.prompts.families import near
@@ -84,11 +85,13 @@ def dataset_prompts(
 
 
 def prompt_texts(dataset: Dataset, mapping: Mapping[str, str] | None = None) -> Iterator[Any]:
-    """The prompt alone (text or messages) of every row; nothing else need be there. `mapping` counts for rows that have its column."""
+    """The prompt alone (text or messages, worked examples apart) of every row; nothing else need be there. `mapping` counts for rows that
+    have its column."""
     column = (mapping or {}).get("prompt", "prompt")
     reader = ReadAsMessages()
     for where, row in dataset.rows():
-        yield _prompt(row, where, {"prompt": column} if _value(row, column) is not None else {}, reader)
+        prompt = _prompt(row, where, {"prompt": column} if _value(row, column) is not None else {}, reader)
+        yield without_examples({"prompt": prompt, "extra": row.get("extra")})
 
 
 def as_messages(prompt: str | Sequence[Record]) -> list[Record]:

@@ -1,20 +1,22 @@
-"""The final form of a prompt: a template around the question, a system message before it, keyword arguments for the
-policy's chat template. Applied once, by cropi-prompts, so that rollouts, training and evaluation cannot disagree.
+"""The final form of a prompt: a template around the question, a system message and worked examples before it, keyword arguments for
+the policy's chat template. Applied once, by cropi-prompts, so that rollouts, training and evaluation cannot disagree.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from cropi_tools.data.jsonl import Record
 from cropi_tools.data.nonfinite import place_of, refused
+from cropi_tools.data.questions import EXAMPLES, examples_in
 from cropi_tools.data.records import RESERVED_KWARGS
 from cropi_tools.prompts.families import shape, template_fields
 from cropi_tools.prompts.row_formats import as_messages
+from cropi_tools.prompts.worked_examples import with_examples
 from cropi_tools.runtime.errors import InputError, UsageError
 
 LastAssistant = Literal["refuse", "drop", "continue"]
@@ -23,13 +25,15 @@ LastAssistant = Literal["refuse", "drop", "continue"]
 @dataclass(frozen=True)
 class PromptTemplate:
     """What `cropi-prompts` does to every prompt. last_assistant: what becomes of a last message of the assistant's: `continue`
-    keeps it as the beginning of the response, `drop` takes it away, as the solution it usually is."""
+    keeps it as the beginning of the response, `drop` takes it away, as the solution it usually is. examples: messages before every
+    question, after the system message."""
 
     system: str | None = None
     template: str | None = None
     answer_template: str | None = None
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     last_assistant: LastAssistant = "refuse"
+    examples: Sequence[Record] = ()
 
     def of_row(self, record: Record, row: Record, where: str) -> Record:
         """A prompt from a data file; templates know the row's columns, `{prompt}` and `{answer}`."""
@@ -48,7 +52,7 @@ class PromptTemplate:
         return self.of_prompt({**record, "prompt": prompt, "answer": answer}, where)
 
     def of_prompt(self, record: Record, where: str) -> Record:
-        """A prompt whose text is final: the system message and the keyword arguments."""
+        """A prompt whose text is final: the system message, the worked examples and the keyword arguments."""
         if self.system is not None:
             messages = as_messages(record["prompt"])
             if messages[0]["role"] in ("system", "developer"):
@@ -56,6 +60,10 @@ class PromptTemplate:
                     f"{where}: the prompt has a system message of its own; leave --system out, or remove it"
                 )
             record = {**record, "prompt": [{"role": "system", "content": self.system}, *messages]}
+        if self.examples:
+            messages = with_examples(as_messages(record["prompt"]), self.examples)
+            extra = {**(record.get("extra") or {}), EXAMPLES: examples_in(record) + len(self.examples)}
+            record = {**record, "prompt": messages, "extra": extra}
         if self.chat_template_kwargs:
             own = {**record.get("chat_template_kwargs", {}), **self.chat_template_kwargs}
             record = {**record, "chat_template_kwargs": own}

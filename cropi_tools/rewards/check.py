@@ -67,11 +67,12 @@ def check_verifier(name: str) -> None:
 def check_own_verifiers(paths: Sequence[str], chosen: str | None) -> dict[str, str]:
     """The verifiers that records of these files name for themselves and that grade them, each checked once, with their fingerprints.
 
-    chosen: what grades all records in place of their own, or None. A line says how many others it overrides; those are not looked at. Raises
-    InputError, naming file and line, where a record's own cannot be used, or is a program that the command line does not allow.
+    chosen: what grades all records in place of their own, or None. A line says how many others it overrides, which are not looked at, or,
+    where records name several verifiers or only some name one, how many do. Raises InputError, naming file and line, where a record's own
+    cannot be used, or is a program that the command line does not allow.
     """
     found: dict[str, str] = {}
-    records = overridden = 0
+    records = overridden = named = 0
     for path in paths:
         with open_binary(path) as stream:
             for number, line in bounded_lines(stream, path):
@@ -79,6 +80,7 @@ def check_own_verifiers(paths: Sequence[str], chosen: str | None) -> dict[str, s
                 # most lines need no second parsing
                 record = parse_line(line, path, number) if b'"verifier"' in line else {}
                 name = record.get("verifier")
+                named += bool(name)
                 if not name or (isinstance(name, str) and name in found):
                     continue
                 check_fields(record, _NAMED, f"{shown(path)}:{number}")
@@ -93,6 +95,11 @@ def check_own_verifiers(paths: Sequence[str], chosen: str | None) -> dict[str, s
                     raise InputError(f"{shown(path)}:{number}: {error}") from None
     if overridden:
         runtime.notify(f"--verifier {chosen} overrides the verifiers of {overridden} of {records} records")
+    elif chosen is None and (0 < named < records or len(found) > 1):
+        others = f", the others by {DEFAULT}" if named < records else ""
+        runtime.notify(
+            f"{named} of {records} records are graded by the verifiers that they name ({', '.join(found)}){others}"
+        )
     return found
 
 

@@ -47,15 +47,21 @@ def probe_places(prompts: int, samples: int) -> range:
 
 
 def estimate(
-    prompts: int, responses: int, probe: Sequence[Any], run: Callable[[Sequence[Any]], Iterator[list[Row]]]
+    prompts: int,
+    responses: int,
+    probe: Sequence[Any],
+    run: Callable[[Sequence[Any]], Iterator[list[Row]]],
+    measured: Callable[[list[Row]], None],
 ) -> SamplingCost:
-    """Sample the probe's tasks by `run` once for warming up (the first alone) and once for measuring."""
+    """Sample the probe's tasks by `run` once for warming up (the first alone) and once for measuring; `measured` is told of the latter."""
     for _ in run(probe[:1]):
         runtime.stop_if_requested()
     started = time.monotonic()
-    rows = [row.record for group in run(probe) for row in group]
+    found = [row for group in run(probe) for row in group]
     runtime.stop_if_requested()
     seconds = time.monotonic() - started
+    measured(found)
+    rows = [row.record for row in found]
     tokens = sum(len(sample["token_ids"]) for row in rows for sample in row["samples"])
     share = prompts / len(rows) if rows else 0.0
     return SamplingCost(

@@ -123,6 +123,16 @@ class RolloutOptions(CommandOptions):
     dtype: Dtype = "auto"
     seed: Seed = 0
     dry_run: DryRun = False
+    show: Annotated[
+        int | None,
+        Option(
+            "--show",
+            "Print the first N prompts on stderr, as the policy sees them, with a response or two and what these earned.",
+            "This run",
+            "N",
+            at_least(1),
+        ),
+    ] = None
 
     def check(self) -> None:
         mistakes = [
@@ -134,6 +144,7 @@ class RolloutOptions(CommandOptions):
             (self.engine == "server" and not self.server, "--engine server needs --server URL"),
             (self.engine != "server" and self.server, "--server URL is for --engine server"),
             (self.served_model and not self.server, "--served-model names a model of --server URL"),
+            (self.show and self.quiet, "--show prints on stderr, where --quiet prints nothing; leave one of them out"),
         ]
         for wrong, remedy in mistakes:
             if wrong:

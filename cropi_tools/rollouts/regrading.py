@@ -11,21 +11,22 @@ from typing import Any
 
 from cropi_tools import runtime
 from cropi_tools.data.external_rollouts import foreign_form
-from cropi_tools.data.jsonl import Record, read_jsonl, shown
+from cropi_tools.data.jsonl import Record, is_stream, read_jsonl, shown
 from cropi_tools.data.jsonl_output import JsonLinesOutput
 from cropi_tools.data.manifest import read_manifest
 from cropi_tools.data.policies import same_tokenizer, tokenizer_digest
 from cropi_tools.data.records import read_rollouts, shard_range
 from cropi_tools.rewards import VerifierPool, check_record
 from cropi_tools.rollouts.grading import CHUNK_RESPONSES, Row, graded, reasoning_mark
+from cropi_tools.rollouts.look import Look
 from cropi_tools.rollouts.options import VerifyOptions
 from cropi_tools.rollouts.writing import write
 from cropi_tools.runtime.clock import starting
 from cropi_tools.runtime.errors import InputError
 
 
-def regrade(options: VerifyOptions, target: JsonLinesOutput) -> Mapping[str, Any]:
-    """Grade, write, and return the summary."""
+def regrade(options: VerifyOptions, target: JsonLinesOutput, look: Look) -> Mapping[str, Any]:
+    """Grade, write, and return the summary. look: sees what goes to a stream, which cannot be read again."""
     if options.model is not None:
         for file in options.rollouts:
             same_tokenizer(file, options.model)
@@ -52,7 +53,8 @@ def regrade(options: VerifyOptions, target: JsonLinesOutput) -> Mapping[str, Any
         partial_credit=options.partial_credit,
     ) as pool:
         rows = ([Row(record, False) for record in (group if keep else graded(pool, group))] for group in groups)
-        summary = write(target, rows, stop - start, "verified").tallies.summary()
+        seen = look.passing(rows) if is_stream(options.output) else rows
+        summary = write(target, seen, stop - start, "verified").tallies.summary()
     if repeated:
         runtime.notify(f"{repeated} prompts came again and were left out; the first of each is kept")
     facts = {"tokenizer": _tokenizer(options), "summary": summary}

@@ -9,6 +9,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from cropi_tools import runtime
+from cropi_tools.data.jsonl import is_stream
 from cropi_tools.data.jsonl_output import JsonLinesOutput
 from cropi_tools.data.policies import same_tokenizer, tokenizer_digest
 from cropi_tools.data.records import prompt_of, read_prompts, shard_range
@@ -19,7 +20,8 @@ from cropi_tools.policy.tokens import load_tokens
 from cropi_tools.rewards import VerifierPool, check_record
 from cropi_tools.rollouts.estimate import SamplingCost, estimate, probe_places
 from cropi_tools.rollouts.grading import Row
-from cropi_tools.rollouts.metrics import SAVED
+from cropi_tools.rollouts.look import Look
+from cropi_tools.rollouts.metrics import SAVED, Tallies
 from cropi_tools.rollouts.options import RolloutOptions
 from cropi_tools.rollouts.refreshing import Again, marked, parse_wish, wanted_ids
 from cropi_tools.rollouts.sampling import SamplingTask, chunks, sample_groups
@@ -89,8 +91,8 @@ def survey(options: RolloutOptions, again: Again | None) -> Survey:
     return Survey(start, stop, sum(map(bool, mine)), sum(mine))
 
 
-def sample(options: RolloutOptions, again: Again | None, target: JsonLinesOutput) -> Mapping[str, Any]:
-    """Sample, verify and write; returns the summary."""
+def sample(options: RolloutOptions, again: Again | None, target: JsonLinesOutput, look: Look) -> Mapping[str, Any]:
+    """Sample, verify and write; returns the summary. look: sees what goes to a stream, which cannot be read again."""
     if again is not None:
         for file in options.sources:
             same_tokenizer(file, options.model)
@@ -112,7 +114,8 @@ def sample(options: RolloutOptions, again: Again | None, target: JsonLinesOutput
             groups = sample_groups(engine, tokens, pool, wanted, sampling)
             target.begin_work()
             with closing(groups):
-                written = write(target, groups, stop - start, "rollouts", {"served_model": served})
+                seen = look.passing(groups) if is_stream(options.output) else groups
+                written = write(target, seen, stop - start, "rollouts", {"served_model": served})
     finally:
         engine.close()
     summary, cost = written.tallies.summary(), written.sampled
@@ -123,8 +126,11 @@ def sample(options: RolloutOptions, again: Again | None, target: JsonLinesOutput
     return summary
 
 
-def dry_run(options: RolloutOptions, again: Again | None) -> SamplingCost:
-    """Sample a few prompts, spread evenly over this shard, and say what all of them will cost. Nothing is written."""
+def dry_run(options: RolloutOptions, again: Again | None, look: Look) -> tuple[SamplingCost, Mapping[str, Any]]:
+    """Sample a few prompts, spread evenly over this shard: what all of them will cost, and the summary of these. Nothing is written.
+
+    look: sees them.
+    """
     start, stop, prompts, responses = survey(options, again)
     places = set(probe_places(prompts, -(-responses // max(prompts, 1))))
     chosen = (task for task in islice(tasks(options, again), start, stop) if task.key is not None)
@@ -136,7 +142,13 @@ def dry_run(options: RolloutOptions, again: Again | None) -> SamplingCost:
             def run(wanted: Sequence[SamplingTask]) -> Iterator[list[Row]]:
                 return sample_groups(engine, tokens, pool, chunks(wanted, _group_samples(options)), _sampling(options))
 
-            return estimate(prompts, responses, probe, run)
+            tallies = Tallies()
+
+            def count(rows: list[Row]) -> None:
+                tallies.add(row.record for row in rows)
+
+            cost = estimate(prompts, responses, probe, lambda wanted: look.passing(run(wanted)), count)
+            return cost, tallies.summary()
     finally:
         engine.close()
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal, InvalidOperation, localcontext
 from fractions import Fraction
 from functools import lru_cache
-from hashlib import blake2b
 from typing import Literal, get_args
 
+from cropi_tools.data.digest_set import hash64
 from cropi_tools.runtime.errors import InputError, UsageError
 
 Rule = Literal["influence", "shuffled", "random", "learnability", "pass-rate", "full"]
@@ -86,7 +86,7 @@ def tie_key(seed: int, prompt_id: str) -> int:
 
     It is BLAKE2b with 8 bytes of output over the text "SEED:ID", read big-endian: `printf 7:p1 | b2sum -l 64` shows it.
     """
-    return _hash64(f"{seed}:{prompt_id}")
+    return hash64(f"{seed}:{prompt_id}")
 
 
 def permutation(prompt_ids: Iterable[str], seed: int) -> dict[str, str]:
@@ -97,7 +97,7 @@ def permutation(prompt_ids: Iterable[str], seed: int) -> dict[str, str]:
     """
     names = sorted(prompt_ids)
     # The text hashed differs from that of `tie_key`, so that breaking ties does not undo or favor the permutation.
-    takers = sorted(names, key=lambda prompt_id: (_hash64(f"permute:{seed}:{prompt_id}"), prompt_id))
+    takers = sorted(names, key=lambda prompt_id: (hash64(f"permute:{seed}:{prompt_id}"), prompt_id))
     return dict(zip(names, takers, strict=True))
 
 
@@ -181,11 +181,6 @@ def select(
         Selected(moved.get(prompt_id, prompt_id), rank, float(shown[prompt_id]) if prompt_id in shown else None)
         for rank, prompt_id in enumerate(chosen, start=1)
     ]
-
-
-def _hash64(text: str) -> int:
-    # surrogatepass: JSON may hold lone surrogates, and an id is hashed as it stands
-    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 
 def _top(values: Mapping[str, float | Fraction], size: int, keys: Mapping[str, int]) -> list[str]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cropi_tools.data.jsonl import is_stream
+from cropi_tools import runtime
+from cropi_tools.data.digest_set import Seen
+from cropi_tools.data.jsonl import Record, is_stream
 from cropi_tools.data.manifest import Input, file_input, numbered
 from cropi_tools.data.policies import optimizer_input, policy_input, starting_policy
+from cropi_tools.data.questions import bare_question, without_examples
 from cropi_tools.rewards import checked_verifiers
 from cropi_tools.runtime.errors import UsageError
 from cropi_tools.training.options import TrainOptions
@@ -53,6 +57,20 @@ def inputs_of(options: TrainOptions) -> dict[str, Input]:
     if options.carry == "full":
         inputs["optimizer"] = optimizer_input(options.model)
     return inputs
+
+
+def warn_of_shared_questions(records: Sequence[Record], evaluations: Mapping[str, Sequence[Record]]) -> None:
+    """Say how many questions of each evaluation set are trained on, whatever stands before them."""
+    trained = Seen()
+    for record in records:
+        trained.add(bare_question(without_examples(record)))
+    for name, found in evaluations.items():
+        shared = sum(bare_question(without_examples(record)) in trained for record in found)
+        if shared:
+            runtime.warn(
+                f"{shared} of the {len(found)} questions of --eval {name} are among those to train on: its accuracy will say less; "
+                "cropi-prompts --exclude keeps them apart"
+            )
 
 
 def verifiers_of(options: TrainOptions) -> dict[str, Any]:

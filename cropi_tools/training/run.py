@@ -22,7 +22,7 @@ from cropi_tools.policy.sharding import share_out
 from cropi_tools.rewards import VerifierPool, check_record
 from cropi_tools.training.checkpoints import PROGRESS, resume_folder
 from cropi_tools.training.distributed import Ranks
-from cropi_tools.training.inputs import reference_folder
+from cropi_tools.training.inputs import reference_folder, warn_of_shared_questions
 from cropi_tools.training.loop import Trainer
 from cropi_tools.training.options import TrainOptions
 from cropi_tools.training.trackers import open_trackers
@@ -31,6 +31,8 @@ from cropi_tools.training.trackers import open_trackers
 def train(options: TrainOptions, own_verifiers: Mapping[str, str], output: Output, ranks: Ranks) -> None:
     """Train into an opened output, from where an earlier try came to. own_verifiers: those that records name, with their fingerprints."""
     records, evaluations = read_records(options)
+    if ranks.first:
+        warn_of_shared_questions(records, evaluations)
     device = ranks.device or options.device
     autocast = options.dtype == "bfloat16" or (options.dtype == "auto" and choose_device(device).type == "cuda")
     shared = ranks.size > 1

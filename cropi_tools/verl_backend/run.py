@@ -31,6 +31,7 @@ from cropi_tools.prompts.exports import settings_needed
 from cropi_tools.rewards.verifiers import verifier_of
 from cropi_tools.runtime.console import Relay, show
 from cropi_tools.runtime.errors import CropiError, InputError
+from cropi_tools.training.inputs import warn_of_shared_questions
 from cropi_tools.training.options import TrainOptions
 from cropi_tools.training.run import read_records
 from cropi_tools.verl_backend.config import evaluation_file, override, overrides, refuse_uneven_batches
@@ -132,6 +133,7 @@ def train(job: VerlJob, own_verifiers: Mapping[str, str], output: Output) -> Non
     options, work = job.options, output.part / WORK
     line = command(job, work)
     if "ledger" not in output.state:
+        warn_of_shared_questions(job.prompts, job.evaluations)
         check_environment(job)
         prepare(work, options, job.prompts, job.evaluations, load_tokens(options.model).tokenizer)
         passes = {name: getattr(options, name) for name in ("tokens_per_pass", "checkpoint_activations")}

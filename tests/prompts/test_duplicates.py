@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from cropi_tools.prompts.duplicates import Exclusion, bare_question, normalize_question
+from cropi_tools.data.questions import bare_question, normalize_question
+from cropi_tools.prompts.duplicates import Exclusion
 
 
 def ask(prompt: Any, answer: str = "1") -> dict[str, Any]:

@@ -70,7 +70,11 @@ def test_a_chosen_verifier_comes_before_the_record_s_own(own: str | None, chosen
 @pytest.mark.parametrize(
     ("chosen", "own", "said"),
     [
-        (None, {"exact", "choice", "maths"}, ""),
+        (
+            None,
+            {"exact", "choice", "maths"},
+            "5 of 7 records are graded by the verifiers that they name (exact, choice, maths), the others by maths\n",
+        ),
         ("exact", {"exact"}, "--verifier exact overrides the verifiers of 3 of 7 records\n"),
         ("maths", {"maths"}, "--verifier maths overrides the verifiers of 3 of 7 records\n"),
         ("reasoning-gym", set(), "--verifier reasoning-gym overrides the verifiers of 5 of 7 records\n"),
