@@ -2,9 +2,10 @@
 #
 #   make demo                                  set up and run the whole curriculum on a tiny policy (CPU, minutes)
 #   make test                                  set up and pass the tests
+#   make config CONFIG=FILE                    write a config to fill in (without CONFIG to the terminal)
 #   make curriculum CONFIG=examples/tiny/config.mk [GPUS=n] [STAGES=n] [FORCE=--force]
 #
-# A CONFIG file holds a run's values; curriculum.mk holds its rules and says what the values are.
+# A CONFIG file holds a run's values, which docs/curriculum.md explains; curriculum.mk holds the rules.
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -24,7 +25,7 @@ INSTALLED := $(VENV)/installed
 INSTALLED_VLLM := $(VENV_VLLM)/installed
 INSTALLED_PEERS := $(VENV_PEERS)/installed
 
-.PHONY: help setup test test-slow demo lint format docs clean setup-vllm test-vllm setup-peers test-peers
+.PHONY: help setup test test-slow demo config lint format docs clean setup-vllm test-vllm setup-peers test-peers
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -8
 
@@ -88,10 +89,20 @@ demo: setup
 	@OMP_NUM_THREADS=1 $(DEMO) -j2 curriculum
 	@$(DEMO) report
 
+TEMPLATE := examples/config.mk
+define config-file
+mkdir -p $(dir $(CONFIG)) && cp $(TEMPLATE) $(CONFIG) && echo "$(CONFIG): fill it in; then make -n curriculum CONFIG=$(CONFIG)"
+endef
+config:
+	@$(if $(wildcard $(CONFIG)),$(error CONFIG=$(CONFIG): exists; give the name of a new file))$(if $(CONFIG),$(config-file),cat $(TEMPLATE))
+
 clean:
 	rm -rf .pytest_cache .ruff_cache .mypy_cache build *.egg-info
 
-ifneq ($(CONFIG),)
+ifneq ($(filter config,$(MAKECMDGOALS)),)
+else ifneq ($(CONFIG),)
+$(if $(wildcard $(CONFIG)),,$(error CONFIG=$(CONFIG): no such file; `make config CONFIG=$(CONFIG)` writes one to fill in))
+$(if $(wildcard $(CONFIG)/.),$(error CONFIG=$(CONFIG): is a folder; give a file, such as $(CONFIG)/config.mk))
 include $(CONFIG)
 include curriculum.mk
 else
