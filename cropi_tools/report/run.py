@@ -11,6 +11,7 @@ from cropi_tools.data.manifest import Fingerprint, Input, file_digest, folder_di
 from cropi_tools.data.output import Output
 from cropi_tools.report.comparison import compare
 from cropi_tools.report.options import ReportOptions
+from cropi_tools.report.pool import read_texts
 from cropi_tools.report.reading import read_run
 from cropi_tools.report.structures import Comparison
 from cropi_tools.runtime.errors import InputError
@@ -44,6 +45,16 @@ def run_input(folder: Path) -> Input:
     return Input(str(folder), folder_digest({str(path.relative_to(folder)): file_digest(path) for path in files}))
 
 
+def _texts(comparison: Comparison) -> dict[str, dict[str, str]]:
+    """The texts of the prompts that the page shows, by run and id, from the pools of the runs."""
+    found: dict[str, dict[str, str]] = {}
+    for run in comparison.runs:
+        ends = run.pool.ends.values() if run.pool else ()
+        ids = frozenset(item.id for each in ends for item in (*each.top, *each.bottom))
+        found[run.name] = read_texts(run.pool_files, ids) if ids else {}
+    return found
+
+
 def write(
     path: str,
     kind: Literal["page", "picture"],
@@ -60,7 +71,7 @@ def write(
         from cropi_tools.report.page import page
 
         made.begin_work()
-        content = page(comparison).encode()
+        content = page(comparison, _texts(comparison)).encode()
     else:
         from cropi_tools.report.plots import curves
 

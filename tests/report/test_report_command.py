@@ -35,7 +35,7 @@ def test_table_and_json_on_stdout(run: Run, runs: Path) -> None:
     figures = json.loads(run("cropi-report", "demo", "--threshold", "0.5", "--json").stdout)
     assert figures["arms"]["cropi"]["speed"]["steps"]["threshold"] == figures["threshold"] == 0.5
     for wrong in ("0", "60", "-1", "nan"):
-        assert "such as 0.6 for 60 %" in run("cropi-report", "demo", "--threshold", wrong, code=2).stderr
+        assert "above 0, at most 1" in run("cropi-report", "demo", "--threshold", wrong, code=2).stderr
 
 
 def test_page_and_picture_are_made_once_and_replaced_only_when_told(run: Run, runs: Path, tmp_path: Path) -> None:
