@@ -7,10 +7,11 @@ being written is passed over.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cropi_tools.data import fields
 from cropi_tools.data.jsonl import Record, decoded, read_jsonl
@@ -128,7 +129,9 @@ def read_run(folder: Path) -> Run:
     """Read a run. InputError: no such folder, no arm in it, a stage missing, or a broken file (named with its line)."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; give a run folder (it holds ARM/SEED/STAGE)")
+        raise InputError(
+            f"{folder}: no such folder; give a run folder (it holds ARM/SEED/STAGE), or policies of cropi-train"
+        )
     arms = []
     known: dict[str, Selection] = {}
     pool = read_pool(folder / START)
@@ -145,31 +148,53 @@ def read_run(folder: Path) -> Run:
     return Run(name, folder, tuple(_manifests(folder / START, folder)), tuple(arms), pool)
 
 
+class Place(NamedTuple):
+    """Where a stage is to be found. policy: the folder of the finished one; while it is trained its `.part` lies beside it. selecting: the
+    manifests of what its prompts were selected from.
+    """
+
+    policy: Path
+    selection: Selection | None
+    selecting: Sequence[Manifest]
+
+    @property
+    def training(self) -> Path:
+        """The folder with the logs."""
+        return self.policy if self.policy.is_dir() else self.policy.with_name(self.policy.name + ".part")
+
+
 def _read_seed(folder: Path, root: Path, known: dict[str, Selection], rates: Mapping[str, Any]) -> Seed:
-    stages: list[Stage] = []
-    evaluations: dict[tuple[int, str], Evaluation] = {}
+    places = []
     for number, stage_folder in enumerate(_stage_folders(folder), 1):
         if int(stage_folder.name) != number:
             raise InputError(
                 f"{folder}: stage {number} is missing before stage {stage_folder.name}; put its folder back"
             )
+        selecting = [item for item in _manifests(stage_folder, root) if not _below_policy(item, stage_folder, root)]
+        selection = _selection(stage_folder / "selected.jsonl", known, rates)
+        places.append(Place(stage_folder / "policy", selection, selecting))
+    return read_stages(folder.name, places, root)
+
+
+def read_stages(name: str, places: Iterable[Place], root: Path) -> Seed:
+    """Stages that follow each other as one seed of this name. root: what the paths of manifests are relative to."""
+    stages: list[Stage] = []
+    evaluations: dict[tuple[int, str], Evaluation] = {}
+    for number, place in enumerate(places, 1):
         offset = stages[-1].end if stages else 0
-        whole = stage_folder / "policy"
-        finished = (whole / FOLDER_MANIFEST).exists()
-        training = whole if whole.is_dir() else stage_folder / "policy.part"
+        training = place.training
+        finished = (place.policy / FOLDER_MANIFEST).exists()
         metrics = tuple(records(training / "metrics.jsonl", finished, fields.STEP, ("step",)))
+        needed = ("set", "step", "accuracy")
         found = [
             _evaluation(record, offset)
-            for record in records(
-                training / "evaluations.jsonl", finished, fields.EVALUATION, ("set", "step", "accuracy")
-            )
+            for record in records(training / "evaluations.jsonl", finished, fields.EVALUATION, needed)
         ]
         for evaluation in found:
             # At a stage's step 0 the weights are those the stage before ended with: the earlier measurement stands.
             if evaluation.step > offset or (evaluation.step, evaluation.set) not in evaluations:
                 evaluations[evaluation.step, evaluation.set] = evaluation
         last = max([record["step"] for record in metrics] + [item.step - offset for item in found], default=0)
-        manifests = [item for item in _manifests(stage_folder, root) if not _below_policy(item, stage_folder, root)]
         stages.append(
             Stage(
                 number=number,
@@ -178,12 +203,12 @@ def _read_seed(folder: Path, root: Path, known: dict[str, Selection], rates: Map
                 finished=finished,
                 metrics=metrics,
                 timings=tuple(records(training / "timings.jsonl", finished, fields.STEP, ("step",))),
-                selection=_selection(stage_folder / "selected.jsonl", known, rates),
-                manifests=tuple(manifests),
-                policy=_manifest(whole / FOLDER_MANIFEST, root) if finished else None,
+                selection=place.selection,
+                manifests=tuple(place.selecting),
+                policy=manifest_of(place.policy / FOLDER_MANIFEST, root) if finished else None,
             )
         )
-    return Seed(folder.name, tuple(stages), evaluations)
+    return Seed(name, tuple(stages), evaluations)
 
 
 def _natural(path: Path) -> tuple[int, int, str]:
@@ -225,7 +250,7 @@ def _manifests(folder: Path, root: Path) -> Iterator[Manifest]:
         inside = path.relative_to(folder)
         named = path.name == FOLDER_MANIFEST or path.name.endswith("." + FOLDER_MANIFEST)
         if named and not any(part.endswith((".part", ".old")) for part in inside.parts):
-            yield _manifest(path, root)
+            yield manifest_of(path, root)
 
 
 def _below_policy(manifest: Manifest, stage: Path, root: Path) -> bool:
@@ -236,7 +261,8 @@ def _mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _manifest(path: Path, root: Path) -> Manifest:
+def manifest_of(path: Path, root: Path) -> Manifest:
+    """A manifest by the path of its file. InputError: it is damaged. root: what its path is given relative to."""
     try:
         content = decoded(path.read_bytes().decode())
     except ValueError:
@@ -251,7 +277,7 @@ def _manifest(path: Path, root: Path) -> Manifest:
     argv = content.get("argv")
     processes = _mapping(content.get("facts")).get("processes")
     return Manifest(
-        path=path.relative_to(root).as_posix(),
+        path=Path(os.path.relpath(path, root)).as_posix(),
         command=str(content.get("command", "")),
         argv=tuple(str(word) for word in argv) if isinstance(argv, list) else (),
         options=_mapping(content.get("options")),
