@@ -81,11 +81,12 @@ def _no_chain(last: Path | None, following: Sequence[Path], left: Path) -> str:
 
 
 def _parent(made: Manifest | None, folders: Sequence[Path]) -> Path | None:
-    """The given policy that another was trained from. A path that leads nowhere from here is known by its name."""
+    """The given policy that another was trained from. A path that leads nowhere from here is known by its name, if one alone has it."""
     before = Path(made.inputs.get("policy", "") if made is not None else "")
     if before.is_dir():
         return next((folder for folder in folders if folder.resolve() == before.resolve()), None)
-    return next((folder for folder in folders if folder.name == before.name), None)
+    alike = [folder for folder in folders if folder.name == before.name]
+    return alike[0] if len(alike) == 1 else None
 
 
 def _selection(made: Manifest) -> Selection | None:
