@@ -3,9 +3,10 @@
 #   make demo                                  set up and run the whole curriculum on a tiny policy (CPU, minutes)
 #   make real                                  the same on a real chat model, SmolLM2-135M-Instruct (CPU, about half an hour)
 #   make test                                  set up and pass the tests
+#   make config CONFIG=FILE                    write a config to fill in (without CONFIG to the terminal)
 #   make curriculum CONFIG=examples/tiny/config.mk [GPUS=n] [STAGES=n] [FORCE=--force]
 #
-# A CONFIG file holds a run's values; curriculum.mk holds its rules and says what the values are.
+# A CONFIG file holds a run's values, which docs/curriculum.md explains; curriculum.mk holds the rules.
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -25,9 +26,9 @@ INSTALLED := $(VENV)/installed
 INSTALLED_VLLM := $(VENV_VLLM)/installed
 INSTALLED_PEERS := $(VENV_PEERS)/installed
 
-.PHONY: help setup test test-slow demo real real-smoke lint format docs clean setup-vllm test-vllm setup-peers test-peers
+.PHONY: help setup test test-slow demo real real-smoke config lint format docs clean setup-vllm test-vllm setup-peers test-peers
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -9
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -10
 
 setup: $(INSTALLED)
 
@@ -102,10 +103,20 @@ real-smoke:
 	@$(MAKE) --no-print-directory real RUN=runs/smollm2-smoke DATA=runs/smollm2-smoke/data STAGES=1 STEPS=2 SAMPLES=4 VALID_SAMPLES=4 POOL_SIZE=3 VALID_SIZE=3 \
 	  TEST_SIZE=3 RATIO=0.4
 
+TEMPLATE := examples/config.mk
+define config-file
+mkdir -p $(dir $(CONFIG)) && cp $(TEMPLATE) $(CONFIG) && echo "$(CONFIG): fill it in; then make -n curriculum CONFIG=$(CONFIG)"
+endef
+config:
+	@$(if $(wildcard $(CONFIG)),$(error CONFIG=$(CONFIG): exists; give the name of a new file))$(if $(CONFIG),$(config-file),cat $(TEMPLATE))
+
 clean:
 	rm -rf .pytest_cache .ruff_cache .mypy_cache build *.egg-info
 
-ifneq ($(CONFIG),)
+ifneq ($(filter config,$(MAKECMDGOALS)),)
+else ifneq ($(CONFIG),)
+$(if $(wildcard $(CONFIG)),,$(error CONFIG=$(CONFIG): no such file; `make config CONFIG=$(CONFIG)` writes one to fill in))
+$(if $(wildcard $(CONFIG)/.),$(error CONFIG=$(CONFIG): is a folder; give a file, such as $(CONFIG)/config.mk))
 include $(CONFIG)
 include curriculum.mk
 else

@@ -8,17 +8,7 @@
 # larger STAGES adds stages. RUN/settings/ remembers what each kind of step was asked. When a value of CONFIG changes, the steps it
 # is about are asked again: they refuse and say what differs; FORCE=--force replaces their results and what was made of them.
 #
-# What a CONFIG sets (examples/tiny/config.mk is a short one, examples/qwen2.5-1.5b-math/config.mk a full one):
-#   RUN MODEL POOL             the run's folder, the starting policy (a folder, or ORG/NAME of the hub), the pool's prompts
-#   VALID TEST                 names of validation and test sets; their prompts are VALID_FILE.NAME and TEST_FILE.NAME
-#   STAGES STEPS ARMS SEEDS    stages, steps a stage, arms (cropi full random static shuffled learnability pass-rate), seeds
-#   VERIFIER                   grades all prompts; none: each prompt's own verifier does, else maths
-#   ROLLOUT_OPTIONS            such as --engine vllm
-#   REPORT_OPTIONS             such as --threshold 0.6: the accuracy that speed-ups are measured up to, fixed before the run
-#   REFRESH                    statuses (zero-advantage, low-ess=0.1, ...) whose prompts the later stages of cropi and shuffled sample
-#                              anew; none: the rollouts of the starting policy serve all stages, as in the paper
-#   CARRY                      weights or full: what passes from stage to stage, the weights alone or the optimizer's state too
-#   GPUS                       parts of rollouts and gradients, each a file of its own: keep it for the life of a run
+# docs/curriculum.md explains the values that a CONFIG sets.
 VALID ?=
 TEST ?=
 RATIO ?= 0.1
@@ -39,9 +29,10 @@ CUDA_VISIBLE_DEVICES ?=
 FORCE ?=
 SUBMIT ?=
 
-$(if $(file <$(CONFIG)),,$(error GNU make 4.2 or newer is needed, this is $(MAKE_VERSION)))
-$(foreach name,RUN MODEL POOL STAGES STEPS ARMS SEEDS,$(if $(strip $($(name))),,$(error $(CONFIG) does not set $(name))))
-# -- values that can only be mistakes, told before anything starts. $(call whole,VALUE): VALUE if it is one whole number above 0
+$(if $(file <$(lastword $(MAKEFILE_LIST))),,$(error GNU make 4.2 or newer is needed, this is $(MAKE_VERSION)))
+# -- values that can only be mistakes, told before anything starts. `value` warns of no name that is not set.
+$(foreach name,RUN MODEL POOL STAGES STEPS ARMS SEEDS,$(if $(strip $(value $(name))),,$(error $(CONFIG) does not set $(name); see docs/curriculum.md)))
+# $(call whole,VALUE): VALUE if it is one whole number above 0
 not-digits = $(subst 0,,$(subst 1,,$(subst 2,,$(subst 3,,$(subst 4,,$(subst 5,,$(subst 6,,$(subst 7,,$(subst 8,,$(subst 9,,$(1)))))))))))
 whole = $(if $(call not-digits,$(strip $(1))),,$(filter-out 0%,$(strip $(1))))
 ARMS_KNOWN := cropi full random static shuffled learnability pass-rate
@@ -51,6 +42,19 @@ $(if $(call not-digits,$(subst $() ,,$(SEEDS))),$(error SEEDS=$(SEEDS): expected
 $(if $(filter-out $(ARMS_KNOWN),$(ARMS)),$(error ARMS=$(ARMS): there is no arm $(filter-out $(ARMS_KNOWN),$(ARMS)), only $(ARMS_KNOWN)))
 $(if $(filter-out --force,$(FORCE))$(word 2,$(FORCE)),$(error FORCE=$(FORCE): expected --force, or nothing))
 $(if $(filter-out weights full,$(CARRY))$(word 2,$(CARRY)),$(error CARRY=$(CARRY): expected weights or full))
+
+$(foreach kind,VALID TEST,$(foreach name,$($(kind)),$(if $(strip $(value $(kind)_FILE.$(name))),,$(error $(kind)=$($(kind)): the prompts of \
+  $(name) are not told; set $(kind)_FILE.$(name)))))
+# a name of the hub is no file to wait for
+MODEL_MADE ?= $(wildcard $(MODEL)/config.json)
+hub-name = $(if $(filter /% .% ~%,$(MODEL)),,$(filter 2,$(words $(subst /, ,$(firstword $(subst @, ,$(MODEL)))))))
+$(if $(MODEL_MADE)$(if $(wildcard $(MODEL)),,$(hub-name)),,$(error MODEL=$(MODEL): no policy folder (it would hold config.json), no name of the \
+  hub's (ORG/NAME), and MODEL_MADE names nothing that a rule makes))
+# $(call check-files,NAME): every file that the value NAME names is there, or some rule makes it: `make -n` knows. CHECKING is set for that one.
+makeable = $(shell MAKEFLAGS='n -- $(subst ','\'',$(MAKEOVERRIDES))' $(MAKE) -f $(firstword $(MAKEFILE_LIST)) CHECKING=1 $(1) >/dev/null 2>&1 && echo yes)
+check-files = $(foreach file,$($(1)),$(if $(wildcard $(file))$(call makeable,$(file)),,$(error $(1)=$($(1)): there is no file $(file), and no rule \
+  that makes it)))
+$(if $(value CHECKING),,$(foreach name,MODEL_MADE POOL $(VALID:%=VALID_FILE.%) $(TEST:%=TEST_FILE.%),$(call check-files,$(name))))
 
 # -- how a step runs: here, or, with SUBMIT and `make -n`, it is shown as SUBMIT PARTS 'TARGETS' 'PREREQUISITES' COMMAND... for a script
 # to hand on (examples/slurm). Without -n make would take a step that is only handed on for one that changed nothing.
@@ -105,8 +109,6 @@ first = $(filter 1,$(call part,$(1),3))
 # $(call policy,CELL): the policy a stage starts from; RUN/start is stage 1 of every arm
 policy = $(if $(filter $(S),$(1))$(call first,$(1)),$(MODEL),$(call before,$(1))/policy)
 policy-made = $(if $(filter $(S),$(1))$(call first,$(1)),$(MODEL_MADE),$(call before,$(1))/policy/manifest.json)
-# a name of the hub is no file to wait for
-MODEL_MADE ?= $(wildcard $(MODEL)/config.json)
 # $(call scores,CELL): where the scores a stage selects by are
 scores = $(strip $(if $(filter full random,$(call part,$(1),1)),,$(if $(filter $(RESCORED),$(call part,$(1),1)),$(if $(call first,$(1)),$(S),$(1)),$(S))))
 # the arms that score every stage again, by the policy they have then
@@ -207,8 +209,10 @@ $(ALL:%=%/selected.jsonl.manifest.json): %/selected.jsonl.manifest.json: \
 	@mkdir -p $*
 	$(call run,$(SELECT) $(addsuffix /scores.jsonl,$(call scores,$*)) --by $(call rule,$(call part,$*,1)) --seed $(call select-seed,$*),$*/selected.jsonl)
 
+# the optimizer's state takes twice the disk of a policy: it is kept only where something will read it
+STATELESS := $(if $(filter full,$(CARRY))$(filter --preconditioner% --state% --carry%,$(GRAD_OPTIONS) $(STORE_OPTIONS) $(TRAIN_OPTIONS)),,--state drop)
 TRAIN = cropi-train --steps $(STEPS) -n $(SAMPLES) --max-tokens $(MAX_TOKENS) $(VERIFYING) \
-  $(foreach name,$(TEST),--eval $(name)=$(TEST_FILE.$(name))) $(TRAIN_OPTIONS)
+  $(foreach name,$(TEST),--eval $(name)=$(TEST_FILE.$(name))) $(STATELESS) $(TRAIN_OPTIONS)
 # what is carried is told from stage 2 on; a run that carries weights need not remember that
 TRAINED = $(TRAIN)$(if $(filter full,$(CARRY)), --carry full)
 carried = $(if $(call first,$(1)),,$(if $(filter full,$(CARRY)),--carry full))

@@ -72,6 +72,8 @@ OTHER: dict[str, Any] = {
     "eval_temperature": 0.375,
     "save_every": 5,
     "checkpoints": 6,
+    "state": "drop",
+    "save_dtype": "bfloat16",
     "track": ("tensorboard",),
     "engine": "vllm",
     "engine_memory": 0.7,
@@ -165,7 +167,8 @@ def train(
     **watch: int,
 ) -> list[int]:
     """What cropi-train does, without its process. Returns the seeds sampled for training."""
-    output = Output(path, Fingerprint("cropi-train", {}, {}), {"policy": Input(str(model), "hash")}, folder=True)
+    inputs = {"policy": Input(str(model), "0" * 64)}
+    output = Output(path, Fingerprint("cropi-train", {}, {}), inputs, folder=True)
     assert output.open()
     try:
         start = model if lora else resume_folder(output.part, output.state) or model

@@ -10,6 +10,7 @@ EXAMPLE = """
 cropi-report runs/tiny
 cropi-report runs/tiny -o report.html --png curves.png
 cropi-report runs/tiny --target gcd --threshold 0.6
+cropi-report P1 P2 P3
 cropi-report runs/a runs/b --json | jq '.arms[] | {arm, mean}'
 """
 

@@ -7,7 +7,7 @@ from cropi_tools.selection.options import SelectOptions
 
 EXAMPLE = """
 cropi-select scores.jsonl --prompts train.jsonl --ratio 0.1 -o selected.jsonl
-cropi-select --prompts train.jsonl --by random --ratio 0.1 --seed 3 -o random.jsonl
+cropi-select --prompts train.jsonl --by random -n 150 --seed 3 -o random.jsonl
 cropi-select scores.jsonl --prompts train.jsonl --format verl -o selected.parquet
 """
 
@@ -32,19 +32,26 @@ def select(options: SelectOptions) -> None:
         runtime.notify(f"{options.output}: up to date")
         return
     pool = {record["id"]: record for record in read_prompts(options.prompts)}
-    if options.by != "full":
-        rules.check_ratio(options.ratio, len(pool))
+    if options.by != "full" and options.number is None:
+        rules.check_ratio(options.share, len(pool))
     known = None
     if options.scores:
         known = {
             r["id"]: rules.Score(r["id"], r["source"], r["scores"], r["pass_rate"], r["status"])
             for r in read_scores(options.scores)
         }
-    chosen = rules.select(options.by, list(pool), known, options.ratio, options.seed, options.band)
-    wanted = len(pool) if options.by == "full" else rules.selection_size(options.ratio, len(pool))
+    chosen = rules.select(options.by, list(pool), known, options.share, options.seed, options.band, options.number)
+    wanted = options.number or rules.selection_size("1" if options.by == "full" else options.share, len(pool))
     rates = {identity: score.pass_rate for identity, score in (known or {}).items()}
     selected = [
-        {**pool[item.id], "rank": item.rank, "score": item.score, "pass_rate": rates.get(item.id)} for item in chosen
+        {
+            **pool[item.id],
+            "rank": item.rank,
+            "score": item.score,
+            **({"reciprocal_rank": item.reciprocal_rank} if options.by_influence else {}),
+            "pass_rate": rates.get(item.id),
+        }
+        for item in chosen
     ]
     needed = settings_needed(selected, options.format)
     target.append(exported(selected, options.format))

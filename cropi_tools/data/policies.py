@@ -269,7 +269,9 @@ def optimizer_input(folder: str) -> Input:
     """The optimizer state that cropi-train left in a policy folder, as an input. InputError: there is none."""
     path = Path(folder) / OPTIMIZER_STATE
     if not path.is_file():
-        raise InputError(f"{folder}: has no {OPTIMIZER_STATE}; cropi-train writes it with the policy")
+        raise InputError(
+            f"{folder}: has no {OPTIMIZER_STATE}; cropi-train writes it with the policy, unless --state drop is given"
+        )
     (digest,) = _digests(path.parent, [path]).values()
     return Input(folder, digest)
 

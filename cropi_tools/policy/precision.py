@@ -2,28 +2,32 @@
 
 A step of 1e-6 is below half the distance to the next bfloat16 number for most weights, so a policy that is rounded to 16 bits after a stage of
 training is mostly the one before it: what is scored, sampled or trained on from there has lost the stage. cropi-train itself keeps
-float32 throughout; verl, a conversion by hand and --dtype do not.
+float32 throughout; its --save-dtype, verl, a conversion by hand and --dtype do not.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from cropi_tools import runtime
-from cropi_tools.data.manifest import read_manifest
+from cropi_tools.data.manifest import read_manifest, write_json
+from cropi_tools.data.policies import WEIGHTS_INDEX, weight_files
 from cropi_tools.policy.checkpoint import Stored, stored_tensors
 from cropi_tools.runtime.errors import CropiError
 
 LIMIT = 0.25  # of the weights
 TENSORS, VALUES = 64, 4096  # how many are looked at, and how much of each
 _STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_FORMATS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _looked_at: set[str] = set()
 
 
@@ -52,9 +56,55 @@ def warn_of_lost_updates(folder: str, loaded: torch.dtype) -> None:
         runtime.warn(warning(folder, lost))
 
 
-def warning(folder: str, lost: Lost) -> str:
+def loss_in_saving(name: str, folder: str | Path, parent: str, dtype: str) -> str | None:
+    """The line that says so when the policy in `folder`, the finished one's weights as they were trained, is mostly `parent` again in `dtype`.
+
+    name: of the finished policy. None: enough of the updates is kept.
+    """
+    lost = lost_updates(folder, parent, _FORMATS[dtype])
+    return warning(name, lost, "leave --save-dtype out") if lost is not None and lost.share > LIMIT else None
+
+
+def round_policy(folder: Path, target: Path, dtype: str) -> set[Path]:
+    """Write the weights of the policy in `folder` into the folder `target` in another number format, with a config.json and an index that say
+    so; returns the files that were written. A kill leaves none of them in part.
+    """
+    written, size = set(), 0
+    for path in weight_files(folder):
+        tensors = {name: _rounded(value, _FORMATS[dtype]) for name, value in load_file(path).items()}
+        size += sum(value.nbytes for value in tensors.values())
+        temporary = target / (path.name + ".tmp")
+        save_file(tensors, temporary, metadata={"format": "pt"})
+        os.replace(temporary, target / path.name)
+        written.add(target / path.name)
+    for name, changes in (("config.json", {}), (WEIGHTS_INDEX, {"metadata": {"total_size": size}})):
+        if (folder / name).exists():
+            found = json.loads((folder / name).read_text(encoding="utf-8"))
+            (target / name).unlink(missing_ok=True)
+            write_json(target / name, {**_renamed(found, dtype), **changes})
+            written.add(target / name)
+    return written
+
+
+def _rounded(value: torch.Tensor, number_format: torch.dtype) -> torch.Tensor:
+    return value.to(number_format) if value.dtype == torch.float32 else value
+
+
+def _renamed(configuration: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """The configuration, and those within it, with this number format where it says float32."""
+    return {
+        key: _renamed(value, dtype)
+        if isinstance(value, dict)
+        else dtype
+        if key in ("dtype", "torch_dtype") and value == "float32"
+        else value
+        for key, value in configuration.items()
+    }
+
+
+def warning(folder: str, lost: Lost, remedy: str = "") -> str:
     """The line that says it, with the remedy."""
-    remedy = "keep it in float32 between stages" if lost.stored else "give --dtype float32"
+    remedy = remedy or ("keep it in float32 between stages" if lost.stored else "give --dtype float32")
     return (
         f"{folder}: {lost.share:.0%} of the weights that training moved are again those of {lost.parent}, since {lost.format} cannot hold "
         f"such small updates; {remedy}"

@@ -19,7 +19,7 @@ from cropi_tools.runtime.errors import InputError
 
 Format = Literal["jsonl", "verl", "trl"]
 
-_SELECTED = ("rank", "score", "pass_rate")
+_SELECTED = ("rank", "score", "reciprocal_rank", "pass_rate")
 _PROMPT = ("id", "prompt", "answer", "source", "verifier", "extra", "chat_template_kwargs")
 # arguments that TRL gives to reward functions itself, and columns it takes for pictures
 _TRL_OWN = frozenset({"prompts", "completion", "completions", "completion_ids", "image", "images", "trainer_state"})

@@ -33,7 +33,7 @@ _USUAL_ANSWERS = (*_ANSWERS, "final_answer", "final", "target", "label", "output
 _NUMBER = re.compile("-?[0-9]{1,9}")
 _OURS = frozenset({"id", "prompt", "answer", "source", "verifier", "extra", "chat_template_kwargs"})
 _ADDED_LATER = frozenset(
-    {*ROLLOUT_FIELDS, "responses", "rewards", "rank", "score", "pass_rate"}
+    {*ROLLOUT_FIELDS, "responses", "rewards", "rank", "score", "reciprocal_rank", "pass_rate"}
 )  # by rollouts and selections
 _KNOWN = _OURS | _ADDED_LATER
 _READ = frozenset({"id", "prompt", "source", "data_source", "verifier", "chat_template_kwargs"})

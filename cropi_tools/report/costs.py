@@ -16,12 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from cropi_tools.data.fields import AMOUNT
-from cropi_tools.report.reading import Arm, Manifest, Run, Seed, Stage
+from cropi_tools.report.reading import SELECTION_MANIFEST, Arm, Manifest, Run, Seed, Stage
 
 UNITS = ("seconds", "tokens")
 _SCORELESS = ("random", "full")
 _BY_PASS_RATE = ("learnability", "pass-rate")
-_SELECTION = "selected.jsonl.manifest.json"
 _VALIDATION = "valid-"  # how the names of validation rollouts begin
 
 
@@ -109,7 +108,7 @@ def uses_scores(arm: Arm) -> bool:
         for seed in arm.seeds
         for stage in seed.stages
         for manifest in stage.manifests
-        if manifest.path.endswith(_SELECTION)
+        if manifest.path.endswith(SELECTION_MANIFEST)
         for name, path in manifest.inputs.items()
     )
 
@@ -129,7 +128,7 @@ def read_of_stage(stage: Stage) -> list[Manifest]:
 
 def _rule(stage: Stage) -> str | None:
     """What the stage was selected by; None where that is not told."""
-    found = [item.options.get("by") for item in stage.manifests if item.path.endswith(_SELECTION)]
+    found = [item.options.get("by") for item in stage.manifests if item.path.endswith(SELECTION_MANIFEST)]
     return str(found[0]) if found and found[0] is not None else None
 
 

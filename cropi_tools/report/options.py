@@ -16,7 +16,11 @@ class ReportOptions(CommandOptions):
     renamed: ClassVar[Mapping[str, str]] = {"--reference": "--speedup-over"}
 
     runs: Annotated[
-        tuple[str, ...], Option("RUN", "Run folders: RUN/ARM/SEED/STAGE, as `make curriculum` lays them out.")
+        tuple[str, ...],
+        Option(
+            "RUN",
+            "Run folders, RUN/ARM/SEED/STAGE as `make curriculum` lays them out; or the policies of one chain of cropi-train.",
+        ),
     ]
     output: Annotated[
         str | None, Option("-o --output", "Write the page: one self-contained HTML file.", metavar="FILE")

@@ -7,16 +7,22 @@ from __future__ import annotations
 
 import base64
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from string import Template
 
 from cropi_tools.report import plots
 from cropi_tools.report.formatting import NOTHING, arm_name, limits, percent, summary
+from cropi_tools.report.pool import Ranked, Selection
 from cropi_tools.report.reading import Manifest
 from cropi_tools.report.structures import ArmFigures, Comparison
 from cropi_tools.report.tables import sections
 from cropi_tools.runtime.errors import printable
+
+Texts = Mapping[str, Mapping[str, str]]
+
+_LARGEST = 6  # sources that a row names
+_LONGEST = 300  # characters of a prompt
 
 _PAGE = Template(
     """<!doctype html>
@@ -55,6 +61,7 @@ img { display: block; max-width: 100%; height: auto; }
 ul { padding-left: 1.2rem; max-width: 46rem; }
 details { margin: .5rem 0; }
 summary { cursor: pointer; }
+.prompts td:last-child { text-align: left; white-space: normal; min-width: 20rem; overflow-wrap: anywhere; }
 code { font-size: .82rem; overflow-wrap: anywhere; }
 .hash { color: var(--soft); }
 </style>
@@ -76,8 +83,8 @@ $provenance
 )
 
 
-def page(comparison: Comparison) -> str:
-    """The whole page."""
+def page(comparison: Comparison, texts: Texts | None = None) -> str:
+    """The whole page. texts: of the prompts at the ends of the pools' scores, by run and id."""
     found = sections(comparison)
     before, after = found[:-1], found[-1:]
     return _PAGE.substitute(
@@ -90,6 +97,7 @@ def page(comparison: Comparison) -> str:
         ),
         curves=_curves(comparison),
         selection=_selection(comparison)
+        + _extremes(comparison, texts or {})
         + "\n".join(
             f"<h2>{_text(item.title)}</h2>\n{_table(item.headings, item.rows, comparison)}\n{_caption(item.caption)}"
             for item in after
@@ -157,26 +165,91 @@ def _selection(comparison: Comparison) -> str:
         plots.selections(comparison, plots.DARK),
         "Shares of sources and pass rates in what each stage selected",
     )
-    rows = [row for arm in comparison.arms for row in _selection_rows(arm)]
+    rows = [*_pool_rows(comparison), *(row for arm in comparison.arms for row in _selection_rows(arm))]
     caption = "prompts and shares are means over seeds; kept: share of the prompts that the stage "
-    caption += "before had selected too"
-    headings = ["arm", "stage", "prompts", "mean pass rate", "kept"]
+    caption += "before had selected too; sources: the largest first"
+    headings = ["arm", "stage", "prompts", "mean pass rate", "kept", "sources"]
     return (
         f'<h2>What each stage selected</h2>\n<div class="scroll wide">{picture}</div>\n'
         f"<details><summary>As a table</summary>{_table(headings, rows, comparison)}{_caption(caption)}</details>\n"
     )
 
 
+def _pool_rows(comparison: Comparison) -> list[list[str]]:
+    rows = []
+    for run in comparison.runs:
+        if run.pool:
+            known = [rate for rate in run.pool.everything.pass_rates if rate is not None]
+            rows.append(
+                [
+                    "pool" if len(comparison.runs) == 1 else f"{run.name}: pool",
+                    "",
+                    str(len(run.pool.everything.pass_rates)),
+                    f"{sum(known) / len(known):.2f}" if known else NOTHING,
+                    NOTHING,
+                    _mixture([run.pool.everything]),
+                ]
+            )
+    return rows
+
+
+def _mixture(selections: Sequence[Selection]) -> str:
+    """`gcd 40.0 %, reverse 35.0 %, other 25.0 %`: the largest sources by their mean share."""
+    shares: dict[str, float] = {}
+    for selection in selections:
+        for source, amount in selection.sources.items():
+            share = amount / len(selection.pass_rates) / len(selections)
+            shares[source] = shares.get(source, 0.0) + share
+    largest = sorted(shares.items(), key=lambda item: (-round(item[1], 9), item[0]))
+    shown = [f"{source} {percent(share)} %" for source, share in largest[:_LARGEST]]
+    rest = sum(share for _, share in largest[_LARGEST:])
+    return ", ".join([*shown, f"other {percent(rest)} %"] if rest else shown)
+
+
+def _extremes(comparison: Comparison, texts: Texts) -> str:
+    """The prompts that the first scores put first and last, folded up by set."""
+    several, parts = len(comparison.runs) > 1, []
+    for run in comparison.runs:
+        for name, ends in (run.pool.ends if run.pool else {}).items():
+            own = texts.get(run.name, {})
+            rows = [_prompt_row(rank, item, own) for rank, item in enumerate(ends.top, 1)]
+            rows += [
+                _prompt_row(ends.scored - place, item, own)
+                for place, item in zip(range(len(ends.bottom) - 1, -1, -1), ends.bottom, strict=True)
+            ]
+            if rows:
+                title = f"{run.name}: {name}" if several else name
+                table = _table(["rank", "score", "source", "pass rate", "prompt"], rows, comparison)
+                parts.append(f'<details class="prompts"><summary>{_text(title)}</summary>{table}</details>')
+    if not parts:
+        return ""
+    caption = "scores of the first stage by the starting policy, on each validation set; texts are cut"
+    caption += (
+        ""
+        if all(texts.get(run.name) for run in comparison.runs)
+        else "; texts are shown where the pool's file is where the selections read it"
+    )
+    return "<h2>The highest and the lowest scores</h2>\n" + "\n".join([*parts, _caption(caption)]) + "\n"
+
+
+def _prompt_row(rank: int, item: Ranked, texts: Mapping[str, str]) -> list[str]:
+    text = texts.get(item.id)
+    shown = f"({item.id})" if text is None else text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+    rate = NOTHING if item.pass_rate is None else f"{item.pass_rate:.2f}"
+    return [str(rank), f"{item.score:.3g}", item.source, rate, shown]
+
+
 def _selection_rows(arm: ArmFigures) -> list[list[str]]:
     numbers = sorted({stage.number for seed in arm.arm.seeds for stage in seed.stages if stage.selection})
     rows = []
     for number in numbers:
-        sizes, rates, kept = [], [], []
+        sizes, rates, kept, selections = [], [], [], []
         for seed in arm.arm.seeds:
             by_number = {stage.number: stage.selection for stage in seed.stages if stage.selection}
             if number not in by_number:
                 continue
             selection = by_number[number]
+            selections.append(selection)
             sizes.append(len(selection.pass_rates))
             rates += [rate for rate in selection.pass_rates if rate is not None]
             if number - 1 in by_number and selection.ids:
@@ -188,6 +261,7 @@ def _selection_rows(arm: ArmFigures) -> list[list[str]]:
                 f"{sum(sizes) / len(sizes):.0f}",
                 f"{sum(rates) / len(rates):.2f}" if rates else NOTHING,
                 f"{percent(sum(kept) / len(kept))} %" if kept else NOTHING,
+                _mixture([selection for selection in selections if selection.pass_rates]),
             ]
         )
     return rows

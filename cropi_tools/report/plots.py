@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -27,7 +26,8 @@ from matplotlib.ticker import PercentFormatter
 from cropi_tools.report.comparison import unit_curve
 from cropi_tools.report.costs import UNITS
 from cropi_tools.report.formatting import arm_name
-from cropi_tools.report.reading import Stage
+from cropi_tools.report.pool import Selection
+from cropi_tools.report.reading import Run
 from cropi_tools.report.structures import ArmFigures, Comparison, CurvePoint
 from cropi_tools.runtime.errors import printable
 
@@ -218,7 +218,7 @@ def _scale(unit: str, largest: float) -> tuple[float, str]:
 
 @dataclass(frozen=True)
 class StageShares:
-    """What a stage of an arm (or of all, when alike: `stages 1–4`) selected, averaged over seeds. Shares add to 1."""
+    """What a stage of an arm (or of all, when alike: `stages 1–4`) selected, averaged over seeds, or a pool. Shares add to 1."""
 
     stages: str
     prompts: float
@@ -242,28 +242,42 @@ def rate_bin(rate: float | None) -> str:
 
 def stage_shares(arm: ArmFigures) -> list[StageShares]:
     """The selections of an arm by stage, all seeds that have the stage weighed alike; empty selections left out."""
-    by_number: dict[int, list[Stage]] = {}
+    by_number: dict[int, list[Selection]] = {}
     for seed in arm.arm.seeds:
         for stage in seed.stages:
             if stage.selection and stage.selection.pass_rates:
-                by_number.setdefault(stage.number, []).append(stage)
-    found = []
-    for number, stages in sorted(by_number.items()):
-        sources: Counter[str] = Counter()
-        rates: Counter[str] = Counter()
-        prompts = 0
-        for stage in stages:
-            assert stage.selection is not None
-            size = len(stage.selection.pass_rates)
-            prompts += size
-            for source, amount in stage.selection.sources.items():
-                sources[source] += amount / size / len(stages)  # type: ignore[assignment]
-            for rate in stage.selection.pass_rates:
-                rates[rate_bin(rate)] += 1 / size / len(stages)  # type: ignore[assignment]
-        found.append(StageShares(str(number), prompts / len(stages), dict(sources), dict(rates)))
+                by_number.setdefault(stage.number, []).append(stage.selection)
+    found = [_mean_shares(str(number), selections) for number, selections in sorted(by_number.items())]
     if len(found) > 1 and all(replace(share, stages="") == replace(found[0], stages="") for share in found):
         return [replace(found[0], stages=f"stages {found[0].stages}–{found[-1].stages}")]
     return found
+
+
+def pool_shares(run: Run) -> StageShares | None:
+    """What the run selects from; None where that is not known."""
+    known = run.pool is not None and run.pool.everything.pass_rates
+    return _mean_shares("", [run.pool.everything]) if run.pool and known else None
+
+
+def _mean_shares(name: str, selections: Sequence[Selection]) -> StageShares:
+    sources: dict[str, float] = {}
+    rates: dict[str, float] = {}
+    for selection in selections:
+        weight = 1 / len(selection.pass_rates) / len(selections)
+        for source, amount in selection.sources.items():
+            sources[source] = sources.get(source, 0.0) + amount * weight
+        for rate in selection.pass_rates:
+            rates[rate_bin(rate)] = rates.get(rate_bin(rate), 0.0) + weight
+    prompts = sum(len(selection.pass_rates) for selection in selections)
+    return StageShares(name, prompts / len(selections), sources, rates)
+
+
+def shown_shares(comparison: Comparison) -> list[tuple[str, Sequence[StageShares]]]:
+    """Names of pools and arms with their shares: each run's pool, then the arms with selections."""
+    several = len(comparison.runs) > 1
+    pools = [(f"{run.name}: pool" if several else "pool", pool_shares(run)) for run in comparison.runs]
+    found: list[tuple[str, Sequence[StageShares]]] = [(name, [shares]) for name, shares in pools if shares]
+    return found + [(arm_name(arm), shares) for arm in comparison.arms if (shares := stage_shares(arm))]
 
 
 def has_selections(comparison: Comparison) -> bool:
@@ -271,8 +285,8 @@ def has_selections(comparison: Comparison) -> bool:
 
 
 def selections(comparison: Comparison, theme: Theme = LIGHT) -> bytes:
-    """What each stage of each arm trained on, as a PNG: one bar a stage, stacked by source and by pass rate."""
-    shown = [(arm, shares) for arm in comparison.arms if (shares := stage_shares(arm))]
+    """The pool and what each stage of each arm trained on, as a PNG: one bar a stage, stacked by source and by pass rate."""
+    shown = shown_shares(comparison)
     sources = _leading_sources([share for _, shares in shown for share in shares])
     source_colors = {name: _SOURCE_COLOURS[index] for index, name in enumerate(sources)} | {"other": _OTHER_COLOUR}
     rate_colors = dict(zip(RATE_BINS, (*_RATE_COLOURS, _OTHER_COLOUR), strict=True))
@@ -304,7 +318,7 @@ def _folded(parts: Mapping[str, float], kept: Sequence[str]) -> dict[str, float]
     return folded | ({"other": rest} if rest > 0 else {})
 
 
-_Shown = Sequence[tuple[ArmFigures, Sequence[StageShares]]]
+_Shown = Sequence[tuple[str, Sequence[StageShares]]]
 
 
 def _positions(shown: _Shown) -> list[list[float]]:
@@ -357,10 +371,10 @@ def _name_bars(axis: Axes, shown: _Shown) -> None:
     places = _positions(shown)
     axis.set_xticks([place for group in places for place in group])
     axis.set_xticklabels([share.stages for _, shares in shown for share in shares])
-    slanted = any(len(_label(arm_name(arm))) > 4 + 5 * len(shares) for arm, shares in shown)
-    for (arm, _), group in zip(shown, places, strict=True):
+    slanted = any(len(_label(name)) > 4 + 5 * len(shares) for name, shares in shown)
+    for (name, _), group in zip(shown, places, strict=True):
         axis.annotate(
-            _label(arm_name(arm)),
+            _label(name),
             ((group[0] + group[-1]) / 2, 0),
             xycoords=("data", "axes fraction"),
             xytext=(0, -20),

@@ -7,19 +7,21 @@ being written is passed over.
 
 from __future__ import annotations
 
-from collections import Counter
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cropi_tools.data import fields
-from cropi_tools.data.fields import Field, check_fields
-from cropi_tools.data.jsonl import Record, bounded_lines, decoded, parse_line, read_jsonl
+from cropi_tools.data.jsonl import Record, decoded, read_jsonl
 from cropi_tools.data.manifest import FOLDER_MANIFEST, file_digest
+from cropi_tools.report.pool import Pool, Selection, read_pool, selection_of
+from cropi_tools.report.records import checked, records
 from cropi_tools.runtime.errors import InputError
 
 START = "start"
+SELECTION_MANIFEST = "selected.jsonl.manifest.json"
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Manifest:
     argv: tuple[str, ...]
     options: Mapping[str, Any]
     inputs: Mapping[str, str]  # name -> path
+    input_digests: Mapping[str, str]  # name -> sha256
     digests: tuple[str, ...]  # sha256 of the outputs
     ledger: Mapping[str, Any]
     versions: Mapping[str, str]
@@ -47,17 +50,6 @@ class Evaluation:
     prompts: int | None
     samples: int | None
     interval: tuple[float, float] | None = None  # 95 %, over its prompts
-
-
-@dataclass(frozen=True)
-class Selection:
-    """What one stage trains on: ids, prompts by source, and the pass rates under the rollouts' policy (None =
-    unknown).
-    """
-
-    ids: frozenset[str]
-    sources: Mapping[str, int]
-    pass_rates: tuple[float | None, ...]
 
 
 @dataclass(frozen=True)
@@ -108,28 +100,42 @@ class Arm:
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder: the manifests of the shared first stage, and the arms."""
+    """A run folder: the manifests of the shared first stage, the arms, and the pool, where it was scored."""
 
     name: str
     folder: Path
     start: tuple[Manifest, ...]
     arms: tuple[Arm, ...]
+    pool: Pool | None = None
+
+    @property
+    def pool_files(self) -> dict[str, str]:
+        """SHA-256 of the prompts files that the run selects from, by path as the command was given it."""
+        found = (
+            manifest
+            for arm in self.arms
+            for seed in arm.seeds
+            for stage in seed.stages
+            for manifest in stage.manifests
+            if manifest.path.endswith(SELECTION_MANIFEST)
+        )
+        first = next(found, None)
+        if first is None:
+            return {}
+        return {path: first.input_digests[name] for name, path in first.inputs.items() if name.startswith("prompts")}
 
 
 def read_run(folder: Path) -> Run:
     """Read a run. InputError: no such folder, no arm in it, a stage missing, or a broken file (named with its line)."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; give a run folder (it holds ARM/SEED/STAGE)")
+        raise InputError(
+            f"{folder}: no such folder; give a run folder (it holds ARM/SEED/STAGE), or policies of cropi-train"
+        )
     arms = []
     known: dict[str, Selection] = {}
-    scored = sorted((folder / START).glob("scores*.jsonl"))
-    rates = {
-        record["id"]: record.get("pass_rate")
-        for path in scored
-        for record in _checked(path, read_jsonl(path), fields.SELECTED)
-        if "id" in record
-    }
+    pool = read_pool(folder / START)
+    rates = pool.rates if pool else {}
     for arm in _folders(folder):
         if arm.name == START:
             continue
@@ -139,34 +145,56 @@ def read_run(folder: Path) -> Run:
     if not arms:
         raise InputError(f"{folder}: no arm in it; expected ARM/SEED/1 with a training stage, such as cropi/1/1")
     name = folder.name or folder.resolve().name
-    return Run(name, folder, tuple(_manifests(folder / START, folder)), tuple(arms))
+    return Run(name, folder, tuple(_manifests(folder / START, folder)), tuple(arms), pool)
+
+
+class Place(NamedTuple):
+    """Where a stage is to be found. policy: the folder of the finished one; while it is trained its `.part` lies beside it. selecting: the
+    manifests of what its prompts were selected from.
+    """
+
+    policy: Path
+    selection: Selection | None
+    selecting: Sequence[Manifest]
+
+    @property
+    def training(self) -> Path:
+        """The folder with the logs."""
+        return self.policy if self.policy.is_dir() else self.policy.with_name(self.policy.name + ".part")
 
 
 def _read_seed(folder: Path, root: Path, known: dict[str, Selection], rates: Mapping[str, Any]) -> Seed:
-    stages: list[Stage] = []
-    evaluations: dict[tuple[int, str], Evaluation] = {}
+    places = []
     for number, stage_folder in enumerate(_stage_folders(folder), 1):
         if int(stage_folder.name) != number:
             raise InputError(
                 f"{folder}: stage {number} is missing before stage {stage_folder.name}; put its folder back"
             )
+        selecting = [item for item in _manifests(stage_folder, root) if not _below_policy(item, stage_folder, root)]
+        selection = _selection(stage_folder / "selected.jsonl", known, rates)
+        places.append(Place(stage_folder / "policy", selection, selecting))
+    return read_stages(folder.name, places, root)
+
+
+def read_stages(name: str, places: Iterable[Place], root: Path) -> Seed:
+    """Stages that follow each other as one seed of this name. root: what the paths of manifests are relative to."""
+    stages: list[Stage] = []
+    evaluations: dict[tuple[int, str], Evaluation] = {}
+    for number, place in enumerate(places, 1):
         offset = stages[-1].end if stages else 0
-        whole = stage_folder / "policy"
-        finished = (whole / FOLDER_MANIFEST).exists()
-        training = whole if whole.is_dir() else stage_folder / "policy.part"
-        metrics = tuple(_records(training / "metrics.jsonl", finished, fields.STEP, ("step",)))
+        training = place.training
+        finished = (place.policy / FOLDER_MANIFEST).exists()
+        metrics = tuple(records(training / "metrics.jsonl", finished, fields.STEP, ("step",)))
+        needed = ("set", "step", "accuracy")
         found = [
             _evaluation(record, offset)
-            for record in _records(
-                training / "evaluations.jsonl", finished, fields.EVALUATION, ("set", "step", "accuracy")
-            )
+            for record in records(training / "evaluations.jsonl", finished, fields.EVALUATION, needed)
         ]
         for evaluation in found:
             # At a stage's step 0 the weights are those the stage before ended with: the earlier measurement stands.
             if evaluation.step > offset or (evaluation.step, evaluation.set) not in evaluations:
                 evaluations[evaluation.step, evaluation.set] = evaluation
         last = max([record["step"] for record in metrics] + [item.step - offset for item in found], default=0)
-        manifests = [item for item in _manifests(stage_folder, root) if not _below_policy(item, stage_folder, root)]
         stages.append(
             Stage(
                 number=number,
@@ -174,13 +202,13 @@ def _read_seed(folder: Path, root: Path, known: dict[str, Selection], rates: Map
                 steps=last,
                 finished=finished,
                 metrics=metrics,
-                timings=tuple(_records(training / "timings.jsonl", finished, fields.STEP, ("step",))),
-                selection=_selection(stage_folder / "selected.jsonl", known, rates),
-                manifests=tuple(manifests),
-                policy=_manifest(whole / FOLDER_MANIFEST, root) if finished else None,
+                timings=tuple(records(training / "timings.jsonl", finished, fields.STEP, ("step",))),
+                selection=place.selection,
+                manifests=tuple(place.selecting),
+                policy=manifest_of(place.policy / FOLDER_MANIFEST, root) if finished else None,
             )
         )
-    return Seed(folder.name, tuple(stages), evaluations)
+    return Seed(name, tuple(stages), evaluations)
 
 
 def _natural(path: Path) -> tuple[int, int, str]:
@@ -194,35 +222,6 @@ def _folders(folder: Path) -> list[Path]:
 
 def _stage_folders(folder: Path) -> list[Path]:
     return [item for item in _folders(folder) if item.name.isdecimal() and item.name != "0"]
-
-
-def _lines(path: Path, finished: bool) -> Iterator[tuple[int, Record]]:
-    """The records of a file that may be missing; while it is being written, its last line may be torn."""
-    if not path.exists():
-        return
-    if finished:
-        yield from read_jsonl(path)
-        return
-    with open(path, "rb") as stream:
-        for number, line in bounded_lines(stream, path):
-            if line.endswith(b"\n"):
-                yield number, parse_line(line, path, number)
-
-
-def _records(path: Path, finished: bool, table: Mapping[str, Field], needed: Sequence[str]) -> Iterator[Record]:
-    """The records of a file that may be missing, each with the fields that are needed."""
-    return _checked(path, _lines(path, finished), table, needed)
-
-
-def _checked(
-    path: Path, lines: Iterable[tuple[int, Record]], table: Mapping[str, Field], needed: Sequence[str] = ()
-) -> Iterator[Record]:
-    for number, record in lines:
-        for name in needed:
-            if name not in record:
-                raise InputError(f"{path}:{number}: no field '{name}'; fix or remove the line")
-        check_fields(record, table, f"{path}:{number}")
-        yield record
 
 
 def _evaluation(record: Record, offset: int) -> Evaluation:
@@ -241,15 +240,7 @@ def _selection(path: Path, known: dict[str, Selection], pool: Mapping[str, Any])
     digest = file_digest(path)
     if digest in known:
         return known[digest]
-    ids: set[str] = set()
-    sources: Counter[str] = Counter()
-    rates: list[float | None] = []
-    for number, record in enumerate(_checked(path, read_jsonl(path), fields.SELECTED), 1):
-        ids.add(record.get("id", str(number)))
-        sources[record.get("source") or "unknown"] += 1
-        rate = record.get("pass_rate")
-        rates.append(pool.get(record.get("id", "")) if rate is None else rate)
-    known[digest] = Selection(frozenset(ids), dict(sorted(sources.items())), tuple(rates))
+    known[digest] = selection_of(checked(path, read_jsonl(path), fields.SELECTED), pool)
     return known[digest]
 
 
@@ -259,7 +250,7 @@ def _manifests(folder: Path, root: Path) -> Iterator[Manifest]:
         inside = path.relative_to(folder)
         named = path.name == FOLDER_MANIFEST or path.name.endswith("." + FOLDER_MANIFEST)
         if named and not any(part.endswith((".part", ".old")) for part in inside.parts):
-            yield _manifest(path, root)
+            yield manifest_of(path, root)
 
 
 def _below_policy(manifest: Manifest, stage: Path, root: Path) -> bool:
@@ -270,23 +261,28 @@ def _mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _manifest(path: Path, root: Path) -> Manifest:
+def manifest_of(path: Path, root: Path) -> Manifest:
+    """A manifest by the path of its file. InputError: it is damaged. root: what its path is given relative to."""
     try:
         content = decoded(path.read_bytes().decode())
     except ValueError:
         raise InputError(f"{path}: broken manifest; remove it if you trust the data beside it") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: broken manifest (not a JSON object); remove it if you trust the data beside it")
-    inputs = {name: str(_mapping(item).get("path", "")) for name, item in _mapping(content.get("inputs")).items()}
+    read = _mapping(content.get("inputs"))
+    inputs, digests = (
+        {name: str(_mapping(item).get(key) or "") for name, item in read.items()} for key in ("path", "sha256")
+    )
     outputs = _mapping(content.get("outputs")).values()
     argv = content.get("argv")
     processes = _mapping(content.get("facts")).get("processes")
     return Manifest(
-        path=path.relative_to(root).as_posix(),
+        path=Path(os.path.relpath(path, root)).as_posix(),
         command=str(content.get("command", "")),
         argv=tuple(str(word) for word in argv) if isinstance(argv, list) else (),
         options=_mapping(content.get("options")),
         inputs=inputs,
+        input_digests=digests,
         digests=tuple(str(item["sha256"]) for item in outputs if isinstance(item, dict) and item.get("sha256")),
         ledger=_mapping(content.get("ledger")),
         versions={name: str(value) for name, value in _mapping(content.get("versions")).items()},

@@ -9,8 +9,10 @@ from typing import Literal
 from cropi_tools import runtime
 from cropi_tools.data.manifest import Fingerprint, Input, file_digest, folder_digest
 from cropi_tools.data.output import Output
+from cropi_tools.report.chain import is_policy, read_chain
 from cropi_tools.report.comparison import compare
 from cropi_tools.report.options import ReportOptions
+from cropi_tools.report.pool import read_texts
 from cropi_tools.report.reading import read_run
 from cropi_tools.report.structures import Comparison
 from cropi_tools.runtime.errors import InputError
@@ -28,9 +30,12 @@ def compare_runs(
     """Compare the arms of all runs: differences to the arm `baseline`, speed-ups over the arm `speedup_over`, means over the sets `targets`
     (by default every set all arms have); `threshold` as `compare` takes it.
 
-    InputError: a folder that is no run, a broken file, two runs of one name.
+    Policies of cropi-train among the folders are one run more, their chain. InputError: a folder that is neither, a broken file, policies of
+    several chains, two runs of one name.
     """
-    runs = [read_run(folder) for folder in folders]
+    policies = [folder for folder in folders if is_policy(folder)]
+    runs = [read_run(folder) for folder in folders if folder not in policies]
+    runs += [read_chain(policies)] if policies else []
     names = [run.name for run in runs]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -39,9 +44,20 @@ def compare_runs(
 
 
 def run_input(folder: Path) -> Input:
-    """A run as an input: the logs and manifests in it, not its weights and stores."""
-    files = sorted(path for path in folder.rglob("*.json*") if path.is_file() and path.name.endswith(_READ))
-    return Input(str(folder), folder_digest({str(path.relative_to(folder)): file_digest(path) for path in files}))
+    """A run or a policy as an input: the logs and manifests in it, not its weights and stores."""
+    place = folder if folder.is_dir() else folder.with_name(folder.name + ".part")
+    files = sorted(path for path in place.rglob("*.json*") if path.is_file() and path.name.endswith(_READ))
+    return Input(str(folder), folder_digest({str(path.relative_to(place)): file_digest(path) for path in files}))
+
+
+def _texts(comparison: Comparison) -> dict[str, dict[str, str]]:
+    """The texts of the prompts that the page shows, by run and id, from the pools of the runs."""
+    found: dict[str, dict[str, str]] = {}
+    for run in comparison.runs:
+        ends = run.pool.ends.values() if run.pool else ()
+        ids = frozenset(item.id for each in ends for item in (*each.top, *each.bottom))
+        found[run.name] = read_texts(run.pool_files, ids) if ids else {}
+    return found
 
 
 def write(
@@ -60,7 +76,7 @@ def write(
         from cropi_tools.report.page import page
 
         made.begin_work()
-        content = page(comparison).encode()
+        content = page(comparison, _texts(comparison)).encode()
     else:
         from cropi_tools.report.plots import curves
 

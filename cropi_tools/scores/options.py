@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from cropi_tools.options import CommandOptions, Option, Output, named
 from cropi_tools.runtime.errors import UsageError
-from cropi_tools.selection.options import ratio
+from cropi_tools.selection.options import RATIO, ratio
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class ScoreOptions(CommandOptions):
             "Reliability",
             "SHARE",
             read=ratio,
-            shown="0.1",
+            shown=RATIO,
         ),
     ] = None
     as_json: Annotated[bool, Option("--json", "With --reliability: print it as JSON.", "Reliability")] = False

@@ -39,9 +39,9 @@ from cropi_tools.data.store_shapes import check_live
 from cropi_tools.runtime.errors import InputError, printable
 from cropi_tools.scores.influence import Similarity, shared_means
 from cropi_tools.scores.rank_metrics import BOOTSTRAP_ROUNDS, precision_at, spearman
+from cropi_tools.selection.options import RATIO
 from cropi_tools.selection.rules import selection_size
 
-RATIO = "0.1"
 FEWEST = 20  # prompts
 FEWEST_GROUPS = 2  # of validation prompts in a half: what is drawn from a single one never varies
 _NORMAL = NormalDist()

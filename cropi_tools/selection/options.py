@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from cropi_tools.options import CommandOptions, Option, Output, Seed, between, ordered_pair
+from cropi_tools.options import CommandOptions, Option, Output, Seed, at_least, between, ordered_pair
 from cropi_tools.runtime.errors import UsageError
+
+RATIO = "0.1"
+"""The share of the pool where neither --ratio nor -n is given."""
 
 
 def ratio(text: str) -> str:
@@ -40,8 +43,13 @@ class SelectOptions(CommandOptions):
         ),
     ] = "influence"
     ratio: Annotated[
-        str, Option("--ratio", "Share of the pool to select, rounded down.", "Selection", "SHARE", read=ratio)
-    ] = "0.1"
+        str | None,
+        Option("--ratio", "Share of the pool to select, rounded down.", "Selection", "SHARE", read=ratio, shown=RATIO),
+    ] = None
+    number: Annotated[
+        int | None,
+        Option("-n --number", "How many prompts to select, in place of --ratio.", "Selection", "N", at_least(1)),
+    ] = None
     band: Annotated[
         tuple[float, float] | None,
         Option(
@@ -57,8 +65,24 @@ class SelectOptions(CommandOptions):
     seed: Seed = 0
 
     def check(self) -> None:
+        if self.number is not None and self.ratio is not None:
+            raise UsageError(
+                f"-n {self.number} and --ratio {self.ratio}: each says how many prompts to select; give one"
+            )
+        if self.number is not None and self.by == "full":
+            raise UsageError(f"-n {self.number}: --by full selects the whole pool; leave -n out")
         if self.as_table and self.format == "jsonl":
             raise UsageError(f"-o {self.output}: parquet is written with --format verl or trl")
+
+    @property
+    def share(self) -> str:
+        """The share of the pool, where no number is asked for."""
+        return self.ratio or RATIO
+
+    @property
+    def by_influence(self) -> bool:
+        """Whether influence ranks the prompts, of themselves or of those they stand for."""
+        return self.by in ("influence", "shuffled")
 
     @property
     def as_table(self) -> bool:
@@ -67,7 +91,12 @@ class SelectOptions(CommandOptions):
 
     def decisive(self) -> dict[str, Any]:
         """What decides the selection, besides the inputs."""
-        found = {"by": self.by, "ratio": self.ratio, "band": self.band, "seed": self.seed, "format": self.format}
+        found = {"by": self.by, "ratio": self.share, "band": self.band, "seed": self.seed, "format": self.format}
+        if self.number is not None:
+            del found["ratio"]
+            found["number"] = self.number
+        if self.by_influence:
+            found["fields"] = 2  # before, `score` was the merged reciprocal rank
         if self.by == "shuffled":
             found["permuted"] = "pool"  # before, only the prompts with a score were
         return found

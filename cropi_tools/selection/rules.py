@@ -44,11 +44,15 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Selected:
-    """One selected prompt: its rank from 1, and the value it was selected by (None where none was used)."""
+    """One selected prompt: its rank from 1, and what it was selected by (None where nothing was).
+
+    score: by influence, that on each validation set, and `reciprocal_rank` is the sum that they were merged into.
+    """
 
     id: str
     rank: int
-    score: float | None
+    score: float | Mapping[str, float] | None
+    reciprocal_rank: float | None = None
 
 
 def selection_size(ratio: str | Decimal, population: int) -> int:
@@ -122,14 +126,16 @@ def select(
     ratio: str | Decimal,
     seed: int,
     band: tuple[float, float] | None = None,
+    number: int | None = None,
 ) -> list[Selected]:
-    """Selects at most N = `selection_size(ratio, len(prompt_ids))` prompts of the pool, best first.
+    """Selects at most N prompts of the pool, best first: `number`, or without one `selection_size(ratio, len(prompt_ids))`.
 
     `scores` maps ids to records and must cover the pool exactly. Ties go to the smaller `tie_key(seed, id)`. The rules:
 
     * influence: the top N of each validation set, merged by the sum of reciprocal ranks (`merge_sets`), the top N of
-      the merge; `score` is that sum. Prompts without a score are never selected, so fewer than N come back when fewer
-      have one. Static influence is this rule with the scores of the first stage in all stages.
+      the merge; `score` has the influence on each set, `reciprocal_rank` that sum. Prompts without a score are never
+      selected, so fewer than N come back when fewer have one. Static influence is this rule with the scores of the
+      first stage in all stages.
     * shuffled: the control. What influence selects, with each prompt replaced by the one that `permutation` puts in its
       place: the same scores, on the wrong prompts. Any prompt of the pool may be that, one without a score included.
     * random: the N prompts of the pool with the smallest tie keys, those of zero advantage or without a score included.
@@ -153,7 +159,7 @@ def select(
         raise UsageError(f"selecting by {by} needs scores; give a scores file (cropi-score writes one)")
     if band is not None and by != "pass-rate":
         raise UsageError(f"a pass-rate band does not go with selecting by {by}; leave it out or select by pass-rate")
-    size = selection_size(ratio, len(prompt_ids))
+    size = selection_size(ratio, len(prompt_ids)) if number is None else number
     records = scores or {}
     _check_pool(prompt_ids)
     if scores is not None:
@@ -163,6 +169,8 @@ def select(
 
     keys = {prompt_id: tie_key(seed, prompt_id) for prompt_id in prompt_ids}
     shown: Mapping[str, Fraction] = {}
+    live: Mapping[str, Mapping[str, float]] = {}
+    merged: Mapping[str, Fraction] = {}
     if by == "random":
         chosen = _top(dict.fromkeys(prompt_ids, 0), size, keys)
     elif by == "pass-rate":
@@ -174,11 +182,13 @@ def select(
         chosen = _top(shown, size, keys)
     else:
         live = {prompt_id: record.scores for prompt_id, record in records.items() if record.scores is not None}
-        shown = merge_sets(live, size, keys)
-        chosen = _top(shown, size, keys)
+        merged = merge_sets(live, size, keys)
+        chosen = _top(merged, size, keys)
     moved = permutation(prompt_ids, seed) if by == "shuffled" else {}
     return [
-        Selected(moved.get(prompt_id, prompt_id), rank, float(shown[prompt_id]) if prompt_id in shown else None)
+        Selected(moved.get(prompt_id, prompt_id), rank, live[prompt_id], float(merged[prompt_id]))
+        if prompt_id in merged
+        else Selected(prompt_id, rank, float(shown[prompt_id]) if prompt_id in shown else None)
         for rank, prompt_id in enumerate(chosen, start=1)
     ]
 

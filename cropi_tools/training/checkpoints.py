@@ -1,6 +1,7 @@
 """What a training run must keep to resume exactly: weights, optimizer, step, place in the stream of prompts, rollouts not yet used.
 
-A checkpoint is a policy folder with `state/` inside; it is written under a temporary name and renamed, then the run's progress names it.
+A checkpoint is a policy folder with `state/` inside, that of the last step only where the finished policy is to have it. It is
+written under a temporary name and renamed, then the run's progress names it.
 Weights and moments are whole in it, however many processes shared them, so that any number may resume from it.
 """
 
@@ -35,6 +36,7 @@ from cropi_tools.data.policies import OPTIMIZER_STATE
 from cropi_tools.data.records import rollout_of
 from cropi_tools.policy.adapters import save_adapters
 from cropi_tools.policy.loading import Policy, save_policy
+from cropi_tools.policy.precision import round_policy
 from cropi_tools.policy.weights import alike, whole
 from cropi_tools.runtime.errors import InputError
 
@@ -66,12 +68,12 @@ def save_checkpoint(
     step: int,
     policy: Policy,
     weights: Mapping[str, torch.Tensor] | None,
-    moments: Mapping[str, torch.Tensor],
+    moments: Mapping[str, torch.Tensor] | None,
     adapters: tuple[Any, Mapping[str, torch.Tensor]] | None = None,
 ) -> Path:
     """Write the checkpoint of `step` below `part` and return its folder; when that fails, nothing is left of it.
 
-    weights: the state dict to save; None: the model's own. moments: of `optimizer_tensors`. adapters: peft's settings
+    weights: the state dict to save; None: the model's own. moments: of `optimizer_tensors`, or None. adapters: peft's settings
     and the adapters' tensors, where they are trained.
     """
     folder = checkpoint_folder(part, step)
@@ -83,9 +85,10 @@ def save_checkpoint(
         if adapters is not None:
             settings, tensors = adapters
             save_adapters(tensors, settings, temporary)
-        (temporary / STATE).mkdir()
-        save_file(dict(moments), temporary / OPTIMIZER_STATE)
-        write_json(temporary / STATE / "state.json", {"step": step})
+        if moments is not None:
+            (temporary / STATE).mkdir()
+            save_file(dict(moments), temporary / OPTIMIZER_STATE)
+            write_json(temporary / STATE / "state.json", {"step": step})
         shutil.rmtree(folder, ignore_errors=True)
         os.rename(temporary, folder)
     except BaseException:
@@ -127,7 +130,9 @@ def load_optimizer(folder: Path, policy: Policy, optimizer: torch.optim.Optimize
     try:
         tensors = load_file(path)
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file; cropi-train writes it with the policy") from None
+        raise InputError(
+            f"{path}: no such file; cropi-train writes it with the policy, unless --state drop is given"
+        ) from None
     except (SafetensorError, OSError) as error:
         raise InputError(
             f"{path}: does not open as safetensors ({error}); give --carry weights, or start again"
@@ -192,19 +197,33 @@ def drop_pending(part: Path) -> None:
     (part / PENDING).unlink(missing_ok=True)
 
 
-def promote(part: Path, folder: Path) -> None:
-    """Make the files of the last checkpoint the policy itself. As hard links, or copies where there are none: a kill leaves the checkpoint
-    whole.
+def drop_states(part: Path) -> None:
+    """Remove the optimizer's states of the checkpoints that a finished policy keeps: nobody resumes from them."""
+    for folder in part.glob("checkpoint-*"):
+        shutil.rmtree(folder / STATE, ignore_errors=True)
+
+
+def promote(part: Path, folder: Path, dtype: str = "float32") -> None:
+    """Make the files of the last checkpoint the policy itself, its weights in the number format `dtype`. As hard links, or copies where there
+    are none: a kill leaves the checkpoint whole.
     """
+    rounded = round_policy(folder, part, dtype) if dtype != "float32" else ()
     for path in sorted(folder.rglob("*")):
         target = part / path.relative_to(folder)
+        if target in rounded:
+            continue
         if path.is_dir():
             target.mkdir(exist_ok=True)
         else:
-            target.unlink(missing_ok=True)
-            try:
-                os.link(path, target)
-            except OSError as error:
-                if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS, errno.EXDEV):
-                    raise
-                shutil.copy2(path, target)
+            _link(path, target)
+
+
+def _link(path: Path, target: Path) -> None:
+    """A hard link, or a copy where there are none."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(path, target)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS, errno.EXDEV):
+            raise
+        shutil.copy2(path, target)

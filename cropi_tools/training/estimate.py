@@ -62,6 +62,9 @@ def estimate(options: TrainOptions, own_verifiers: Mapping[str, str]) -> Trainin
             save_every=PROBE_STEPS,
             eval_every=PROBE_STEPS,
             checkpoints=1,
+            # what a checkpoint takes while the run lasts
+            state="keep",
+            save_dtype="float32",
             collapse=0.0,
             evaluations=tuple((name, path) for name, (path, _) in shares.items()),
             track=(),

@@ -22,6 +22,7 @@ from cropi_tools.engines.protocol import Engine
 from cropi_tools.policy.adapters import adapter_tensors, load_adapters
 from cropi_tools.policy.loading import Policy
 from cropi_tools.policy.merging import check_merge
+from cropi_tools.policy.precision import loss_in_saving
 from cropi_tools.policy.weights import checkpoint_weights
 from cropi_tools.rewards.pool import VerifierPool
 from cropi_tools.rollouts.metrics import Tally
@@ -30,6 +31,7 @@ from cropi_tools.runtime.errors import CropiError, first_line
 from cropi_tools.training.checkpoints import (
     checkpoint_folder,
     drop_pending,
+    drop_states,
     keep_newest,
     load_optimizer,
     optimizer_tensors,
@@ -95,7 +97,8 @@ class Trainer:
         self._watch = Watch(options.collapse_share, state.get("watch"))
         found = resume_folder(output.part, state) or carried
         if found is not None:
-            load_optimizer(found, policy, self._updater.optimizer)
+            if self._needs_state():
+                load_optimizer(found, policy, self._updater.optimizer)
             if adapters is not None:
                 load_adapters(policy.model, found)
         self._logs = Logs(output.part if self._ranks.first else None, state.get("logs", {}), trackers)
@@ -288,8 +291,10 @@ class Trainer:
                 check_merge(policy.model, weights, self._ranks.size > 1 and self._autocast)
             except CropiError as error:
                 raise self._failed(str(error), "train all weights: leave --lora out") from None
-        states = optimizer_tensors(policy, self._updater.optimizer)
-        moments = {name: tensor.cpu() for name, tensor in states if first}
+        moments = None
+        if self._needs_state():
+            states = optimizer_tensors(policy, self._updater.optimizer)
+            moments = {name: tensor.cpu() for name, tensor in states if first}
         adapters = None if self._adapters is None else (self._adapters, adapter_tensors(policy.model))
         if not first:
             return
@@ -299,18 +304,26 @@ class Trainer:
             folder = checkpoint_folder(self._output.part, self._step)
             raise self._failed(f"{folder}: cannot be written ({first_line(error)})", "make room") from None
 
+    def _needs_state(self) -> bool:
+        """Whether anybody will read the optimizer's state of this step: a later step, or whoever takes the finished policy."""
+        return self._step < self._options.steps or self._options.state == "keep"
+
     def _promote(self) -> None:
         """Make the last checkpoint the policy."""
-        output, keep = self._output, self._options.checkpoints
+        output, options = self._output, self._options
         if not self._ranks.first:
             return
         checkpoint = resume_folder(output.part, output.state)
         if checkpoint is not None and checkpoint != output.part:
-            promote(output.part, checkpoint)
+            if options.save_dtype != "float32":
+                self._warn(loss_in_saving(str(output.path), checkpoint, self._policy.folder, options.save_dtype))
+            promote(output.part, checkpoint, options.save_dtype)
             # from here on the part is where a killed run goes on: hashing large weights leaves time for a kill
             output.commit({**output.state, "promoted": True})
-        shutil.rmtree(checkpoint_folder(output.part, self._options.steps), ignore_errors=True)
-        keep_newest(output.part, keep - 1)
+        shutil.rmtree(checkpoint_folder(output.part, options.steps), ignore_errors=True)
+        keep_newest(output.part, options.checkpoints - 1)
+        if options.state == "drop":
+            drop_states(output.part)
         drop_pending(output.part)
         (output.part / FAILURE).unlink(missing_ok=True)
 

@@ -50,6 +50,9 @@ WRITTEN = (
 )
 """The keys of training.json and of the fingerprint, in the order of the first outputs, which stay up to date."""
 
+LATER = ("state", "save_dtype")
+"""Keys of both where they are not the default: the first outputs know no such options."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions(CommandOptions):
@@ -118,13 +121,7 @@ class TrainOptions(CommandOptions):
         ),
     ] = (0.2, 0.2)
     kl: Annotated[
-        float,
-        Option(
-            "--kl",
-            "Weight of the KL term (k3); 0 loads no reference.",
-            "Objective",
-            range=at_least(0),
-        ),
+        float, Option("--kl", "Weight of the KL term (k3); 0 loads no reference.", "Objective", range=at_least(0))
     ] = 0.0
     reference: Annotated[
         str,
@@ -152,8 +149,7 @@ class TrainOptions(CommandOptions):
         ),
     ] = 0.0
     minibatch: Annotated[
-        int,
-        Option("--minibatch", "Prompts an update; 0 is all of a step's, on-policy.", "Optimizer", "N", at_least(0)),
+        int, Option("--minibatch", "Prompts an update; 0 is all of a step's, on-policy.", "Optimizer", "N", at_least(0))
     ] = 0
     learning_rate: Annotated[float, Option("--learning-rate", "AdamW's rate.", "Optimizer", range=at_least(0))] = 1e-6
     schedule: Annotated[
@@ -223,6 +219,18 @@ class TrainOptions(CommandOptions):
     checkpoints: Annotated[
         int, Option("--checkpoints", "Newest checkpoints that are kept.", "Checkpoints", "N", at_least(1))
     ] = 1
+    state: Annotated[
+        Literal["keep", "drop"],
+        Option("--state", "The optimizer's state in the finished policy: twice its size.", "Checkpoints"),
+    ] = "keep"
+    save_dtype: Annotated[
+        Literal["float32", "bfloat16"],
+        Option(
+            "--save-dtype",
+            "Number format of the finished policy's weights; bfloat16 is half the size and loses small updates.",
+            "Checkpoints",
+        ),
+    ] = "float32"
     track: Annotated[
         tuple[str, ...],
         Option("--track", "Show the figures in tensorboard or wandb too; may be repeated.", "Report", "WHERE"),
@@ -242,8 +250,7 @@ class TrainOptions(CommandOptions):
         ),
     ] = ENGINE_MEMORY
     verl_python: Annotated[
-        str,
-        Option("--verl-python", "Python of the environment that has verl, for --engine verl.", "Engine", "FILE"),
+        str, Option("--verl-python", "Python of the environment that has verl, for --engine verl.", "Engine", "FILE")
     ] = PYTHON
     verl_option: Annotated[
         tuple[str, ...],
@@ -386,6 +393,7 @@ class TrainOptions(CommandOptions):
             "keep": self.checkpoints,
         }
         found = {key: special[key] if key in special else getattr(self, key) for key in WRITTEN}
+        found |= {key: getattr(self, key) for key in LATER if getattr(self, key) != getattr(type(self), key)}
         if self.engine == "verl":
             found["verl_options"] = list(self.verl_option)
         return found

@@ -104,6 +104,7 @@ IRRELEVANT: Mapping[str, str] = {
     "preset": "its values are other options'",
     "engine": "it is verl",
     "date": "prompts that depend on it are refused",
+    "state": "it leaves none in the policy",
     "dry_run": "prints the command in place of running it",
     "force": "of the output alone",
     "quiet": "of messages alone",
@@ -122,6 +123,10 @@ REFUSED: Mapping[str, tuple[Callable[[TrainOptions], bool], str]] = {
     "reference": (_foreign_reference, "its reference is the policy it starts from; give --reference stage"),
     "carry": (lambda asked: asked.carry == "full", "it starts with no optimizer state; give --carry weights"),
     "lora": (lambda asked: asked.lora > 0, "its adapters cannot be brought back as a policy; take another --engine"),
+    "save_dtype": (
+        lambda asked: asked.save_dtype != "float32",
+        "its checkpoint is brought back as it is; leave it out",
+    ),
     "collapse": (lambda asked: bool(asked.collapse), "it watches for no collapse; leave it out"),
     "track": (
         lambda asked: bool(asked.track),

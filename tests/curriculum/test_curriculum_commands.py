@@ -14,6 +14,8 @@ import pytest
 from curriculum_runs import BookkeptCurriculum, Curriculum
 from real_curriculum import manifest, policy_bytes, real_curriculum, scores
 
+from cropi_tools.report.run import compare_runs
+
 Grown = tuple[Curriculum, dict[str, int]]
 
 
@@ -55,6 +57,15 @@ def test_weights_pass_from_stage_to_stage(grown: Grown, policy_folder: Path) -> 
     }
     for output, policy in used.items():
         assert manifest(run / output)["inputs"]["policy"]["sha256"] == policy, output
+
+
+def test_no_stage_keeps_an_optimizer_state_that_nothing_reads(grown: Grown) -> None:
+    """Nor does one that is looked at again miss it; the stages are a chain that can be reported on by itself."""
+    run = grown[0].run
+    assert not list(run.rglob("state"))
+    assert {manifest(path)["options"]["state"] for path in run.rglob("policy")} == {"drop"}
+    (arm,) = compare_runs([run / "cropi/1/2/policy", run / "cropi/1/1/policy"]).arms
+    assert [stage.steps for stage in arm.arm.seeds[0].stages] == [2, 2]
 
 
 def test_a_stage_trains_on_the_best_by_its_own_scores(grown: Grown) -> None:

@@ -28,7 +28,8 @@ RECORDS = [{**record, "chat_template_kwargs": THINKING} for record in RECORDS]
 
 
 def written(form: Format, path: Path) -> Path:
-    rows = list(exported([{**r, "rank": 1, "score": None, "pass_rate": 0.5} for r in RECORDS], form))
+    selected = {"rank": 1, "score": {"t": 0.25, "NAME/ID": -1.0}, "reciprocal_rank": 0.5, "pass_rate": 0.5}
+    rows = list(exported([{**record, **selected} for record in RECORDS], form))
     if path.suffix == ".jsonl":
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         return path
@@ -55,9 +56,19 @@ def test_trl_rows_come_back_with_their_text_as_messages(name: str, tmp_path: Pat
 
 def test_trl_gets_plain_columns_for_its_rewards(tmp_path: Path) -> None:
     table = parquet.read_table(written("trl", tmp_path / "s.parquet")).to_pylist()
-    assert {"prompt", "answer", "id", "source", "verifier", "level", "ok", "extra", "rank", "pass_rate"} <= table[
-        0
-    ].keys()
+    assert {
+        "prompt",
+        "answer",
+        "id",
+        "source",
+        "verifier",
+        "level",
+        "ok",
+        "extra",
+        "rank",
+        "pass_rate",
+        "score",
+    } <= table[0].keys()
     assert not {"images", "big", "reasoning_gym"} & table[0].keys()
     assert [row["level"] for row in table[-3:]] == [None, 3, 4]
     assert json.loads(table[-2]["extra"]) == {"big": 2**70}

@@ -127,9 +127,9 @@ def test_two_sets_merge_by_reciprocal_ranks() -> None:
         first = sorted(["a", "c"], key=lambda name: tie_key(seed, name))
         third = min(["b", "e"], key=lambda name: tie_key(seed, name))
         assert got == [
-            Selected(first[0], 1, 4 / 3),
-            Selected(first[1], 2, 4 / 3),
-            Selected(third, 3, 0.5),
+            Selected(first[0], 1, table[first[0]], 4 / 3),
+            Selected(first[1], 2, table[first[1]], 4 / 3),
+            Selected(third, 3, table[third], 0.5),
         ]
         orders.add(tuple(ids(got)))
     assert len(orders) == 4  # both ties fall both ways over the seeds
@@ -138,7 +138,7 @@ def test_two_sets_merge_by_reciprocal_ranks() -> None:
 def test_one_set_is_ranked_as_it_is() -> None:
     table = {"a": {"x": -0.2}, "b": {"x": 0.3}, "c": {"x": 0.1}, "d": {"x": -0.4}}
     got = select("influence", list(table), make_scores(table), "0.75", 0, None)
-    assert got == [Selected("b", 1, 1.0), Selected("c", 2, 0.5), Selected("a", 3, 1 / 3)]
+    assert got == [Selected(name, rank, table[name], 1 / rank) for rank, name in enumerate("bca", start=1)]
 
 
 def test_reciprocal_ranks_are_summed_exactly() -> None:
@@ -155,7 +155,7 @@ def test_reciprocal_ranks_are_summed_exactly() -> None:
     firsts = set()
     for seed in range(20):
         got = [one for one in select("influence", list(table), make_scores(table), "1", seed) if "t" in one.id]
-        assert [one.score for one in got] == [1.0, 1.0]
+        assert [one.reciprocal_rank for one in got] == [1.0, 1.0]
         assert ids(got) == by_key(["left", "right"], seed)
         firsts.add(got[0].id)
     assert firsts == {"left", "right"}
@@ -169,7 +169,7 @@ def test_merge_may_drop_the_top_of_a_set() -> None:
         "c": {"x": 0.0, "y": 0.0, "z": 1.0, "w": 1.0},
     }
     for seed in range(10):
-        assert select("influence", list(table), make_scores(table), "0.34", seed) == [Selected("c", 1, 2.0)]
+        assert select("influence", list(table), make_scores(table), "0.34", seed) == [Selected("c", 1, table["c"], 2.0)]
 
 
 def test_size_counts_the_pool_and_only_live_prompts_are_selected() -> None:
@@ -259,7 +259,8 @@ def test_influence_equals_the_naive_twin(pool: tuple[list[str], dict[str, Score]
     names, records = pool
     size = round(Decimal(ratio) * 20) * len(names) // 20
     got = select("influence", names, records, ratio, seed)
-    assert [(one.id, one.score) for one in got] == naive_influence(names, records, size, seed)
+    assert [(one.id, one.reciprocal_rank) for one in got] == naive_influence(names, records, size, seed)
+    assert all(one.score == records[one.id].scores for one in got)
     assert [one.rank for one in got] == list(range(1, len(got) + 1))
     assert len(got) == min(size, sum(record.scores is not None for record in records.values()))
 
@@ -296,7 +297,8 @@ def test_shuffled_is_influence_with_the_pool_permuted(
     assert set(moved) == set(moved.values()) == set(names)
     assert permutation(shuffler.sample(names, len(names)), seed) == moved
     expected = [
-        Selected(moved[one.id], one.rank, one.score) for one in select("influence", names, records, ratio, seed)
+        Selected(moved[one.id], one.rank, one.score, one.reciprocal_rank)
+        for one in select("influence", names, records, ratio, seed)
     ]
     assert select("shuffled", names, records, ratio, seed) == expected
 
@@ -411,6 +413,19 @@ def test_full_keeps_the_order_of_the_pool() -> None:
         Selected("a", 2, None),
         Selected("c", 3, None),
     ]
+
+
+@settings(max_examples=100, deadline=None)
+@given(pools(), st.integers(1, 12), st.integers(0, 9), st.sampled_from(sorted(set(RULES) - {"full"})))
+def test_a_number_is_the_share_that_it_is(
+    pool: tuple[list[str], dict[str, Score]], number: int, seed: int, by: str
+) -> None:
+    """Beyond the pool it is all that can be selected."""
+    names, records = pool
+    ratio = Decimal(min(number, len(names))) / len(names) + Decimal("1e-9") if names else Decimal(1)
+    assert select(by, names, records, "1", seed, number=number) == select(
+        by, names, records, min(ratio, Decimal(1)), seed
+    )
 
 
 # errors

@@ -18,7 +18,7 @@ from training_runs import SETTINGS, contents, same_run, train
 from cropi_tools.data.output import Output
 from cropi_tools.policy.loading import load_policy
 from cropi_tools.runtime.errors import CropiError, Interrupted
-from cropi_tools.training import loop
+from cropi_tools.training import checkpoints, loop
 from cropi_tools.training.learning_rate import learning_rate
 from cropi_tools.training.prompt_stream import PromptOrder
 from cropi_tools.training.update import Updater
@@ -176,3 +176,64 @@ def test_learning_rate() -> None:
     assert [learning_rate(cosine, step) for step in range(1, 7)] == pytest.approx(expected)
     assert learning_rate(replace(linear, warmup=0), 1) == 8.0
     assert learning_rate(replace(linear, warmup=6), 6) == 8.0
+
+
+def test_a_state_that_nobody_reads_is_not_written(
+    policy_folder: Path, tmp_path: Path, whole: tuple[Path, list[int]]
+) -> None:
+    """Nor missed, wherever the run was stopped or killed; all else is the same."""
+    settings = replace(SETTINGS, state="drop", checkpoints=2)
+    with pytest.raises(Interrupted):
+        train(policy_folder, tmp_path / "P1", settings, stop_at=5)
+    assert (tmp_path / "P1.part/checkpoint-000004/state/optimizer.safetensors").exists()
+    train(policy_folder, tmp_path / "P1", settings)
+    made = contents(tmp_path / "P1")
+    kept = {name: made[name] for name in made if not name.startswith("checkpoint-000004/")}
+    assert kept == {name: data for name, data in contents(whole[0]).items() if not name.startswith("state/")}
+    assert not list((tmp_path / "P1").rglob("state"))
+    manifest = json.loads((tmp_path / "P1/manifest.json").read_text())
+    assert "state" not in manifest["entries"]
+    assert not any("state" in name for name in manifest["outputs"])
+
+
+@pytest.mark.parametrize("moment", ["before", "within", "after"])
+def test_killed_at_the_end_without_a_state_or_exact_weights(
+    moment: str, policy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: tuple[Path, list[int]]
+) -> None:
+    """The last checkpoint has the exact weights until the rounded ones have their place."""
+    settings = replace(SETTINGS, state="drop", save_dtype="bfloat16")
+    holder, name = {"before": (loop, "promote"), "within": (checkpoints, "_link"), "after": (loop, "drop_pending")}[
+        moment
+    ]
+
+    def dying(*given: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(holder, name, dying)
+        with pytest.raises(KeyboardInterrupt):
+            train(policy_folder, tmp_path / "P1", settings)
+    exact = load_file(whole[0] / "model.safetensors")
+    if moment != "after":
+        left = load_file(tmp_path / "P1.part/checkpoint-000006/model.safetensors")
+        assert all(torch.equal(left[name], exact[name]) for name in exact)
+    assert train(policy_folder, tmp_path / "P1", settings) == []
+    saved = load_file(tmp_path / "P1/model.safetensors")
+    assert saved.keys() == exact.keys()
+    assert all(torch.equal(saved[name], exact[name].bfloat16()) for name in exact)
+    assert json.loads((tmp_path / "P1/config.json").read_text())["dtype"] == "bfloat16"
+    assert not list((tmp_path / "P1").rglob("*.tmp")) + list((tmp_path / "P1").rglob("state"))
+    # what stands in the files is what is loaded
+    loaded = load_policy(str(tmp_path / "P1"), "cpu", "auto")
+    assert loaded.model.dtype == torch.float32
+    assert all(torch.equal(parameter, saved[name].float()) for name, parameter in loaded.model.named_parameters())
+
+
+@pytest.mark.parametrize(("rate", "warned"), [(3e-3, False), (1e-7, True)])
+def test_updates_that_the_saved_format_cannot_hold_are_told(
+    rate: float, warned: bool, policy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = replace(SETTINGS, steps=2, save_dtype="bfloat16", learning_rate=rate, weight_decay=0.0, kl=0.0)
+    train(policy_folder, tmp_path / "P1", settings)
+    said = [line for line in capsys.readouterr().err.splitlines() if "cannot hold such small updates" in line]
+    assert [line.endswith("leave --save-dtype out") for line in said] == [True] * warned

@@ -72,8 +72,12 @@ def test_what_makes_no_sense_is_refused(given: dict[str, Any], said: str) -> Non
 
 def decisive(**given: Any) -> dict[str, Any]:
     found = options(**given)
-    verifiers = {"verifier": found.verifier, "own_verifiers": {}, "partial_credit": found.partial_credit}
-    return found.decisive(verifiers, dated=True)
+    return found.decisive(graded(found.verifier, found.partial_credit), dated=True)
+
+
+def graded(verifier: str | None, partial_credit: bool = False) -> dict[str, Any]:
+    """What decides the rewards, as `rewards.checked_verifiers` gives it."""
+    return {"verifier": verifier, "own_verifiers": {}, "partial_credit": partial_credit}
 
 
 @pytest.mark.parametrize("name", sorted(OTHER))
@@ -83,7 +87,7 @@ def test_every_option_decides_the_output_or_has_no_part_in_it(name: str) -> None
 
 
 def test_the_date_decides_only_where_a_template_asks_for_it() -> None:
-    assert "date" not in options().decisive({"own_verifiers": {}}, dated=False)
+    assert "date" not in options().decisive(graded("maths"), dated=False)
     assert options().resolved({})["date"] == options().date
 
 
@@ -106,6 +110,6 @@ def test_an_estimate_follows_every_option(tmp_path: Path, monkeypatch: pytest.Mo
         estimate.estimate(given, {})
     (probe,) = seen
     assert {name for name in OTHER if getattr(probe, name) != getattr(given, name)} == {
-        *("steps", "save_every", "eval_every", "checkpoints", "collapse", "evaluations", "track")
+        *("steps", "save_every", "eval_every", "checkpoints", "collapse", "evaluations", "track", "state", "save_dtype")
     }
     assert list(probe.sets) == ["t"]

@@ -1,0 +1,74 @@
+"""cropi-select as it is called: what stands in its output, and how many prompts are asked for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cropi_tools.cli.select import select
+from cropi_tools.runtime.errors import UsageError
+from cropi_tools.selection.options import SelectOptions
+
+SCORES = {"a": {"x": 0.1, "y": 0.4}, "b": {"x": 0.3, "y": 0.2}, "c": None, "d": {"x": -0.5, "y": -0.5}}
+
+
+@pytest.fixture
+def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    records = [{"id": name, "prompt": name, "answer": "1", "source": "s"} for name in SCORES]
+    scored = [
+        {"id": name, "source": "s", "scores": scores, "pass_rate": 0.25, "status": "ok"}
+        for name, scores in SCORES.items()
+    ]
+    for path, lines in (("p.jsonl", records), ("s.jsonl", scored)):
+        Path(path).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return tmp_path
+
+
+def selected(**given: Any) -> list[dict[str, Any]]:
+    options = SelectOptions(scores=("s.jsonl",), prompts=("p.jsonl",), output="o.jsonl", force=True, **given)
+    select(options)
+    return [json.loads(line) for line in Path("o.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("by", ["influence", "shuffled"])
+def test_influence_says_its_scores_and_what_they_were_merged_into(by: str, pool: Path) -> None:
+    found = selected(by=by, number=2)
+    assert sorted(record["score"]["x"] for record in found) == [0.1, 0.3]
+    assert [record["reciprocal_rank"] for record in found] == [1.5, 1.5]
+
+
+@pytest.mark.parametrize(
+    ("by", "score"), [("learnability", 0.1875), ("pass-rate", 0.25), ("random", None), ("full", None)]
+)
+def test_the_score_of_other_rules_is_a_number_or_nothing(by: str, score: float | None, pool: Path) -> None:
+    for record in selected(by=by, ratio="1"):
+        assert record["score"] == score
+        assert "reciprocal_rank" not in record
+
+
+def test_a_number_beyond_what_can_be_selected_is_said(pool: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert len(selected(number=4)) == 3
+    assert "only 3 of the 4 prompts asked for" in capsys.readouterr().err
+    assert len(selected(number=9, by="random")) == 4
+    assert "only 4 of the 9 prompts asked for" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", [{"ratio": "0.1"}, {"by": "full"}])
+def test_a_number_stands_alone(given: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="-n 3"):
+        SelectOptions(prompts=("p.jsonl",), number=3, **given)
+
+
+def test_only_what_changed_has_another_fingerprint() -> None:
+    """Influence has other fields than before; a number is another question than a share."""
+    plain = {
+        by: SelectOptions(prompts=("p.jsonl",), by=by).decisive() for by in ("influence", "shuffled", "random", "full")
+    }  # type: ignore[arg-type]
+    assert [by for by, found in plain.items() if "fields" in found] == ["influence", "shuffled"]
+    assert plain["random"] == {"by": "random", "ratio": "0.1", "band": None, "seed": 0, "format": "jsonl"}
+    number = SelectOptions(prompts=("p.jsonl",), by="random", number=3).decisive()
+    assert number == {"by": "random", "number": 3, "band": None, "seed": 0, "format": "jsonl"}
