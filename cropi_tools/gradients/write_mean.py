@@ -69,6 +69,7 @@ def collect_mean(
         if parts is not None:
             parts.restore(output.part, saved["halves"])
 
+    runtime.keeps_of(done, work.prompts, "prompts")
     committed, saving = time.monotonic(), 0.0
     with runtime.progress("mean gradient", work.prompts, done) as shown:
         for batch in batches(work.rollouts(done), settings, path.room_for):
@@ -108,6 +109,7 @@ def collect_mean(
                 else:
                     _save(output, total, {**saved, "halves": parts.state()}, parts.first, parts.sketches)
                 output.commit({"done": done})
+                runtime.keeps_of(done, work.prompts, "prompts")
                 committed = time.monotonic()
                 saving = committed - start
                 runtime.stop_if_requested()

@@ -5,6 +5,7 @@ Rollouts of others are read as well (text only, or verl's dumps): they become ro
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -31,7 +32,7 @@ def regrade(options: VerifyOptions, target: JsonLinesOutput) -> Mapping[str, Any
             same_tokenizer(file, options.model)
     keep = options.keeps_rewards
     target.begin_work()
-    count = repeated = 0
+    repeated, samples = 0, array("L")
 
     def note_repeated(identity: str) -> None:
         nonlocal repeated
@@ -42,8 +43,8 @@ def regrade(options: VerifyOptions, target: JsonLinesOutput) -> Mapping[str, Any
             _check_rewards(record)
         else:
             check_record(record, options.verifier)
-        count += 1
-    start, stop = shard_range(count, *options.shard)
+        samples.append(len(record["samples"]))
+    start, stop = shard_range(len(samples), *options.shard)
     groups = _groups(islice(records(options), start + target.lines, stop))
     with VerifierPool(
         None if keep else options.verifier,
@@ -52,7 +53,8 @@ def regrade(options: VerifyOptions, target: JsonLinesOutput) -> Mapping[str, Any
         partial_credit=options.partial_credit,
     ) as pool:
         rows = ([Row(record, False) for record in (group if keep else graded(pool, group))] for group in groups)
-        summary = write(target, rows, stop - start, "verified").tallies.summary()
+        written = write(target, rows, stop - start, "verified", responses=sum(samples[start:stop]))
+    summary = written.tallies.summary()
     if repeated:
         runtime.notify(f"{repeated} prompts came again and were left out; the first of each is kept")
     facts = {"tokenizer": _tokenizer(options), "summary": summary}

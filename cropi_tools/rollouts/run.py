@@ -30,12 +30,16 @@ GROUP_SAMPLES = 8  # of a prompt, where prompts may have different numbers: for 
 
 
 class Survey(NamedTuple):
-    """This shard's records [start, stop), how many of them are sampled, and how many responses that makes."""
+    """This shard's records [start, stop), how many of them are sampled, and how many responses that makes.
+
+    all_responses: with those of the records that are passed on.
+    """
 
     start: int
     stop: int
     prompts: int
     responses: int
+    all_responses: int
 
 
 def tasks(options: RolloutOptions, again: Again | None, vocabulary: int | None = None) -> Iterator[SamplingTask]:
@@ -72,7 +76,7 @@ def survey(options: RolloutOptions, again: Again | None) -> Survey:
     tokens.tell_ends()
     check = PromptCheck(tokens, options.max_tokens)
     refused: InputError | None = None
-    samples = array("L")
+    samples, everything = array("L"), array("L")
     for task in tasks(options, again, tokens.vocabulary):
         check_record(task.record, options.verifier)
         if task.key is not None and refused is None:
@@ -82,11 +86,12 @@ def survey(options: RolloutOptions, again: Again | None) -> Survey:
             except InputError as error:
                 refused = error
         samples.append(0 if task.key is None else task.samples)
+        everything.append(len(task.record["samples"]) if task.key is None else task.samples)
     if refused is not None:
         raise refused
     start, stop = shard_range(len(samples), *options.shard)
     mine = samples[start:stop]
-    return Survey(start, stop, sum(map(bool, mine)), sum(mine))
+    return Survey(start, stop, sum(map(bool, mine)), sum(mine), sum(everything[start:stop]))
 
 
 def sample(options: RolloutOptions, again: Again | None, target: JsonLinesOutput) -> Mapping[str, Any]:
@@ -94,7 +99,7 @@ def sample(options: RolloutOptions, again: Again | None, target: JsonLinesOutput
     if again is not None:
         for file in options.sources:
             same_tokenizer(file, options.model)
-    start, stop, prompts, responses = survey(options, again)
+    start, stop, prompts, responses, everything = survey(options, again)
     if again is not None:
         runtime.notify(f"{prompts} of {stop - start} prompts are sampled again, {responses} responses")
     engine, tokens, device = _opened(options)
@@ -112,7 +117,7 @@ def sample(options: RolloutOptions, again: Again | None, target: JsonLinesOutput
             groups = sample_groups(engine, tokens, pool, wanted, sampling)
             target.begin_work()
             with closing(groups):
-                written = write(target, groups, stop - start, "rollouts", {"served_model": served})
+                written = write(target, groups, stop - start, "rollouts", {"served_model": served}, everything)
     finally:
         engine.close()
     summary, cost = written.tallies.summary(), written.sampled
@@ -125,7 +130,7 @@ def sample(options: RolloutOptions, again: Again | None, target: JsonLinesOutput
 
 def dry_run(options: RolloutOptions, again: Again | None) -> SamplingCost:
     """Sample a few prompts, spread evenly over this shard, and say what all of them will cost. Nothing is written."""
-    start, stop, prompts, responses = survey(options, again)
+    start, stop, prompts, responses, _ = survey(options, again)
     places = set(probe_places(prompts, -(-responses // max(prompts, 1))))
     chosen = (task for task in islice(tasks(options, again), start, stop) if task.key is not None)
     probe = [task for place, task in enumerate(chosen) if place in places]

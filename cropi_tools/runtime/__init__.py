@@ -1,8 +1,9 @@
 """What every running command shares: messages on stderr, progress, and the wish to stop.
 
 Data goes to stdout, everything in this module to stderr. A progress bar is drawn on a terminal only; elsewhere a plain line is
-printed every few seconds, so that a log file shows that the command is alive. TERM and USR2 only set a flag: long loops ask
-`stop_if_requested()` between two commits, when everything finished is on disk.
+printed now and then, so that a log file shows that the command is alive. Steps that take long count the tokens that are generated
+in them (`count_tokens`). TERM and USR2 only set a flag: long loops ask `stop_if_requested()` between two commits, when everything
+finished is on disk, and tell what that is (`keeps`), for the line that an interrupted command ends with.
 """
 
 from __future__ import annotations
@@ -16,12 +17,22 @@ from typing import TYPE_CHECKING
 
 from cropi_tools.runtime.console import say
 from cropi_tools.runtime.errors import printable
-from cropi_tools.runtime.signals import install_signal_handlers, stop_if_requested, stop_now, stop_requested
+from cropi_tools.runtime.signals import (
+    install_signal_handlers,
+    keeps,
+    keeps_of,
+    stop_if_requested,
+    stop_now,
+    stop_requested,
+)
 
 __all__ = [
     "Progress",
+    "count_tokens",
     "install_signal_handlers",
     "is_quiet",
+    "keeps",
+    "keeps_of",
     "notify",
     "progress",
     "set_quiet",
@@ -36,12 +47,14 @@ if TYPE_CHECKING:
     from rich.live import Live
     from rich.table import Table
 
-SECONDS_BETWEEN_LINES = 10.0
+SECONDS_BEFORE_FIRST_LINE = 10.0  # soon enough to see that it runs
+SECONDS_BETWEEN_LINES = 30.0
 _BAR_WIDTH = 20
 _STRETCHES = 20  # of time, that the time left follows from
 _SHORTEST_STRETCH = 0.5  # seconds
 
 _quiet = False
+_shown: list[Progress] = []  # those that are open, the innermost last
 
 
 def set_quiet(quiet: bool) -> None:
@@ -121,8 +134,9 @@ class Progress:
     def __init__(self, label: str, total: int, done: int = 0) -> None:
         self.label, self.total, self.done = printable(label), total, done
         self._note, self._below = "", False
+        self._tokens = 0  # generated since the last step ended
         self._pace = _Pace()
-        self._printed = time.monotonic()
+        self._next_line = time.monotonic() + SECONDS_BEFORE_FIRST_LINE
         self._live: Live | None = None
         if not _quiet and sys.stderr.isatty():
             from rich.console import Console
@@ -143,13 +157,25 @@ class Progress:
         """Count `steps` more as done."""
         self._pace.add(steps)
         self.done += steps
-        self._note = note = printable(note)
+        self._note, self._tokens = printable(note), 0
+        self._print_line()
+
+    def count_tokens(self, tokens: int) -> None:
+        """So many more tokens were generated in the steps that are under way."""
+        self._tokens += tokens
+        self._print_line()
+
+    def _print_line(self) -> None:
+        """Where there is no bar, a line if it is time for one."""
         now = time.monotonic()
-        if self._live is None and now - self._printed >= SECONDS_BETWEEN_LINES and self.done < self.total:
-            self._printed = now
+        if self._live is None and now >= self._next_line and self.done < self.total:
+            self._next_line = now + SECONDS_BETWEEN_LINES
             left = self._time_left()
-            parts = [f"{self.done}/{self.total}", f"{left} left" if left else "", note]
+            parts = [f"{self.done}/{self.total}", f"{left} left" if left else "", self._note, self._in_hand()]
             notify(f"{self.label}: {', '.join(part for part in parts if part)}")
+
+    def _in_hand(self) -> str:
+        return f"{self._tokens:,} tokens in hand" if self._tokens else ""
 
     def _time_left(self) -> str:
         seconds = self._pace.left(self.total - self.done)
@@ -172,9 +198,10 @@ class Progress:
             Text(left, "progress.remaining"),
         ]
         beside = columns - len(self.label) - _BAR_WIDTH - len(count) - len(left) - len(cells)
+        told = "  ".join(part for part in (self._note, self._in_hand()) if part)
         # once below it stays there: a note that is now a letter longer, now shorter, would jump
-        self._below = self._below or len(self._note) > beside
-        note = Text(_fitting(self._note, columns))
+        self._below = self._below or len(told) > beside
+        note = Text(_fitting(told, columns))
         line = Table.grid(padding=(0, 1))
         if self._below:
             line.add_row(*cells)
@@ -190,9 +217,17 @@ class Progress:
 
 @contextmanager
 def progress(label: str, total: int, done: int = 0) -> Iterator[Progress]:
-    """A `Progress` that is closed whatever happens."""
+    """A `Progress` that is closed whatever happens. Inside of it `count_tokens` counts for it."""
     shown = Progress(label, total, done)
+    _shown.append(shown)
     try:
         yield shown
     finally:
+        _shown.remove(shown)
         shown.close()
+
+
+def count_tokens(tokens: int) -> None:
+    """Say that so many more tokens were generated: engines do, as they come, so that a step of many shows that it goes on."""
+    if _shown and tokens:
+        _shown[-1].count_tokens(tokens)

@@ -51,6 +51,7 @@ def project_store(store: Store, spec: ProjectionSpec, output: Output) -> None:
     folding = store.attributes["projection"]["method"] != "none"
     norms = store.column("sketch_norm")
     rows = _rows(store)
+    runtime.keeps_of(writer.records, store.prompts, "prompts")
     with runtime.progress("sketches", store.prompts, writer.records) as shown:
         for place, entry in enumerate(store.entries()):
             unit = next(rows) if entry["row"] is not None else None
@@ -64,6 +65,7 @@ def project_store(store: Store, spec: ProjectionSpec, output: Output) -> None:
             shown.advance()
             if writer.chunk_full or runtime.stop_requested():
                 writer.commit({})
+                runtime.keeps_of(writer.records, store.prompts, "prompts")
                 runtime.stop_if_requested()
     writer.finish({}, skipped=store.manifest["skipped"], ledger={"device": "cpu"})
 
