@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cropi_tools.cli.entry import entry
 from cropi_tools.rollouts.options import RolloutOptions
-from cropi_tools.runtime.console import show, show_json
+from cropi_tools.runtime.console import show_json
 
 if TYPE_CHECKING:
     from cropi_tools.data.manifest import Input
@@ -58,11 +58,7 @@ def rollout(options: RolloutOptions) -> None:
     from cropi_tools.rollouts import run
 
     if options.dry_run:
-        found = run.dry_run(options, again)
-        if options.as_json:
-            show_json(json.dumps(found._asdict()))
-        else:
-            show("\n".join(found.lines()))
+        run.dry_run(options, again).print(options.as_json)
         return
     show_summary(run.sample(options, again, target), options.as_json)
 

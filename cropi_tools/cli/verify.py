@@ -49,13 +49,16 @@ def verify(options: VerifyOptions) -> None:
     # under the name of the command that did this first, so that what it made is up to date
     fingerprint = Fingerprint.of("cropi-rollout", options.decisive(verifiers, dated), inputs)
     target = JsonLinesOutput(options.output, fingerprint, inputs, options.force)
-    if not target.open():
+    if not options.dry_run and not target.open():
         runtime.notify(f"{options.output}: up to date")
         show_summary(target.finished_fact("summary", summary_shape), options.as_json)
         return
 
-    from cropi_tools.rollouts.regrading import regrade
+    from cropi_tools.rollouts.regrading import dry_run, regrade
 
+    if options.dry_run:
+        dry_run(options).print(options.as_json)
+        return
     show_summary(regrade(options, target), options.as_json)
 
 

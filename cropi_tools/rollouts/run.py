@@ -17,7 +17,7 @@ from cropi_tools.engines.protocol import Sampling
 from cropi_tools.policy.prompts import PromptCheck
 from cropi_tools.policy.tokens import load_tokens
 from cropi_tools.rewards import VerifierPool, check_record
-from cropi_tools.rollouts.estimate import SamplingCost, estimate, probe_places
+from cropi_tools.rollouts.estimate import estimate, probe_places
 from cropi_tools.rollouts.grading import Row
 from cropi_tools.rollouts.metrics import SAVED
 from cropi_tools.rollouts.options import RolloutOptions
@@ -25,6 +25,7 @@ from cropi_tools.rollouts.refreshing import Again, marked, parse_wish, wanted_id
 from cropi_tools.rollouts.sampling import SamplingTask, chunks, sample_groups
 from cropi_tools.rollouts.writing import write
 from cropi_tools.runtime.errors import InputError
+from cropi_tools.runtime.estimate import Estimate
 
 GROUP_SAMPLES = 8  # of a prompt, where prompts may have different numbers: for the size of a group
 
@@ -128,7 +129,7 @@ def sample(options: RolloutOptions, again: Again | None, target: JsonLinesOutput
     return summary
 
 
-def dry_run(options: RolloutOptions, again: Again | None) -> SamplingCost:
+def dry_run(options: RolloutOptions, again: Again | None) -> Estimate:
     """Sample a few prompts, spread evenly over this shard, and say what all of them will cost. Nothing is written."""
     start, stop, prompts, responses, _ = survey(options, again)
     places = set(probe_places(prompts, -(-responses // max(prompts, 1))))

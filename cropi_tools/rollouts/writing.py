@@ -32,8 +32,9 @@ def write(
 ) -> Written:
     """Append and commit group after group until `total` records are there.
 
-    remembered: for a later try, beside the counts. responses: how many all records have, for the line of an interrupted command. Raises Interrupted, with everything finished on disk, when a signal asked to stop before
-    the end; InputError when the groups end before it without one.
+    remembered: for a later try, beside the counts. responses: how many all records have, for the line of an interrupted command. Raises
+    Interrupted, with everything finished on disk, when a signal asked to stop before the end; InputError when the groups end before it
+    without one.
     """
     state = target.resumed(SAVED)
     tallies = Tallies(state.get("sources"))

@@ -34,6 +34,7 @@ __all__ = [
     "keeps",
     "keeps_of",
     "notify",
+    "only_this_progress",
     "progress",
     "set_quiet",
     "stop_if_requested",
@@ -54,6 +55,7 @@ _STRETCHES = 20  # of time, that the time left follows from
 _SHORTEST_STRETCH = 0.5  # seconds
 
 _quiet = False
+_hushed = False  # as in `only_this_progress`
 _shown: list[Progress] = []  # those that are open, the innermost last
 
 
@@ -70,7 +72,7 @@ def is_quiet() -> bool:
 
 def notify(message: str) -> None:
     """Print one line for the user on stderr, unless --quiet."""
-    if not _quiet:
+    if not (_quiet or _hushed):
         say(message)
 
 
@@ -136,9 +138,10 @@ class Progress:
         self._note, self._below = "", False
         self._tokens = 0  # generated since the last step ended
         self._pace = _Pace()
+        self._silent = _quiet or _hushed
         self._next_line = time.monotonic() + SECONDS_BEFORE_FIRST_LINE
         self._live: Live | None = None
-        if not _quiet and sys.stderr.isatty():
+        if not self._silent and sys.stderr.isatty():
             from rich.console import Console
             from rich.live import Live
 
@@ -168,11 +171,11 @@ class Progress:
     def _print_line(self) -> None:
         """Where there is no bar, a line if it is time for one."""
         now = time.monotonic()
-        if self._live is None and now >= self._next_line and self.done < self.total:
+        if self._live is None and not self._silent and now >= self._next_line and self.done < self.total:
             self._next_line = now + SECONDS_BETWEEN_LINES
             left = self._time_left()
             parts = [f"{self.done}/{self.total}", f"{left} left" if left else "", self._note, self._in_hand()]
-            notify(f"{self.label}: {', '.join(part for part in parts if part)}")
+            say(f"{self.label}: {', '.join(part for part in parts if part)}")
 
     def _in_hand(self) -> str:
         return f"{self._tokens:,} tokens in hand" if self._tokens else ""
@@ -219,12 +222,25 @@ class Progress:
 def progress(label: str, total: int, done: int = 0) -> Iterator[Progress]:
     """A `Progress` that is closed whatever happens. Inside of it `count_tokens` counts for it."""
     shown = Progress(label, total, done)
-    _shown.append(shown)
+    if not _hushed:
+        _shown.append(shown)
     try:
         yield shown
     finally:
-        _shown.remove(shown)
+        if shown in _shown:
+            _shown.remove(shown)
         shown.close()
+
+
+@contextmanager
+def only_this_progress() -> Iterator[None]:
+    """Inside, neither messages nor further progress is shown: a probe's work would say of itself what is true of the whole alone."""
+    global _hushed
+    before, _hushed = _hushed, True
+    try:
+        yield
+    finally:
+        _hushed = before
 
 
 def count_tokens(tokens: int) -> None:

@@ -104,6 +104,7 @@ IRRELEVANT: Mapping[str, str] = {
     "preset": "its values are other options'",
     "engine": "it is verl",
     "date": "prompts that depend on it are refused",
+    "as_json": "of an estimate, which there is none of",
     "dry_run": "prints the command in place of running it",
     "force": "of the output alone",
     "quiet": "of messages alone",
