@@ -3,6 +3,7 @@
 #   make demo                                  set up and run the whole curriculum on a tiny policy (CPU, minutes)
 #   make test                                  set up and pass the tests
 #   make curriculum CONFIG=examples/tiny/config.mk [GPUS=n] [STAGES=n] [FORCE=--force]
+#   make estimate CONFIG=examples/tiny/config.mk   what that will take: time, tokens and disk of each arm
 #
 # A CONFIG file holds a run's values; curriculum.mk holds its rules and says what the values are.
 
@@ -26,7 +27,7 @@ INSTALLED_PEERS := $(VENV_PEERS)/installed
 
 .PHONY: help setup test test-slow demo lint format docs clean setup-vllm test-vllm setup-peers test-peers
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -8
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -9
 
 setup: $(INSTALLED)
 
@@ -95,7 +96,7 @@ ifneq ($(CONFIG),)
 include $(CONFIG)
 include curriculum.mk
 else
-.PHONY: curriculum
-curriculum:
-	@echo "make curriculum needs CONFIG=FILE, such as CONFIG=examples/tiny/config.mk" >&2; exit 2
+.PHONY: curriculum estimate
+curriculum estimate:
+	@echo "make $@ needs CONFIG=FILE, such as CONFIG=examples/tiny/config.mk" >&2; exit 2
 endif
