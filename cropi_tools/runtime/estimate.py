@@ -75,8 +75,10 @@ class Measured(NamedTuple):
 
 
 def measured(items: Sequence[T], run: Callable[[Sequence[T]], R], fewest: int = 1, warming: bool = True) -> Measured:
-    """Do a part of the work, spread evenly over `items`: the first part, of `fewest`, warms up; the next has all items if these will take no
-    longer than PROBE_SECONDS are left for, else twice as many as before, as often as that fits. warming: whether the first part only warms up.
+    """Do parts of the work, spread evenly over `items`, and measure the last one.
+
+    The first part, of `fewest`, warms up what is compiled or tried out when it is first used (warming: whether it does). The next one has all
+    items if these will take no longer than what is left of PROBE_SECONDS, else twice as many as before, as long as that fits.
 
     Raises Interrupted when a signal asks to stop.
     """
@@ -89,16 +91,19 @@ def measured(items: Sequence[T], run: Callable[[Sequence[T]], R], fewest: int = 
             result = run(part)
             runtime.stop_if_requested()
             seconds = time.monotonic() - started
-            shown.advance(size - shown.done)
+            if size > shown.done:
+                shown.advance(size - shown.done)
             found = Measured(size, seconds, result)
+            if not warm:
+                begun = time.monotonic()
             left = PROBE_SECONDS - (time.monotonic() - begun)
-            if not items or (warm and size == len(items)) or seconds > left:
+            if not items or (warm and size == len(items)):
                 return found
             if seconds * len(items) / size <= left:
                 size = len(items)
             elif 2 * seconds <= left:
                 size = min(2 * size, len(items))
-            else:
+            elif warm:
                 return found
             warm = True
 

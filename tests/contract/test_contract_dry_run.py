@@ -42,7 +42,7 @@ def test_it_says_what_all_will_take_and_writes_nothing(case: Case, place: Path, 
     ("name", "low", "high"),
     [
         *(("rollout", 0.8, 1.2), ("verify", 0.9, 1.1), ("grad-mean", 0.9, 1.1), ("grad-store", 0.9, 1.1)),
-        *(("grad-forward", 0.8, 1.2), ("project", 0.9, 1.1), ("score", 0.99, 1.01)),
+        *(("project", 0.9, 1.1), ("score", 0.99, 1.01)),
     ],
 )
 def test_the_disk_it_says_is_what_is_taken(name: str, low: float, high: float, place: Path, shell: Shell) -> None:
