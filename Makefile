@@ -5,6 +5,7 @@
 #   make test                                  set up and pass the tests
 #   make config CONFIG=FILE                    write a config to fill in (without CONFIG to the terminal)
 #   make curriculum CONFIG=examples/tiny/config.mk [GPUS=n] [STAGES=n] [FORCE=--force]
+#   make estimate CONFIG=examples/tiny/config.mk   what that will take: time, tokens and disk of each arm
 #
 # A CONFIG file holds a run's values, which docs/curriculum.md explains; curriculum.mk holds the rules.
 
@@ -28,7 +29,7 @@ INSTALLED_PEERS := $(VENV_PEERS)/installed
 
 .PHONY: help setup test test-slow demo real real-smoke config lint format docs clean setup-vllm test-vllm setup-peers test-peers
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -10
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -11
 
 setup: $(INSTALLED)
 
@@ -120,7 +121,7 @@ $(if $(wildcard $(CONFIG)/.),$(error CONFIG=$(CONFIG): is a folder; give a file,
 include $(CONFIG)
 include curriculum.mk
 else
-.PHONY: curriculum
-curriculum:
-	@echo "make curriculum needs CONFIG=FILE, such as CONFIG=examples/tiny/config.mk" >&2; exit 2
+.PHONY: curriculum estimate
+curriculum estimate:
+	@echo "make $@ needs CONFIG=FILE, such as CONFIG=examples/tiny/config.mk" >&2; exit 2
 endif

@@ -9,6 +9,7 @@
 # is about are asked again: they refuse and say what differs; FORCE=--force replaces their results and what was made of them.
 #
 # docs/curriculum.md explains the values that a CONFIG sets.
+HERE := $(dir $(lastword $(MAKEFILE_LIST)))
 VALID ?=
 TEST ?=
 RATIO ?= 0.1
@@ -134,7 +135,7 @@ $(foreach cell,$(SAMPLED),$(eval ROLLOUT_PARTS.$(cell) := $(call parts,$(call sh
   $(foreach cell,$(SCORED),$(VALID:%=$(cell)/valid-%.mean.safetensors.manifest.json) $(STORE_PARTS.$(cell)) $(cell)/scores.jsonl.manifest.json) \
   $(foreach cell,$(ALL),$(cell)/selected.jsonl.manifest.json $(cell)/policy/manifest.json)
 
-.PHONY: starting-policy curriculum report
+.PHONY: starting-policy curriculum estimate report
 starting-policy: $(MODEL_MADE)
 curriculum: $(ALL:%=%/policy/manifest.json)
 report: $(RUN)/report.html
@@ -220,3 +221,12 @@ $(eval $(call remember,training,TRAINED))
 $(ALL:%=%/policy/manifest.json): %/policy/manifest.json: \
     %/selected.jsonl.manifest.json $(foreach name,$(TEST),$(TEST_FILE.$(name))) $$(call policy-made,$$*) $(RUN)/settings/training
 	$(call run,$(TRAIN) $(call carried,$*) --model $(call policy,$*) $*/selected.jsonl --seed $(call cell-seed,$*),$*/policy)
+
+# -- what all of it will take, from a few prompts that go through every command in a temporary folder
+quoted = '$(subst ','\'',$(strip $(1)))'
+estimate: $(POOL) $(MODEL_MADE) $(foreach name,$(VALID),$(VALID_FILE.$(name))) $(foreach name,$(TEST),$(TEST_FILE.$(name)))
+	@python $(HERE)examples/estimate.py --pool $(POOL) --samples $(SAMPLES) --valid-samples $(VALID_SAMPLES) \
+	  $(foreach name,$(VALID),--valid $(name)=$(VALID_FILE.$(name))) --rollout $(call quoted,$(ROLLOUT)) \
+	  --grad $(call quoted,cropi-grad --model $(MODEL) $(GRAD_OPTIONS)) --store=$(call quoted,$(STORE_OPTIONS)) \
+	  --train $(call quoted,$(TRAIN) --model $(MODEL)) --arms $(call quoted,$(ARMS)) --refresh $(call quoted,$(REFRESH)) \
+	  --stages $(STAGES) --seeds $(words $(SEEDS)) --gpus $(GPUS)

@@ -243,8 +243,9 @@ Model = Annotated[str, Option("--model", MODEL_HELP, metavar=POLICY)]
 Output = Annotated[str, Option("-o --output", "Where to write; `-` is stdout. .gz and .zst compress.", metavar="FILE")]
 DryRun = Annotated[
     bool,
-    Option("--dry-run", "Measure a few records and estimate time, disk and memory; write nothing.", "This run"),
+    Option("--dry-run", "Do a part of the work and say what all of it will take; write nothing.", "This run"),
 ]
+EstimateAsJson = Annotated[bool, Option("--json", "With --dry-run: print the estimate as JSON on stdout.", "This run")]
 AsJson = Annotated[bool, Option("--json", "Print the summary as JSON on stdout.", "Input and output")]
 Seed = Annotated[int, Option("--seed", "Seed of everything random in this command.", "This run", "N", ANY_SEED)]
 Limit = Annotated[int | None, Option("--limit", "Use only the first N records.", metavar="N", range=at_least(1))]

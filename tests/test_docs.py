@@ -95,7 +95,7 @@ def test_documented_lines_run_as_they_stand(
             forget_verifiers(tmp_path / line.split()[-1])
     assert len((tmp_path / "selected.jsonl").read_text().splitlines()) == 4
     assert (tmp_path / "P1" / "manifest.json").exists()
-    assert json.loads((tmp_path / "probe.zarr" / "manifest.json").read_text())["ledger"]["seconds_work"] >= 0
+    assert not (tmp_path / "probe.zarr").exists()  # of a dry run
 
 
 def smaller(line: str) -> str:

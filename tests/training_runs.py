@@ -85,6 +85,7 @@ OTHER: dict[str, Any] = {
     "checkpoint_activations": True,
     "seed": 11,
     "dry_run": True,
+    "as_json": True,
     "force": True,
     "quiet": True,
 }

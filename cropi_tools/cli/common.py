@@ -22,6 +22,7 @@ from cropi_tools.cli import _interrupted
 from cropi_tools.runtime.clock import command_begins
 from cropi_tools.runtime.console import prepare_streams, say, show
 from cropi_tools.runtime.errors import CropiError, Interrupted, UsageError
+from cropi_tools.runtime.signals import keeps, outcome
 
 if TYPE_CHECKING:
     from cropi_tools.data.jsonl import Record
@@ -79,7 +80,7 @@ def console_script(
             # what libraries say about being in the middle of something
             warnings.simplefilter("ignore")
             sys.unraisablehook = lambda _: None
-            raise _Cancelled("interrupted; the same command resumes from what was finished") from None
+            raise _Cancelled(f"interrupted; {outcome()}") from None
 
     # \b keeps the example's lines as they are
     app.command(
@@ -96,6 +97,7 @@ def _run(app: typer.Typer, name: str, renamed: Mapping[str, str], moved: Mapping
     from cropi_tools import runtime
 
     command_begins()
+    keeps(None)
     _hold_descriptors()
     prepare_streams()
     # Threads that spin while they wait make torch many times slower as soon as another process wants the cores.

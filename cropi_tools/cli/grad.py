@@ -35,6 +35,12 @@ def grad(options: GradOptions) -> None:
         inputs["optimizer state"] = optimizer_input(options.preconditioner)
         metric = metric_of(options.preconditioner, inputs["optimizer state"].sha256)
     objective = options.objective(behavior, metric)
+    facts = {"policy": inputs["policy"].sha256, "objective": objective}
+    if options.dry_run:
+        from cropi_tools.gradients.estimate import estimate
+
+        estimate(options, facts).print(options.as_json)
+        return
     target = Output(
         options.output,
         Fingerprint.of("cropi-grad", options.decisive(objective), inputs),
@@ -48,7 +54,7 @@ def grad(options: GradOptions) -> None:
 
     from cropi_tools.gradients.run import run
 
-    counts, prompts = run(options, {"policy": inputs["policy"].sha256, "objective": objective}, target)
+    counts, prompts = run(options, facts, target)
     live, tokens, as_rows = (counts.pop(key, 0) for key in ("ok", "tokens", "tokens_as_rows"))
     skipped = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
     saved = f"; {tokens:,} tokens, {as_rows:,} with a row a sample" if tokens < as_rows else ""

@@ -30,8 +30,11 @@ def project(options: ProjectOptions) -> None:
     if options.fidelity:
         _print_fidelity(options)
         return
-    assert options.output is not None
     assert options.dim is not None
+    if options.dry_run:
+        _print_estimate(options, options.dim)
+        return
+    assert options.output is not None
     inputs = {"source": file_input(options.source) if options.is_mean else store_input(options.source)}
     fingerprint = Fingerprint.of("cropi-project", options.decisive(), inputs)
     target = Output(options.output, fingerprint, inputs, folder=True, force=options.force)
@@ -51,6 +54,19 @@ def project(options: ProjectOptions) -> None:
         project_stores.project_store(store, project_stores.plan(store, *how), target)
         rows = f"{store.rows} rows"
     runtime.notify(f"{options.output}: {rows} of {options.dim} dimensions ({options.method})")
+
+
+def _print_estimate(options: ProjectOptions, dim: int) -> None:
+    from cropi_tools.data.store import Store
+    from cropi_tools.sketches import project_stores
+
+    how = (options.method, dim, options.seed, options.kept)
+    if options.is_mean:
+        found = project_stores.estimate_mean(options.source, project_stores.mean_spec(options.source, *how))
+    else:
+        store = Store(options.source)
+        found = project_stores.estimate(store, project_stores.plan(store, *how))
+    found.print(options.as_json)
 
 
 def _print_fidelity(options: ProjectOptions) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cropi_tools.cli.entry import entry
 from cropi_tools.rollouts.options import RolloutOptions
-from cropi_tools.runtime.console import show, show_json
+from cropi_tools.runtime.console import show_json
 
 if TYPE_CHECKING:
     from cropi_tools.data.manifest import Input
@@ -65,10 +65,7 @@ def rollout(options: RolloutOptions) -> None:
 
     if options.dry_run:
         found, summary = run.dry_run(options, again, look)
-        if options.as_json:
-            show_json(json.dumps(found._asdict()))
-        else:
-            show("\n".join(found.lines()))
+        found.print(options.as_json)
     else:
         summary = run.sample(options, again, target, look)
         show_summary(summary, options.as_json)

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 from cropi_tools.cli.entry import entry
 from cropi_tools.runtime.console import show, show_json
 from cropi_tools.scores.options import ScoreOptions
+
+if TYPE_CHECKING:
+    from cropi_tools.data.jsonl import Record
+    from cropi_tools.data.store import Store
 
 EXAMPLE = """
 cropi-score grads.zarr -o scores.jsonl
@@ -24,10 +31,15 @@ def score(options: ScoreOptions) -> None:
     from cropi_tools.data.jsonl_output import JsonLinesOutput
     from cropi_tools.data.manifest import Fingerprint
     from cropi_tools.data.store import open_stores, store_input
-    from cropi_tools.scores.influence import exact_scores, read_norms, sketch_scores
 
     if options.reliability:
         _print_reliability(options)
+        return
+    if options.dry_run:
+        from cropi_tools.scores.estimate import estimate
+
+        stores = open_stores(options.stores)
+        estimate(_scores(options, stores), sum(store.prompts for store in stores)).print(options.as_json)
         return
     inputs = {f"gradients {place}": store_input(path) for place, path in enumerate(options.stores, 1)}
     for name, paths in options.targets.items():
@@ -39,18 +51,23 @@ def score(options: ScoreOptions) -> None:
         runtime.notify(f"{options.output}: up to date")
         return
     opened = open_stores(options.stores)
-    if options.valid:
-        sets = {name: open_stores(paths) for name, paths in options.targets.items()}
-        records = sketch_scores(opened, sets, options.measure, options.each)
-    else:
-        norms = read_norms(open_stores(options.norms), opened[0]) if options.norms else None
-        records = exact_scores(opened, options.measure, norms)
-    target.append(stoppable(records))
+    target.append(stoppable(_scores(options, opened)))
     live = sum(store.rows for store in opened)
     if not live:
         runtime.warn("no prompt has a gradient: there is nothing to rank")
     target.finish(ledger={"device": "cpu"})
     runtime.notify(f"{options.output}: {live} of {target.lines} prompts have a score and are ranked")
+
+
+def _scores(options: ScoreOptions, stores: list[Store]) -> Iterator[Record]:
+    from cropi_tools.data.store import open_stores
+    from cropi_tools.scores.influence import exact_scores, read_norms, sketch_scores
+
+    if options.valid:
+        sets = {name: open_stores(paths) for name, paths in options.targets.items()}
+        return sketch_scores(stores, sets, options.measure, options.each)
+    norms = read_norms(open_stores(options.norms), stores[0]) if options.norms else None
+    return exact_scores(stores, options.measure, norms)
 
 
 def _print_reliability(options: ScoreOptions) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from cropi_tools.cli.entry import entry
-from cropi_tools.runtime.console import show
 from cropi_tools.training.options import TrainOptions
 
 EXAMPLE = """
@@ -51,9 +50,7 @@ def train(options: TrainOptions) -> None:
     if options.dry_run:
         from cropi_tools.training.estimate import estimate
 
-        runtime.set_quiet(True)
-        for line in estimate(options, own_verifiers).lines():
-            show(line)
+        estimate(options, own_verifiers).print(options.as_json)
         return
     with Ranks.of_torchrun(options.device) if several() else Ranks() as ranks:
         # one speaks; what goes wrong all may say

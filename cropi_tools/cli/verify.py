@@ -52,6 +52,11 @@ def verify(options: VerifyOptions) -> None:
     fingerprint = Fingerprint.of("cropi-rollout", options.decisive(verifiers, dated), inputs)
     target = JsonLinesOutput(options.output, fingerprint, inputs, options.force)
     look = Look()
+    if options.dry_run:
+        from cropi_tools.rollouts.regrading import dry_run
+
+        dry_run(options).print(options.as_json)
+        return
     if not target.open():
         runtime.notify(f"{options.output}: up to date")
         summary = target.finished_fact("summary", summary_shape)

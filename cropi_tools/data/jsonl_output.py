@@ -67,6 +67,11 @@ class JsonLinesOutput:
         return state.get("counters", {})
 
     @property
+    def lasting(self) -> bool:
+        """Whether what is committed is there after an interruption; what went to standard output has gone."""
+        return self._file is not None
+
+    @property
     def lines(self) -> int:
         """Lines committed or appended so far."""
         return self._lines

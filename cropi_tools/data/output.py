@@ -40,6 +40,7 @@ from cropi_tools.data.metadata import COUNT, NUMBER, OBJECT, Shape, checked, rea
 from cropi_tools.data.output_place import check_part, check_place, check_replaceable, open_lock
 from cropi_tools.runtime.clock import Clock
 from cropi_tools.runtime.errors import InputError, UsageError
+from cropi_tools.runtime.signals import keeps
 
 PROGRESS = "progress.json"
 _STATE = {
@@ -219,6 +220,7 @@ class Output:
             if difference is None:
                 self.state = state["committed"]
                 self._clock.whole, self._clock.start = state["seconds"], state.get("seconds_start", 0.0)
+                keeps("what was finished before")  # until the work itself says how much that is
                 return
             if not self.force:
                 raise InputError(

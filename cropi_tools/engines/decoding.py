@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
+from cropi_tools import runtime
 from cropi_tools.engines.decoding_attention import KeyValueStore, PromptPass, ResponsePass, Seating, decoding, logits_of
 from cropi_tools.engines.next_token import choose, uniforms
 from cropi_tools.engines.protocol import Request, Sampling
@@ -130,6 +131,7 @@ class _Loop:
             chosen, values = choose(logits, numbers, self._temperature)
             self.tokens[first : self._started, 0] = chosen
             self.values[first : self._started, 0] = values
+            runtime.count_tokens(len(chosen))
             done = torch.isin(chosen, self._ends).cpu().numpy() | (self._limit == 1)
             self._rows = np.hstack([self._rows, [request, np.ones_like(request), places, done]])
             self._last = torch.cat([self._last, chosen])
@@ -191,6 +193,7 @@ class _Loop:
         self._last, values = choose(logits_of(self._model, now, self._last, index[2]), numbers, self._temperature)
         self.tokens[index[0], index[1]] = self._last
         self.values[index[0], index[1]] = values
+        runtime.count_tokens(int((done == 0).sum()))
         count += count < self._limit
         done |= torch.isin(self._last, self._ends).cpu().numpy() | (count == self._limit)
 

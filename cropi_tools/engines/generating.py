@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from cropi_tools import runtime
 from cropi_tools.engines.next_token import choose, uniforms
 from cropi_tools.engines.protocol import scores_not_finite
 from cropi_tools.engines.trial import SAMPLING, Decoded, trial_error
@@ -146,10 +147,11 @@ def _batches(model: Any, way: Way, rows: Sequence[Row], limit: int) -> Iterator[
 class _OwnUniforms(LogitsProcessor):
     """Chooses each row's next token by its own seed and keeps what was chosen, [rows] a step."""
 
-    def __init__(self, rows: Sequence[Row], temperature: float) -> None:
+    def __init__(self, rows: Sequence[Row], temperature: float, ends: torch.Tensor) -> None:
         self._seeds = np.array([row.seed for row in rows], dtype=np.uint64)
         self._drawn = np.array([row.drawn for row in rows])
-        self._temperature = temperature
+        self._temperature, self._ends = temperature, ends
+        self._going = torch.ones(len(rows), dtype=torch.bool, device=ends.device)  # not ended yet
         self.tokens: list[torch.Tensor] = []
         self.values: list[torch.Tensor] = []
 
@@ -158,6 +160,8 @@ class _OwnUniforms(LogitsProcessor):
         chosen, values = choose(scores, numbers, self._temperature)
         self.tokens.append(chosen)
         self.values.append(values)
+        runtime.count_tokens(int(self._going.sum()))
+        self._going &= ~torch.isin(chosen, self._ends)
         return torch.full_like(scores, -torch.inf).scatter_(-1, chosen[:, None], 0.0)
 
 
@@ -169,7 +173,8 @@ def _generate(model: Any, rows: Sequence[Row], limit: int, temperature: float, e
     for place, row in enumerate(rows):
         input_ids[place, longest - len(row.token_ids) :] = torch.tensor(row.token_ids)
         mask[place, longest - len(row.token_ids) :] = 1
-    chooser = _OwnUniforms(rows, temperature)
+    ends = torch.tensor(list(end_token_ids), dtype=torch.long, device=model.device)
+    chooser = _OwnUniforms(rows, temperature, ends)
     model.generate(
         input_ids=input_ids.to(model.device),
         attention_mask=mask.to(model.device),
@@ -204,6 +209,7 @@ def _without_cache(
         chosen, found = choose(_last_logits(model, present), torch.from_numpy(numbers).to(present.device), temperature)
         index = torch.from_numpy(going).to(present.device)
         tokens[index, step], values[index, step] = chosen, found
+        runtime.count_tokens(len(going))
         more = ~torch.isin(chosen, ends)
         present = torch.cat([present, chosen[:, None]], 1)[more]
         going = going[more.cpu().numpy()]

@@ -44,7 +44,8 @@ class Engine(ABC):
 
     Requests come in groups, which are what a caller commits at once. Groups are answered in order, each whole and in the order of its
     requests. An engine may begin later groups before an earlier one is done, and takes only as many from `groups` as it needs to stay busy;
-    what a request is answered depends on the request alone, beyond float rounding of the logits.
+    what a request is answered depends on the request alone, beyond float rounding of the logits. What is generated is told to
+    `runtime.count_tokens` as it comes.
 
     own_weights: whether it samples from a copy of the weights, which follows a policy in training only by `update_weights`.
     """

@@ -52,6 +52,9 @@ class ServerEngine(Engine):
         self._concurrency = concurrency
         # neither larger nor smaller than its tokenizer's, in general
         self._vocabulary = tokens.vocabulary or len(tokens.tokenizer)
+        self._generated: deque[int] = (
+            deque()
+        )  # tokens of responses that came and were not counted yet; of another thread
         self._sampled_logprobs: dict[float, bool] = {0.0: False}  # by temperature
         self._warned: set[str] = set()
         self._client = Client(url, concurrency, timeout)
@@ -93,6 +96,8 @@ class ServerEngine(Engine):
                     yield held.popleft().result()
                     continue
                 pace.wait()
+                while self._generated:
+                    runtime.count_tokens(self._generated.popleft())
                 if not held[0].ready:
                     runtime.stop_if_requested()
         finally:
@@ -131,7 +136,9 @@ class ServerEngine(Engine):
 
     async def _answer(self, request: Request, sampling: Sampling) -> Completion:
         response = await self._client.complete(self._body(request.prompt_token_ids, request.seed, sampling))
-        return self._completion(self._client.read(self._dialect, response), sampling)
+        found = self._completion(self._client.read(self._dialect, response), sampling)
+        self._generated.append(len(found.token_ids))
+        return found
 
     def _completion(self, answer: Answer, sampling: Sampling) -> Completion:
         """The answer as a response that ends with its first end token, or at the limit. InputError: it is no sample of this policy."""

@@ -180,6 +180,7 @@ class VllmEngine(Engine):
                 group, place = self._begun.pop(output.request_id)
                 group.found[place] = self._completion(output.outputs[0], group.greedy)
                 group.left -= 1
+                runtime.count_tokens(len(output.outputs[0].token_ids))
 
     def _completion(self, output: Any, greedy: bool) -> Completion:
         if output.finish_reason not in ("stop", "length"):

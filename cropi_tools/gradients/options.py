@@ -10,7 +10,9 @@ from cropi_tools.options import (
     POLICY,
     CommandOptions,
     Device,
+    DryRun,
     Dtype,
+    EstimateAsJson,
     Limit,
     Model,
     Option,
@@ -169,11 +171,14 @@ class GradOptions(CommandOptions):
     device: Device = "auto"
     dtype: Dtype = "auto"
     seed: Seed = 0
+    dry_run: DryRun = False
+    as_json: EstimateAsJson = False
 
     def check(self) -> None:
         if len(self.means) < len(self.against) or any("/" in name for name in self.means):
             raise UsageError("--against: every mean needs a name of its own, without '/'")
         mistakes = [
+            (self.as_json and not self.dry_run, "--json prints the estimate of --dry-run; give both, or leave it out"),
             (self.mean and self.against, "--mean writes a mean gradient; --against belongs to a store"),
             (self.mean and self.shard[1] > 1, "--mean takes all prompts at once; --shard belongs to a store"),
             (

@@ -19,11 +19,11 @@ from cropi_tools.data.means import check_tensors, content_hash, read_facts, read
 from cropi_tools.data.metadata import COUNT, Listed, checked
 from cropi_tools.data.output import Output
 from cropi_tools.gradients.accumulator import squared_norm
-from cropi_tools.gradients.batching import Work, batches
+from cropi_tools.gradients.batching import Batch, Work, batches
 from cropi_tools.gradients.estimates import GradientPath
 from cropi_tools.gradients.half_sums import DIM, GROUPS, HalfSums, Tensors
 from cropi_tools.gradients.preconditioner import Preconditioner
-from cropi_tools.gradients.prompt_objective import GradientSettings, GradientTask
+from cropi_tools.gradients.prompt_objective import GradientSettings, PromptGradient
 from cropi_tools.gradients.write_store import SECONDS_BETWEEN_COMMITS, without_any
 from cropi_tools.runtime.errors import InputError
 from cropi_tools.sketches.spec import Layout
@@ -48,7 +48,7 @@ def collect_mean(
     if halves and work.prompts < 2:
         raise InputError("a mean in halves needs at least two prompts")
     device = path.parameters[0][1].device
-    total = {name: torch.zeros(p.shape, dtype=torch.float32, device=device) for name, p in path.parameters}
+    total = zeros(path)
     parts = HalfSums(total, layout) if halves else None
     done, counters = 0, {"tokens": 0}
 
@@ -69,31 +69,11 @@ def collect_mean(
         if parts is not None:
             parts.restore(output.part, saved["halves"])
 
+    runtime.keeps_of(done, work.prompts, "prompts")
     committed, saving = time.monotonic(), 0.0
     with runtime.progress("mean gradient", work.prompts, done) as shown:
         for batch in batches(work.rollouts(done), settings, path.room_for):
-            tasks = batch.tasks
-            if parts is not None:
-                parts.begin(len(tasks))
-
-            def consume(name: str, gradients: torch.Tensor, tasks: list[GradientTask] = tasks) -> None:
-                rows = gradients.reshape(len(tasks), -1)
-                if scaling is not None:
-                    rows = rows * scaling.scale(name)
-                # one after another, in the order of the input
-                for number, (task, row) in enumerate(zip(tasks, rows, strict=True)):
-                    if not bool(torch.isfinite(torch.dot(row, row))):
-                        raise InputError(
-                            f"prompt '{task.rollout.id}': its gradient is not finite; bound its weights with "
-                            "--weight-clip, or try --dtype float32"
-                        )
-                    total[name].view(-1).add_(row)
-                    if parts is not None:
-                        parts.add(name, number, task.rollout.id, row)
-
-            found = path.compute(tasks, consume) if tasks else []
-            if parts is not None:
-                parts.end([rollout.id for rollout, _ in batch.prompts], [task.rollout.id for task in tasks])
+            found = add_batch(path, batch, total, parts, scaling)
             for status in (task if isinstance(task, str) else "ok" for _, task in batch.prompts):
                 counters[status] = counters.get(status, 0) + 1
             counters["tokens"] += sum(gradient.tokens for gradient in found)
@@ -108,6 +88,7 @@ def collect_mean(
                 else:
                     _save(output, total, {**saved, "halves": parts.state()}, parts.first, parts.sketches)
                 output.commit({"done": done})
+                runtime.keeps_of(done, work.prompts, "prompts")
                 committed = time.monotonic()
                 saving = committed - start
                 runtime.stop_if_requested()
@@ -134,6 +115,40 @@ def collect_mean(
     described |= {"counters": counters, "content": content_hash(total, first)}
     _save(output, total, described, first, groups)
     return finish()
+
+
+def zeros(path: GradientPath) -> Tensors:
+    """Sums of nothing yet."""
+    return {name: torch.zeros(p.shape, dtype=torch.float32, device=p.device) for name, p in path.parameters}
+
+
+def add_batch(
+    path: GradientPath, batch: Batch, total: Tensors, parts: HalfSums | None, scaling: Preconditioner | None
+) -> list[PromptGradient]:
+    """Add a batch's gradients to the sums. InputError: one is not finite."""
+    tasks = batch.tasks
+    if parts is not None:
+        parts.begin(len(tasks))
+
+    def consume(name: str, gradients: torch.Tensor) -> None:
+        rows = gradients.reshape(len(tasks), -1)
+        if scaling is not None:
+            rows = rows * scaling.scale(name)
+        # one after another, in the order of the input
+        for number, (task, row) in enumerate(zip(tasks, rows, strict=True)):
+            if not bool(torch.isfinite(torch.dot(row, row))):
+                raise InputError(
+                    f"prompt '{task.rollout.id}': its gradient is not finite; bound its weights with "
+                    "--weight-clip, or try --dtype float32"
+                )
+            total[name].view(-1).add_(row)
+            if parts is not None:
+                parts.add(name, number, task.rollout.id, row)
+
+    found = path.compute(tasks, consume) if tasks else []
+    if parts is not None:
+        parts.end([rollout.id for rollout, _ in batch.prompts], [task.rollout.id for task in tasks])
+    return found
 
 
 def _resumed(output: Output, layout: Layout, halves: bool) -> dict[str, Any]:

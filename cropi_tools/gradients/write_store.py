@@ -34,6 +34,7 @@ def collect_store(
     writer = StoreWriter(output, work.live, attributes["projection"]["dim"] if vectors else 0, attributes)
     counters = {"tokens": 0, "tokens_as_rows": 0, **output.state.get("counters", {})}
     committed = time.monotonic()
+    runtime.keeps_of(writer.records, work.prompts, "prompts")
 
     def room(tasks: list[GradientTask], task: GradientTask) -> bool:
         # a batch ends where a chunk of rows does, so that chunks are written whole
@@ -55,6 +56,7 @@ def collect_store(
                 shown.advance()
             if writer.chunk_full or time.monotonic() - committed > SECONDS_BETWEEN_COMMITS or runtime.stop_requested():
                 writer.commit(counters)
+                runtime.keeps_of(writer.records, work.prompts, "prompts")
                 committed = time.monotonic()
                 runtime.stop_if_requested()
     writer.finish(

@@ -228,11 +228,13 @@ class VerifyOptions(CommandOptions):
     allow_verifier: AllowVerifier = ()
     verify_seconds: VerifySeconds = 10.0
     partial_credit: PartialCredit = False
+    dry_run: DryRun = False
 
     def check(self) -> None:
         if self.keeps_rewards and self.partial_credit:
             raise UsageError(f"--partial-credit: --verifier {RECORDED} grades no answer; leave one of them out")
-        _check_streams(self.as_json, self.output)
+        if not self.dry_run:
+            _check_streams(self.as_json, self.output)
 
     @property
     def keeps_rewards(self) -> bool:

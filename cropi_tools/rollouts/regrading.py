@@ -5,24 +5,28 @@ Rollouts of others are read as well (text only, or verl's dumps): they become ro
 
 from __future__ import annotations
 
+import time
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from cropi_tools import runtime
 from cropi_tools.data.external_rollouts import foreign_form
-from cropi_tools.data.jsonl import Record, is_stream, read_jsonl, shown
+from cropi_tools.data.jsonl import Record, dump_line, is_stream, read_jsonl, shown
 from cropi_tools.data.jsonl_output import JsonLinesOutput
 from cropi_tools.data.manifest import read_manifest
 from cropi_tools.data.policies import same_tokenizer, tokenizer_digest
 from cropi_tools.data.records import read_rollouts, shard_range
 from cropi_tools.rewards import VerifierPool, check_record
+from cropi_tools.rollouts.estimate import PROBE_RESPONSES
 from cropi_tools.rollouts.grading import CHUNK_RESPONSES, Row, graded, reasoning_mark
 from cropi_tools.rollouts.look import Look
 from cropi_tools.rollouts.options import VerifyOptions
 from cropi_tools.rollouts.writing import write
 from cropi_tools.runtime.clock import starting
 from cropi_tools.runtime.errors import InputError
+from cropi_tools.runtime.estimate import Estimate, evenly, measured
 
 
 def regrade(options: VerifyOptions, target: JsonLinesOutput, look: Look) -> Mapping[str, Any]:
@@ -30,36 +34,80 @@ def regrade(options: VerifyOptions, target: JsonLinesOutput, look: Look) -> Mapp
     if options.model is not None:
         for file in options.rollouts:
             same_tokenizer(file, options.model)
-    keep = options.keeps_rewards
     target.begin_work()
-    count = repeated = 0
+    start, stop, responses, repeated = _survey(options)
+    groups = _groups(islice(records(options), start + target.lines, stop))
+    with _pool(options) as pool:
+        rows = ([Row(record, False) for record in _graded(options, pool, group)] for group in groups)
+        seen = look.passing(rows) if is_stream(options.output) else rows
+        written = write(target, seen, stop - start, "verified", responses=responses)
+    summary = written.tallies.summary()
+    if repeated:
+        runtime.notify(f"{repeated} prompts came again and were left out; the first of each is kept")
+    facts = {"tokenizer": _tokenizer(options), "summary": summary}
+    target.finish(skipped={"repeated prompts": repeated}, facts=facts)
+    return summary
+
+
+def dry_run(options: VerifyOptions) -> Estimate:
+    """Grade a few records, spread evenly over this shard, and say what all of them will take."""
+    started = time.monotonic()
+    start, stop, responses, _ = _survey(options)
+    reading = time.monotonic() - started
+    prompts = stop - start
+    places = set(evenly(prompts, max(1, PROBE_RESPONSES * prompts // max(responses, 1))))
+    probe = [record for place, record in enumerate(islice(records(options), start, stop)) if place in places]
+    with _pool(options) as pool:
+        found = measured(probe, lambda part: _graded(options, pool, part))
+    share = found.share(prompts)
+    return Estimate(
+        f"{prompts} prompts, {responses} responses",
+        2 * reading + found.seconds * share,  # all is read once to be checked and once to be graded
+        sum(len(dump_line(record).encode()) + 1 for record in found.result) * share,
+        f"{found.items} prompts that were really verified",
+        found.seconds,
+        facts={"prompts": prompts, "responses": responses, "probe_prompts": found.items},
+    )
+
+
+class _Survey(NamedTuple):
+    """This shard's records [start, stop), their responses, and how many prompts, of all shards, come again and are left out."""
+
+    start: int
+    stop: int
+    responses: int
+    repeated: int
+
+
+def _survey(options: VerifyOptions) -> _Survey:
+    """What there is to do; all records are checked."""
+    repeated, samples = 0, array("L")
 
     def note_repeated(identity: str) -> None:
         nonlocal repeated
         repeated += 1
 
     for record in records(options, note_repeated):
-        if keep:
+        if options.keeps_rewards:
             _check_rewards(record)
         else:
             check_record(record, options.verifier)
-        count += 1
-    start, stop = shard_range(count, *options.shard)
-    groups = _groups(islice(records(options), start + target.lines, stop))
-    with VerifierPool(
-        None if keep else options.verifier,
+        samples.append(len(record["samples"]))
+    start, stop = shard_range(len(samples), *options.shard)
+    return _Survey(start, stop, sum(samples[start:stop]), repeated)
+
+
+def _pool(options: VerifyOptions) -> VerifierPool:
+    return VerifierPool(
+        None if options.keeps_rewards else options.verifier,
         seconds=options.verify_seconds,
         stoppable=True,
         partial_credit=options.partial_credit,
-    ) as pool:
-        rows = ([Row(record, False) for record in (group if keep else graded(pool, group))] for group in groups)
-        seen = look.passing(rows) if is_stream(options.output) else rows
-        summary = write(target, seen, stop - start, "verified").tallies.summary()
-    if repeated:
-        runtime.notify(f"{repeated} prompts came again and were left out; the first of each is kept")
-    facts = {"tokenizer": _tokenizer(options), "summary": summary}
-    target.finish(skipped={"repeated prompts": repeated}, facts=facts)
-    return summary
+    )
+
+
+def _graded(options: VerifyOptions, pool: VerifierPool, group: Sequence[Record]) -> Sequence[Record]:
+    return group if options.keeps_rewards else graded(pool, group)
 
 
 def records(options: VerifyOptions, repeated: Callable[[str], None] = lambda identity: None) -> Iterator[Record]:

@@ -18,26 +18,31 @@ from cropi_tools.engines.protocol import Sampling
 from cropi_tools.policy.prompts import PromptCheck
 from cropi_tools.policy.tokens import load_tokens
 from cropi_tools.rewards import VerifierPool, check_record
-from cropi_tools.rollouts.estimate import SamplingCost, estimate, probe_places
+from cropi_tools.rollouts.estimate import estimate, probe_places
 from cropi_tools.rollouts.grading import Row
 from cropi_tools.rollouts.look import Look
-from cropi_tools.rollouts.metrics import SAVED, Tallies
+from cropi_tools.rollouts.metrics import SAVED
 from cropi_tools.rollouts.options import RolloutOptions
 from cropi_tools.rollouts.refreshing import Again, marked, parse_wish, wanted_ids
 from cropi_tools.rollouts.sampling import SamplingTask, chunks, sample_groups
 from cropi_tools.rollouts.writing import write
 from cropi_tools.runtime.errors import InputError
+from cropi_tools.runtime.estimate import Estimate
 
 GROUP_SAMPLES = 8  # of a prompt, where prompts may have different numbers: for the size of a group
 
 
 class Survey(NamedTuple):
-    """This shard's records [start, stop), how many of them are sampled, and how many responses that makes."""
+    """This shard's records [start, stop), how many of them are sampled, and how many responses that makes.
+
+    all_responses: with those of the records that are passed on.
+    """
 
     start: int
     stop: int
     prompts: int
     responses: int
+    all_responses: int
 
 
 def tasks(options: RolloutOptions, again: Again | None, vocabulary: int | None = None) -> Iterator[SamplingTask]:
@@ -74,7 +79,7 @@ def survey(options: RolloutOptions, again: Again | None) -> Survey:
     tokens.tell_ends()
     check = PromptCheck(tokens, options.max_tokens)
     refused: InputError | None = None
-    samples = array("L")
+    samples, everything = array("L"), array("L")
     for task in tasks(options, again, tokens.vocabulary):
         check_record(task.record, options.verifier)
         if task.key is not None and refused is None:
@@ -84,11 +89,12 @@ def survey(options: RolloutOptions, again: Again | None) -> Survey:
             except InputError as error:
                 refused = error
         samples.append(0 if task.key is None else task.samples)
+        everything.append(len(task.record["samples"]) if task.key is None else task.samples)
     if refused is not None:
         raise refused
     start, stop = shard_range(len(samples), *options.shard)
     mine = samples[start:stop]
-    return Survey(start, stop, sum(map(bool, mine)), sum(mine))
+    return Survey(start, stop, sum(map(bool, mine)), sum(mine), sum(everything[start:stop]))
 
 
 def sample(options: RolloutOptions, again: Again | None, target: JsonLinesOutput, look: Look) -> Mapping[str, Any]:
@@ -96,7 +102,7 @@ def sample(options: RolloutOptions, again: Again | None, target: JsonLinesOutput
     if again is not None:
         for file in options.sources:
             same_tokenizer(file, options.model)
-    start, stop, prompts, responses = survey(options, again)
+    start, stop, prompts, responses, everything = survey(options, again)
     if again is not None:
         runtime.notify(f"{prompts} of {stop - start} prompts are sampled again, {responses} responses")
     engine, tokens, device = _opened(options)
@@ -115,7 +121,7 @@ def sample(options: RolloutOptions, again: Again | None, target: JsonLinesOutput
             target.begin_work()
             with closing(groups):
                 seen = look.passing(groups) if is_stream(options.output) else groups
-                written = write(target, seen, stop - start, "rollouts", {"served_model": served})
+                written = write(target, seen, stop - start, "rollouts", {"served_model": served}, everything)
     finally:
         engine.close()
     summary, cost = written.tallies.summary(), written.sampled
@@ -126,12 +132,12 @@ def sample(options: RolloutOptions, again: Again | None, target: JsonLinesOutput
     return summary
 
 
-def dry_run(options: RolloutOptions, again: Again | None, look: Look) -> tuple[SamplingCost, Mapping[str, Any]]:
+def dry_run(options: RolloutOptions, again: Again | None, look: Look) -> tuple[Estimate, Mapping[str, Any]]:
     """Sample a few prompts, spread evenly over this shard: what all of them will cost, and the summary of these. Nothing is written.
 
     look: sees them.
     """
-    start, stop, prompts, responses = survey(options, again)
+    start, stop, prompts, responses, _ = survey(options, again)
     places = set(probe_places(prompts, -(-responses // max(prompts, 1))))
     chosen = (task for task in islice(tasks(options, again), start, stop) if task.key is not None)
     probe = [task for place, task in enumerate(chosen) if place in places]
@@ -142,13 +148,7 @@ def dry_run(options: RolloutOptions, again: Again | None, look: Look) -> tuple[S
             def run(wanted: Sequence[SamplingTask]) -> Iterator[list[Row]]:
                 return sample_groups(engine, tokens, pool, chunks(wanted, _group_samples(options)), _sampling(options))
 
-            tallies = Tallies()
-
-            def count(rows: list[Row]) -> None:
-                tallies.add(row.record for row in rows)
-
-            cost = estimate(prompts, responses, probe, lambda wanted: look.passing(run(wanted)), count)
-            return cost, tallies.summary()
+            return estimate(prompts, responses, probe, lambda wanted: look.passing(run(wanted)))
     finally:
         engine.close()
 

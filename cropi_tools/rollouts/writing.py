@@ -28,16 +28,24 @@ def write(
     total: int,
     label: str,
     remembered: Mapping[str, Any] | None = None,
+    responses: int = 0,
 ) -> Written:
     """Append and commit group after group until `total` records are there.
 
-    remembered: for a later try, beside the counts. Raises Interrupted, with everything finished on disk, when a signal asked to stop before
-    the end; InputError when the groups end before it without one.
+    remembered: for a later try, beside the counts. responses: how many all records have, for the line of an interrupted command. Raises
+    Interrupted, with everything finished on disk, when a signal asked to stop before the end; InputError when the groups end before it
+    without one.
     """
     state = target.resumed(SAVED)
     tallies = Tallies(state.get("sources"))
     fresh = Tally(**state.get("sampled", {}))
     started, tokens_before = time.monotonic(), fresh.tokens
+
+    def tell_kept() -> None:
+        if target.lasting:
+            runtime.keeps_of(tallies.total().samples, responses, "responses")
+
+    tell_kept()
     with runtime.progress(label, total, target.lines) as shown:
         for rows in groups:
             records = [row.record for row in rows]
@@ -48,6 +56,7 @@ def write(
                     fresh.add(row.record)
             target.append(records)
             target.commit({"sources": tallies.saved(), "sampled": fresh.saved(), **(remembered or {})})
+            tell_kept()
             sums = tallies.total()
             note = f"accuracy {sums.correct / sums.samples:.3f}"
             if fresh.tokens:

@@ -1,8 +1,9 @@
 """What every running command shares: messages on stderr, progress, and the wish to stop.
 
 Data goes to stdout, everything in this module to stderr. A progress bar is drawn on a terminal only; elsewhere a plain line is
-printed every few seconds, so that a log file shows that the command is alive. TERM and USR2 only set a flag: long loops ask
-`stop_if_requested()` between two commits, when everything finished is on disk.
+printed now and then, so that a log file shows that the command is alive. Steps that take long count the tokens that are generated
+in them (`count_tokens`). TERM and USR2 only set a flag: long loops ask `stop_if_requested()` between two commits, when everything
+finished is on disk, and tell what that is (`keeps`), for the line that an interrupted command ends with.
 """
 
 from __future__ import annotations
@@ -16,13 +17,24 @@ from typing import TYPE_CHECKING
 
 from cropi_tools.runtime.console import say
 from cropi_tools.runtime.errors import printable
-from cropi_tools.runtime.signals import install_signal_handlers, stop_if_requested, stop_now, stop_requested
+from cropi_tools.runtime.signals import (
+    install_signal_handlers,
+    keeps,
+    keeps_of,
+    stop_if_requested,
+    stop_now,
+    stop_requested,
+)
 
 __all__ = [
     "Progress",
+    "count_tokens",
     "install_signal_handlers",
     "is_quiet",
+    "keeps",
+    "keeps_of",
     "notify",
+    "only_this_progress",
     "progress",
     "set_quiet",
     "stop_if_requested",
@@ -36,12 +48,15 @@ if TYPE_CHECKING:
     from rich.live import Live
     from rich.table import Table
 
-SECONDS_BETWEEN_LINES = 10.0
+SECONDS_BEFORE_FIRST_LINE = 10.0  # soon enough to see that it runs
+SECONDS_BETWEEN_LINES = 30.0
 _BAR_WIDTH = 20
 _STRETCHES = 20  # of time, that the time left follows from
 _SHORTEST_STRETCH = 0.5  # seconds
 
 _quiet = False
+_hushed = False  # as in `only_this_progress`
+_shown: list[Progress] = []  # those that are open, the innermost last
 
 
 def set_quiet(quiet: bool) -> None:
@@ -57,7 +72,7 @@ def is_quiet() -> bool:
 
 def notify(message: str) -> None:
     """Print one line for the user on stderr, unless --quiet."""
-    if not _quiet:
+    if not (_quiet or _hushed):
         say(message)
 
 
@@ -121,10 +136,12 @@ class Progress:
     def __init__(self, label: str, total: int, done: int = 0) -> None:
         self.label, self.total, self.done = printable(label), total, done
         self._note, self._below = "", False
+        self._tokens = 0  # generated since the last step ended
         self._pace = _Pace()
-        self._printed = time.monotonic()
+        self._silent = _quiet or _hushed
+        self._next_line = time.monotonic() + SECONDS_BEFORE_FIRST_LINE
         self._live: Live | None = None
-        if not _quiet and sys.stderr.isatty():
+        if not self._silent and sys.stderr.isatty():
             from rich.console import Console
             from rich.live import Live
 
@@ -143,13 +160,25 @@ class Progress:
         """Count `steps` more as done."""
         self._pace.add(steps)
         self.done += steps
-        self._note = note = printable(note)
+        self._note, self._tokens = printable(note), 0
+        self._print_line()
+
+    def count_tokens(self, tokens: int) -> None:
+        """So many more tokens were generated in the steps that are under way."""
+        self._tokens += tokens
+        self._print_line()
+
+    def _print_line(self) -> None:
+        """Where there is no bar, a line if it is time for one."""
         now = time.monotonic()
-        if self._live is None and now - self._printed >= SECONDS_BETWEEN_LINES and self.done < self.total:
-            self._printed = now
+        if self._live is None and not self._silent and now >= self._next_line and self.done < self.total:
+            self._next_line = now + SECONDS_BETWEEN_LINES
             left = self._time_left()
-            parts = [f"{self.done}/{self.total}", f"{left} left" if left else "", note]
-            notify(f"{self.label}: {', '.join(part for part in parts if part)}")
+            parts = [f"{self.done}/{self.total}", f"{left} left" if left else "", self._note, self._in_hand()]
+            say(f"{self.label}: {', '.join(part for part in parts if part)}")
+
+    def _in_hand(self) -> str:
+        return f"{self._tokens:,} tokens in hand" if self._tokens else ""
 
     def _time_left(self) -> str:
         seconds = self._pace.left(self.total - self.done)
@@ -172,9 +201,10 @@ class Progress:
             Text(left, "progress.remaining"),
         ]
         beside = columns - len(self.label) - _BAR_WIDTH - len(count) - len(left) - len(cells)
+        told = "  ".join(part for part in (self._note, self._in_hand()) if part)
         # once below it stays there: a note that is now a letter longer, now shorter, would jump
-        self._below = self._below or len(self._note) > beside
-        note = Text(_fitting(self._note, columns))
+        self._below = self._below or len(told) > beside
+        note = Text(_fitting(told, columns))
         line = Table.grid(padding=(0, 1))
         if self._below:
             line.add_row(*cells)
@@ -190,9 +220,30 @@ class Progress:
 
 @contextmanager
 def progress(label: str, total: int, done: int = 0) -> Iterator[Progress]:
-    """A `Progress` that is closed whatever happens."""
+    """A `Progress` that is closed whatever happens. Inside of it `count_tokens` counts for it."""
     shown = Progress(label, total, done)
+    if not _hushed:
+        _shown.append(shown)
     try:
         yield shown
     finally:
+        if shown in _shown:
+            _shown.remove(shown)
         shown.close()
+
+
+@contextmanager
+def only_this_progress() -> Iterator[None]:
+    """Inside, neither messages nor further progress is shown: a probe's work would say of itself what is true of the whole alone."""
+    global _hushed
+    before, _hushed = _hushed, True
+    try:
+        yield
+    finally:
+        _hushed = before
+
+
+def count_tokens(tokens: int) -> None:
+    """Say that so many more tokens were generated: engines do, as they come, so that a step of many shows that it goes on."""
+    if _shown and tokens:
+        _shown[-1].count_tokens(tokens)

@@ -23,6 +23,23 @@ PATIENCE_SECONDS = 2.0  # make and shells pass a signal on to a process that may
 _stop_signal: int | None = None
 _stop_asked = 0.0
 _at_once = False
+_kept: str | None = None  # what an interrupted command has on disk; None: nothing yet
+
+
+def keeps(what: str | None) -> None:
+    """Say what is on disk now, such as `256 of 800 responses`, for the line that an interrupted command ends with; None: nothing."""
+    global _kept
+    _kept = what
+
+
+def keeps_of(done: int, total: int, what: str) -> None:
+    """The same in numbers."""
+    keeps(f"{done:,} of {total:,} {what}" if done else None)
+
+
+def outcome() -> str:
+    """What an interrupted command leaves, as the end of a sentence."""
+    return "nothing finished yet" if _kept is None else f"kept {_kept}; the same command resumes"
 
 
 def install_signal_handlers() -> None:
@@ -58,7 +75,7 @@ def stop_if_requested() -> None:
 def stop_now() -> NoReturn:
     """Raise Interrupted: this process was asked to stop, or another one of the same run was."""
     name = "a signal" if _stop_signal is None else signal.Signals(_stop_signal).name
-    raise Interrupted(f"stopped by {name}; finished work is kept, the same command resumes from there")
+    raise Interrupted(f"stopped by {name}; {outcome()}")
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from cropi_tools.options import CommandOptions, Option, Output, named
+from cropi_tools.options import CommandOptions, DryRun, Option, Output, named
 from cropi_tools.runtime.errors import UsageError
 from cropi_tools.selection.options import RATIO, ratio
 
@@ -59,7 +59,10 @@ class ScoreOptions(CommandOptions):
             shown=RATIO,
         ),
     ] = None
-    as_json: Annotated[bool, Option("--json", "With --reliability: print it as JSON.", "Reliability")] = False
+    as_json: Annotated[bool, Option("--json", "With --reliability or --dry-run: print it as JSON.", "Reliability")] = (
+        False
+    )
+    dry_run: DryRun = False
 
     def check(self) -> None:
         of_halves, of_scores = self.reliability, not self.reliability
@@ -69,7 +72,11 @@ class ScoreOptions(CommandOptions):
                 "--reliability compares the halves in the stores and prints on stdout; leave --valid, --norms, -o and --force out",
             ),
             (of_scores and self.ratio is not None, "--ratio is of --reliability; cropi-select has one of its own"),
-            (of_scores and self.as_json, "--json is of --reliability; scores are JSON lines already"),
+            (of_halves and self.dry_run, "--reliability writes nothing; leave --dry-run out"),
+            (
+                of_scores and self.as_json and not self.dry_run,
+                "--json is of --reliability and --dry-run; scores are JSON lines already",
+            ),
             (
                 of_scores and self.each and not self.valid,
                 "--each takes the prompts of validation stores; name them with --valid",

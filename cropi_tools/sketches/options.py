@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from cropi_tools.options import SHARE, AsJson, CommandOptions, Option, Seed, at_least, named
+from cropi_tools.options import SHARE, AsJson, CommandOptions, DryRun, Option, Seed, at_least, named
 from cropi_tools.runtime.errors import UsageError
 
 DEFAULT_KEEP = 0.1
@@ -57,6 +57,7 @@ class ProjectOptions(CommandOptions):
     ] = ()
     store_check: Annotated[bool, Option("--check", "Print whether the store is whole.", "Reliability")] = False
     as_json: AsJson = False
+    dry_run: DryRun = False
 
     def check(self) -> None:
         asks = bool(self.fidelity or self.store_check)
@@ -75,10 +76,14 @@ class ProjectOptions(CommandOptions):
                 "--check reads a store as it is; leave --dim, --sketch, --keep and --seed out",
             ),
             (
-                not asks and (self.output is None or self.dim is None),
+                not asks and (self.dim is None or (self.output is None and not self.dry_run)),
                 "a sketch needs --dim and -o STORE; without -o, ask for --fidelity or --check",
             ),
-            (not asks and self.as_json, "--json is of --fidelity and --check; a sketch goes to -o"),
+            (asks and self.dry_run, "--fidelity and --check write nothing; leave --dry-run out"),
+            (
+                not (asks or self.dry_run) and self.as_json,
+                "--json is of --fidelity, --check and --dry-run; a sketch goes to -o",
+            ),
         ]
         for wrong, remedy in mistakes:
             if wrong:

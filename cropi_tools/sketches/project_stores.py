@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,14 @@ import numpy as np
 from cropi_tools import runtime
 from cropi_tools.data.means import check_whole, read_finished, read_tensors
 from cropi_tools.data.output import Output
+from cropi_tools.data.records import STORE_INDEX
 from cropi_tools.data.store import Store, StoreWriter
 from cropi_tools.runtime.errors import InputError, UsageError
+from cropi_tools.runtime.estimate import Estimate, Measured, measured
 from cropi_tools.sketches.projection import fold, project_rows, sketch_vector
 from cropi_tools.sketches.spec import Layout, ProjectionSpec
+
+PROBE_ROWS = 256
 
 
 def projection_of(store: Store) -> ProjectionSpec:
@@ -47,10 +52,10 @@ def plan(store: Store, method: str, dim: int, seed: int, keep: float | None) -> 
 def project_store(store: Store, spec: ProjectionSpec, output: Output) -> None:
     """Write the sketch of every row of `store`; index, norms and inner products go along."""
     writer = StoreWriter(output, store.rows, spec.dim, {**store.attributes, "projection": spec.to_json()})
-    layout = Layout.from_json(store.attributes["layout"])
-    folding = store.attributes["projection"]["method"] != "none"
+    sketched = _sketcher(store, spec)
     norms = store.column("sketch_norm")
     rows = _rows(store)
+    runtime.keeps_of(writer.records, store.prompts, "prompts")
     with runtime.progress("sketches", store.prompts, writer.records) as shown:
         for place, entry in enumerate(store.entries()):
             unit = next(rows) if entry["row"] is not None else None
@@ -58,14 +63,48 @@ def project_store(store: Store, spec: ProjectionSpec, output: Output) -> None:
                 continue
             row = None
             if unit is not None:
-                whole = unit * norms[entry["row"]]
-                row = fold(whole, spec.dim) if folding else project_rows(spec, layout, whole[None])[0]
+                row = sketched(unit * norms[entry["row"]])
             writer.add({**entry, "sketch_norm": None}, row)
             shown.advance()
             if writer.chunk_full or runtime.stop_requested():
                 writer.commit({})
+                runtime.keeps_of(writer.records, store.prompts, "prompts")
                 runtime.stop_if_requested()
     writer.finish({}, skipped=store.manifest["skipped"], ledger={"device": "cpu"})
+
+
+def estimate(store: Store, spec: ProjectionSpec) -> Estimate:
+    """What the sketch of a store will take, from some of its rows."""
+    sketched = _sketcher(store, spec)
+    found = measured(
+        range(min(store.rows, PROBE_ROWS)), lambda part: [sketched(row) for row in islice(_rows(store), len(part))]
+    )
+    return _estimate(found, store.rows, spec, (store.path / STORE_INDEX).stat().st_size)
+
+
+def estimate_mean(path: str, spec: ProjectionSpec) -> Estimate:
+    """The same of a mean gradient."""
+    layout = Layout.from_json(read_finished(path)["parameters"])
+    return _estimate(measured([path], lambda _: sketch_vector(spec, layout, read_tensors(path))), 1, spec, 0)
+
+
+def _estimate(found: Measured, rows: int, spec: ProjectionSpec, index: int) -> Estimate:
+    return Estimate(
+        f"{rows} rows of {spec.dim} dimensions",
+        found.seconds * found.share(rows),
+        rows * 2 * spec.dim + index,
+        f"{found.items} rows that were really sketched",
+        found.seconds,
+        facts={"rows": rows, "probe_rows": found.items},
+    )
+
+
+def _sketcher(store: Store, spec: ProjectionSpec) -> Callable[[Any], Any]:
+    """What makes the sketch of a row of the store."""
+    layout = Layout.from_json(store.attributes["layout"])
+    if store.attributes["projection"]["method"] != "none":
+        return lambda row: fold(row, spec.dim)
+    return lambda row: project_rows(spec, layout, row[None])[0]
 
 
 def project_mean(path: str, spec: ProjectionSpec, output: Output) -> None:

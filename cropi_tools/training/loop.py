@@ -111,6 +111,7 @@ class Trainer:
     def run(self) -> dict[str, Any]:
         """Train to the last step; returns the ledger's counters. Raises Interrupted after a checkpoint when a signal asks to stop."""
         options = self._options
+        self._tell_kept()
         with self._logs, runtime.progress("training", options.steps, self._step) as shown:
             self._hand_over(self._step)
             self._output.begin_work()
@@ -275,7 +276,14 @@ class Trainer:
         if self._pending:
             write_pending(part, self._pending)
         self._output.commit(found)
+        self._tell_kept()
         keep_newest(part, self._options.checkpoints)
+
+    def _tell_kept(self) -> None:
+        """For the line of an interrupted run."""
+        state, more = self._output.state, "and rollouts of the next one" if self._pending else ""
+        step, steps = state.get("step", 0), self._options.steps
+        runtime.keeps(f"{step} of {steps} steps {more}".strip() if step or more else None)
 
     def _write_checkpoint(self) -> None:
         policy, first = self._policy, self._ranks.first

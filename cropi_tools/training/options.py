@@ -14,6 +14,7 @@ from cropi_tools.options import (
     Date,
     Device,
     DryRun,
+    EstimateAsJson,
     MaxTokens,
     Model,
     Option,
@@ -283,6 +284,7 @@ class TrainOptions(CommandOptions):
     ] = False
     seed: Seed = 0
     dry_run: DryRun = False
+    as_json: EstimateAsJson = False
 
     @classmethod
     def asked(cls, given: Mapping[str, Any]) -> Self:
@@ -303,6 +305,10 @@ class TrainOptions(CommandOptions):
             (
                 self.clip[0] >= 1,
                 f"--clip {self.clip[0]:g},{self.clip[1]:g}: the lower one is a share; give less than 1",
+            ),
+            (
+                self.as_json and (self.engine == "verl" or not self.dry_run),
+                "--json prints the estimate of --dry-run, which --engine verl has none of; leave it out",
             ),
             (len(self.sets) < len(self.evaluations), "--eval: every set needs a name of its own"),
             (

@@ -28,8 +28,17 @@ from cropi_tools.training.options import TrainOptions
 from cropi_tools.training.trackers import open_trackers
 
 
-def train(options: TrainOptions, own_verifiers: Mapping[str, str], output: Output, ranks: Ranks) -> None:
-    """Train into an opened output, from where an earlier try came to. own_verifiers: those that records name, with their fingerprints."""
+def train(
+    options: TrainOptions,
+    own_verifiers: Mapping[str, str],
+    output: Output,
+    ranks: Ranks,
+    grading: type[VerifierPool] = VerifierPool,
+) -> None:
+    """Train into an opened output, from where an earlier try came to. own_verifiers: those that records name, with their fingerprints.
+
+    grading: what grades responses.
+    """
     records, evaluations = read_records(options)
     if ranks.first:
         warn_of_shared_questions(records, evaluations)
@@ -56,7 +65,7 @@ def train(options: TrainOptions, own_verifiers: Mapping[str, str], output: Outpu
         write_json(output.part / TRAINING_OPTIONS, resolved)
         trackers = open_trackers(options.track, output.path, resolved, output.state.get("step"))
     engine = _engine(options, policy, device, autocast, shared)
-    pool = VerifierPool(options.verifier, seconds=options.verify_seconds, partial_credit=options.partial_credit)
+    pool = grading(options.verifier, seconds=options.verify_seconds, partial_credit=options.partial_credit)
     with contextlib.closing(engine), pool:
         counters = Trainer(
             policy,

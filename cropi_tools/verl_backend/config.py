@@ -105,6 +105,7 @@ IRRELEVANT: Mapping[str, str] = {
     "engine": "it is verl",
     "date": "prompts that depend on it are refused",
     "state": "it leaves none in the policy",
+    "as_json": "of an estimate, which there is none of",
     "dry_run": "prints the command in place of running it",
     "force": "of the output alone",
     "quiet": "of messages alone",

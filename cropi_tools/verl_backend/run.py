@@ -208,6 +208,8 @@ def run(line: Sequence[str], folder: Path) -> None:
             process.wait()
             _pass_on(relay, written.read())
             relay.close()
+            reached = last_step(folder)
+            runtime.keeps(f"{reached} steps" if reached else None)
     runtime.stop_if_requested()
     if failed.exists():
         said = failed.read_text(encoding="utf-8")

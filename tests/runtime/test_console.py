@@ -62,7 +62,7 @@ def test_messages_and_results(capsys: pytest.CaptureFixture[str]) -> None:
     runtime.warn(HOSTILE)
     console.say(HOSTILE)
     with runtime.progress(HOSTILE, 3) as shown:
-        shown._printed -= 100
+        shown._next_line -= 100
         shown.advance(note=HOSTILE)
     console.show("first\n" + HOSTILE)
     console.show_json(json.dumps({"a": HOSTILE, "b": "é–😀"}, ensure_ascii=False))

@@ -155,12 +155,12 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 def test_plain_lines_carry_count_time_and_note(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     with runtime.progress("training", 100, 40) as shown:
-        for _ in range(6):
+        for _ in range(12):
             clock[0] += 6
             shown.advance(note=NOTE)
     assert lines(capsys) == [
         f"training: {done}/100, {left} left, {NOTE}"
-        for done, left in ((42, "0:05:48"), (44, "0:05:36"), (46, "0:05:24"))
+        for done, left in ((42, "0:05:48"), (47, "0:05:18"), (52, "0:04:48"))
     ]
 
 

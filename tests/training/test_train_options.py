@@ -19,9 +19,10 @@ NEEDED = {"prompts": ("p.jsonl",), "model": "P0", "output": "P1", "steps": 2}
 # what decides nothing by itself: inputs count by content, the rest leaves the policy the same beyond rounding
 UNDECISIVE = {"prompts", "model", "output", "evaluations", "reference", "allow_verifier", "verl_python", "preset"}
 UNDECISIVE |= {"track", "engine_memory", "device", "tokens_per_pass", "checkpoint_activations"}
-UNDECISIVE |= {"dry_run", "force", "quiet"}
+UNDECISIVE |= {"dry_run", "as_json", "force", "quiet"}
 # options that another engine has no use for
 ENGINE = {"engine_memory": "vllm", "verl_python": "verl", "verl_option": "verl"}
+TOGETHER = {name: {"engine": engine} for name, engine in ENGINE.items()} | {"as_json": {"dry_run": True}}
 
 
 def test_other_values_are_other_values() -> None:
@@ -82,8 +83,8 @@ def graded(verifier: str | None, partial_credit: bool = False) -> dict[str, Any]
 
 @pytest.mark.parametrize("name", sorted(OTHER))
 def test_every_option_decides_the_output_or_has_no_part_in_it(name: str) -> None:
-    engine = {"engine": ENGINE[name]} if name in ENGINE else {}
-    assert (decisive(**engine) == decisive(**{**engine, name: OTHER[name]})) == (name in UNDECISIVE)
+    more = TOGETHER.get(name, {})
+    assert (decisive(**more) == decisive(**{**more, name: OTHER[name]})) == (name in UNDECISIVE)
 
 
 def test_the_date_decides_only_where_a_template_asks_for_it() -> None:
@@ -105,11 +106,14 @@ def test_an_estimate_follows_every_option(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(estimate, "train", train)
     test = tiny_policy.write_jsonl(tmp_path / "test.jsonl", tiny_policy.prompts(3))
-    given = options(**{**OTHER, "carry": "weights", "engine": "verl", "evaluations": (("t", str(test)),)})
+    given = options(
+        **{**OTHER, "carry": "weights", "engine": "verl", "evaluations": (("t", str(test)),), "as_json": False}
+    )
     with pytest.raises(Probed):
         estimate.estimate(given, {})
     (probe,) = seen
     assert {name for name in OTHER if getattr(probe, name) != getattr(given, name)} == {
-        *("steps", "save_every", "eval_every", "checkpoints", "collapse", "evaluations", "track", "state", "save_dtype")
+        *("steps", "batch", "minibatch", "save_every", "eval_every", "checkpoints", "collapse", "evaluations", "track"),
+        *("state", "save_dtype"),
     }
     assert list(probe.sets) == ["t"]
