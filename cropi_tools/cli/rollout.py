@@ -65,7 +65,7 @@ def rollout(options: RolloutOptions) -> None:
 
     if options.dry_run:
         found, summary = run.dry_run(options, again, look)
-        found.print(options.as_json)
+        found.tell(options.as_json)
     else:
         summary = run.sample(options, again, target, look)
         show_summary(summary, options.as_json)
@@ -80,7 +80,7 @@ def _tell(options: RolloutOptions, look: Look, summary: Mapping[str, Any]) -> No
     if options.show:
         from cropi_tools.policy.tokens import load_tokens
 
-        look.print(load_tokens(options.model, options.date).tokenizer)
+        look.tell(load_tokens(options.model, options.date).tokenizer)
     warn_of(summary, look, options.verifier)
 
 

@@ -55,7 +55,7 @@ def verify(options: VerifyOptions) -> None:
     if options.dry_run:
         from cropi_tools.rollouts.regrading import dry_run
 
-        dry_run(options).print(options.as_json)
+        dry_run(options).tell(options.as_json)
         return
     if not target.open():
         runtime.notify(f"{options.output}: up to date")

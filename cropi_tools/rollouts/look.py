@@ -50,7 +50,7 @@ class Look:
             for rollout in islice(read_rollouts([output]), max(LOOKED_AT, self.show)):
                 self.add(rollout.record)
 
-    def print(self, tokenizer: Any) -> None:
+    def tell(self, tokenizer: Any) -> None:
         """The first `show` prompts with a right and a wrong response each, or with one where all earned the same, on stderr."""
         shown = self.records[: self.show]
         for number, record in enumerate(shown, 1):

@@ -355,17 +355,8 @@ class TrainOptions(CommandOptions):
         """What the loss is."""
         from cropi_tools.training.loss_settings import LossSettings
 
-        return LossSettings(
-            temperature=self.temperature,
-            clip=self.clip,
-            kl=self.kl,
-            entropy=self.entropy,
-            aggregation=self.aggregation,
-            advantage=self.advantage,
-            fixed_length=self.max_tokens,
-            mask_truncated=self.mask_truncated,
-            importance_cap=self.importance_cap,
-        )
+        same = {name: getattr(self, name) for name in LossSettings._fields if name != "fixed_length"}
+        return LossSettings(**same, fixed_length=self.max_tokens)
 
     @property
     def lora_alpha(self) -> float:

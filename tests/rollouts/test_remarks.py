@@ -137,7 +137,7 @@ def test_line_breaks_stand_and_nothing_moves_the_cursor(capsys: pytest.CaptureFi
 
     look = Look(1)
     look.add(record(0, WRONG))
-    look.print(Tokenizer())
+    look.tell(Tokenizer())
     lines = capsys.readouterr().err.splitlines()
     assert lines[1:3] == ["  | one", "  | -- prompt 9"]
     assert lines[3].startswith("  | \\x1b[2Jxxx")
