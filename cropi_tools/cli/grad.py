@@ -39,7 +39,7 @@ def grad(options: GradOptions) -> None:
     if options.dry_run:
         from cropi_tools.gradients.estimate import estimate
 
-        estimate(options, facts).print(options.as_json)
+        estimate(options, facts).tell(options.as_json)
         return
     target = Output(
         options.output,

@@ -66,7 +66,7 @@ def _print_estimate(options: ProjectOptions, dim: int) -> None:
     else:
         store = Store(options.source)
         found = project_stores.estimate(store, project_stores.plan(store, *how))
-    found.print(options.as_json)
+    found.tell(options.as_json)
 
 
 def _print_fidelity(options: ProjectOptions) -> None:

@@ -58,7 +58,7 @@ def rollout(options: RolloutOptions) -> None:
     from cropi_tools.rollouts import run
 
     if options.dry_run:
-        run.dry_run(options, again).print(options.as_json)
+        run.dry_run(options, again).tell(options.as_json)
         return
     show_summary(run.sample(options, again, target), options.as_json)
 

@@ -39,7 +39,7 @@ def score(options: ScoreOptions) -> None:
         from cropi_tools.scores.estimate import estimate
 
         stores = open_stores(options.stores)
-        estimate(_scores(options, stores), sum(store.prompts for store in stores)).print(options.as_json)
+        estimate(_scores(options, stores), sum(store.prompts for store in stores)).tell(options.as_json)
         return
     inputs = {f"gradients {place}": store_input(path) for place, path in enumerate(options.stores, 1)}
     for name, paths in options.targets.items():

@@ -50,7 +50,7 @@ def train(options: TrainOptions) -> None:
     if options.dry_run:
         from cropi_tools.training.estimate import estimate
 
-        estimate(options, own_verifiers).print(options.as_json)
+        estimate(options, own_verifiers).tell(options.as_json)
         return
     with Ranks.of_torchrun(options.device) if several() else Ranks() as ranks:
         # one speaks; what goes wrong all may say

@@ -57,7 +57,7 @@ def verify(options: VerifyOptions) -> None:
     from cropi_tools.rollouts.regrading import dry_run, regrade
 
     if options.dry_run:
-        dry_run(options).print(options.as_json)
+        dry_run(options).tell(options.as_json)
         return
     show_summary(regrade(options, target), options.as_json)
 

@@ -54,7 +54,7 @@ class Estimate(NamedTuple):
         figures = {"seconds": self.seconds, "tokens": self.tokens, "disk": self.disk, "memory": memory}
         return {**self.facts, **figures, "gpu_memory": gpu_memory, "probe_seconds": self.probe_seconds}
 
-    def print(self, as_json: bool) -> None:
+    def tell(self, as_json: bool) -> None:
         """On stdout."""
         if as_json:
             show_json(json.dumps(self.as_json(), allow_nan=False))
