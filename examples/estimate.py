@@ -177,7 +177,9 @@ def table(costs: list[tuple[str, Cost]]) -> list[str]:
         "  ".join(cell.ljust(width) if not place else cell.rjust(width) for place, (cell, width) in pairs)
         for pairs in (enumerate(zip(line, widths, strict=True)) for line in lines)
     ]
-    shown.append("one command after another; tokens are those generated; responses may grow longer in training")
+    shown.append(
+        "one command after another; tokens are those generated, evaluations apart; responses may grow longer in training"
+    )
     return shown
 
 
