@@ -58,8 +58,9 @@ def select(options: SelectOptions) -> None:
     if needed is not None:
         runtime.warn(needed)
     if len(chosen) < wanted:
+        asked = f"--ratio {options.share}" if options.number is None else f"-n {options.number}"
         runtime.warn(
-            f"--ratio {options.ratio} asks for {wanted} prompts, and only {len(chosen)} can be selected by {options.by}, all there are: "
+            f"{asked} asks for {wanted} prompts, and only {len(chosen)} can be selected by {options.by}, all there are: "
             f"{_lacking(options.by)}"
         )
     target.finish(facts={"pool": len(pool), "wanted": wanted})
@@ -69,10 +70,10 @@ def select(options: SelectOptions) -> None:
 def _lacking(by: str) -> str:
     """Why a rule cannot select the others, and what helps."""
     if by == "pass-rate":
-        return "the pass rates of the others are unknown or outside --band; widen it, or lower --ratio"
+        return "the pass rates of the others are unknown or outside --band; widen it, or ask for fewer"
     if by == "learnability":
-        return "the pass rates of the others are unknown; sample them, or lower --ratio"
-    return "the others have no score, since all their responses earned the same; take more samples (cropi-rollout -n), or lower --ratio"
+        return "the pass rates of the others are unknown; sample them, or ask for fewer"
+    return "the others have no score, since all their responses earned the same; take more samples (cropi-rollout -n), or ask for fewer"
 
 
 main = entry(SelectOptions, select, name="cropi-select", example=EXAMPLE)

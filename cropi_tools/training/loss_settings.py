@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from cropi_tools.objective import Aggregation, Baseline, Clip
+from cropi_tools.training.options import TrainOptions
 
 
 class LossSettings(NamedTuple):
@@ -25,3 +26,18 @@ class LossSettings(NamedTuple):
     fixed_length: int = 1
     mask_truncated: bool = False
     importance_cap: float = 0.0
+
+
+def loss_settings(options: TrainOptions) -> LossSettings:
+    """What the options say of the loss."""
+    return LossSettings(
+        temperature=options.temperature,
+        clip=options.clip,
+        kl=options.kl,
+        entropy=options.entropy,
+        aggregation=options.aggregation,
+        advantage=options.advantage,
+        fixed_length=options.max_tokens,
+        mask_truncated=options.mask_truncated,
+        importance_cap=options.importance_cap,
+    )

@@ -36,7 +36,6 @@ from cropi_tools.training.presets import PRESETS
 
 if TYPE_CHECKING:
     from cropi_tools.engines.protocol import Sampling
-    from cropi_tools.training.loss_settings import LossSettings
 
 COLLAPSE = 0.05
 """What --collapse is where it is not given."""
@@ -349,14 +348,6 @@ class TrainOptions(CommandOptions):
         from cropi_tools.engines.protocol import Sampling
 
         return Sampling(self.max_tokens, self.eval_temperature)
-
-    @property
-    def loss(self) -> LossSettings:
-        """What the loss is."""
-        from cropi_tools.training.loss_settings import LossSettings
-
-        same = {name: getattr(self, name) for name in LossSettings._fields if name != "fixed_length"}
-        return LossSettings(**same, fixed_length=self.max_tokens)
 
     @property
     def lora_alpha(self) -> float:

@@ -26,6 +26,7 @@ from cropi_tools.training.batches import (
 )
 from cropi_tools.training.distributed import Ranks
 from cropi_tools.training.loss import FIGURES, token_loss
+from cropi_tools.training.loss_settings import loss_settings
 from cropi_tools.training.options import TrainOptions
 
 T = TypeVar("T")
@@ -52,7 +53,7 @@ class Updater:
         autocast: bool = False,
     ) -> None:
         self._policy, self._reference, self._ranks, self._autocast = policy, reference, ranks, autocast
-        self._loss, self._max_gradient_norm = options.loss, options.max_gradient_norm
+        self._loss, self._max_gradient_norm = loss_settings(options), options.max_gradient_norm
         self._models = [policy.model, *([] if reference is None else [reference.model])]  # that take the same passes
         self.parameters = [parameter for _, parameter in policy.trained]
         self.optimizer = torch.optim.AdamW(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import shutil
@@ -22,7 +21,7 @@ from fake_hub import FakeHub
 from safetensors.torch import save_file
 
 from cropi_tools.data.policies import OPTIMIZER_STATE, policy_input
-from cropi_tools.options import POLICY
+from cropi_tools.options import POLICY, described
 
 ROOT = Path(__file__).parents[2]
 NOWHERE = "http://127.0.0.1:9"
@@ -221,19 +220,18 @@ def options_for_policies() -> list[tuple[str, str]]:
     found = []
     for page in sorted((ROOT / "docs" / "commands").glob("*.md")):
         name = page.stem.removeprefix("cropi-")
-        function = getattr(import_module(f"cropi_tools.cli.{name}"), name)
-        for parameter in inspect.signature(function, eval_str=True).parameters.values():
-            for option in getattr(parameter.annotation, "__metadata__", ()):
-                words = [option.default, *(option.param_decls or ())]
-                if option.metavar == POLICY:
-                    found.append((name, words[0]))
-                assert option.metavar != "FOLDER" or "--output" in words, f"{words}: a policy's metavar is {POLICY}"
+        for field, option in described(import_module(f"cropi_tools.cli.{name}").main.record).items():
+            if option.metavar == POLICY:
+                found.append((name, option.flag))
+            assert option.metavar != "FOLDER" or field == "output", f"{option.flag}: a policy's metavar is {POLICY}"
+    assert len(found) == 7
     return found
 
 
 LINES: dict[str, list[str]] = {
     "rollout": ["p.jsonl", "-o", "out.jsonl"],
     "grad": ["p.jsonl", "--mean", "-o", "out.safetensors"],
+    "verify": ["p.jsonl", "-o", "out.jsonl"],
     "train": ["p.jsonl", "--steps", "1", "--kl", "1", "-o", "out"],
 }
 

@@ -52,9 +52,9 @@ def test_the_score_of_other_rules_is_a_number_or_nothing(by: str, score: float |
 
 def test_a_number_beyond_what_can_be_selected_is_said(pool: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(selected(number=4)) == 3
-    assert "only 3 of the 4 prompts asked for" in capsys.readouterr().err
+    assert "-n 4 asks for 4 prompts, and only 3 can be selected" in capsys.readouterr().err
     assert len(selected(number=9, by="random")) == 4
-    assert "only 4 of the 9 prompts asked for" in capsys.readouterr().err
+    assert "-n 9 asks for 9 prompts, and only 4 can be selected" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("given", [{"ratio": "0.1"}, {"by": "full"}])
