@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields
 from typing import Annotated, Any, ClassVar, Literal, Self, get_type_hints
@@ -226,6 +227,17 @@ def setting(text: str) -> str:
     if "=" not in text:
         raise UsageError("expected KEY=VALUE")
     return text
+
+
+def check_file_name(name: str, flag: str) -> None:
+    """Raise UsageError for a name that this environment cannot write as a file's: in the locale C only ASCII."""
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        raise UsageError(
+            f"{flag} {name}: file names are {sys.getfilesystemencoding()} in this environment, which has no such letters; "
+            "set PYTHONUTF8=1, or give another name"
+        ) from None
 
 
 def named(text: str) -> tuple[str, str]:

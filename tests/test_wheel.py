@@ -114,6 +114,7 @@ def test_a_pipeline_of_all_commands_runs_without_the_repository(elsewhere: Path,
         cropi-prompts pool.raw.jsonl --exclude valid.jsonl -o train.jsonl
         cropi-rollout --model P0 train.jsonl {sampled} -o train.rollouts.jsonl
         cropi-rollout --model P0 valid.jsonl {sampled} -o valid.rollouts.jsonl
+        cropi-verify valid.rollouts.jsonl --verifier exact -o graded.jsonl
         cropi-grad --model P0 valid.rollouts.jsonl --mean -o mean.safetensors
         cropi-grad --model P0 train.rollouts.jsonl --against target=mean.safetensors --sketch none -o grads.zarr
         cropi-project grads.zarr --dim 64 -o sketch.zarr

@@ -134,6 +134,9 @@ class StoreWriter:
             if entry["row"] is not None and entry["row"] < self.rows:
                 rows += 1
                 check_live(entry, self._output.part, self._means)
+                if not entry.keys() >= set(norms):
+                    remedy = f"remove {self._output.part} to start again"
+                    raise InputError(f"{self._output.part}: the entry of prompt '{entry['id']}' has no norms; {remedy}")
                 for name, values in columns.items():
                     mean = name.removeprefix("inner/")
                     values[entry["row"]] = entry[name] if mean == name else entry["inner"][mean]
@@ -297,7 +300,9 @@ class Store:
             block = chunks.read(number, buffer).astype(np.float32)
             start = number * chunks.chunk_rows
             # one sum a row, since a row of length one cannot overflow it, and NaN or infinity stays in it
-            self.refuse_not_finite(block.sum(axis=1), start, "vector")
+            with np.errstate(invalid="ignore"):  # infinity less infinity, say
+                sums = block.sum(axis=1)
+            self.refuse_not_finite(sums, start, "vector")
             yield start, block
 
     def refuse_not_finite(self, values: NDArray[Any], start: int, what: str) -> None:

@@ -20,6 +20,7 @@ from cropi_tools.options import (
     Seed,
     Shard,
     at_least,
+    check_file_name,
     named,
     ordered_pair,
     pair,
@@ -177,6 +178,8 @@ class GradOptions(CommandOptions):
     def check(self) -> None:
         if len(self.means) < len(self.against) or any("/" in name for name in self.means):
             raise UsageError("--against: every mean needs a name of its own, without '/'")
+        for name in self.means:
+            check_file_name(name, "--against")
         mistakes = [
             (self.as_json and not self.dry_run, "--json prints the estimate of --dry-run; give both, or leave it out"),
             (self.mean and self.against, "--mean writes a mean gradient; --against belongs to a store"),

@@ -17,20 +17,16 @@ class Reader(NamedTuple):
 
 def read_verl_log(place: Path) -> object:
     """The figures of a run by verl."""
+    from training_runs import options
+
     from cropi_tools.verl_backend.results import write_figures
 
-    options = {
-        "aggregation": "token",
-        "max_tokens": 4,
-        "batch": 2,
-        "samples": 2,
-        "dynamic_sampling": 1,
-        "eval_samples": 1,
-    }
-    options |= {"learning_rate": 1e-3, "schedule": "constant", "warmup": 0, "steps": 2, "minibatch": 0}
+    asked = options(
+        max_tokens=4, batch=2, samples=2, dynamic_sampling=1, eval_samples=1, learning_rate=1e-3, steps=2, minibatch=0
+    )
     target = place / "figures"
     target.mkdir(exist_ok=True)
-    return write_figures(place, target, options, {"t": [{}]})
+    return write_figures(place, target, asked, {"t": [{}]})
 
 
 def read_pending(place: Path) -> object:
