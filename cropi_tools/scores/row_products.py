@@ -111,7 +111,8 @@ def _way(chunks: Chunks, vectors: NDArray[np.float32]) -> tuple[Multiply, bool]:
 def _plain(vectors: NDArray[np.float32]) -> Multiply:
     def multiply(chunks: Chunks, block: range) -> NDArray[np.float32]:
         buffer = chunks.buffer()
-        found = [chunks.read(number, buffer).astype(np.float32) @ vectors.T for number in block]
+        with np.errstate(invalid="ignore"):  # what is not finite is refused by its prompt's id
+            found = [chunks.read(number, buffer).astype(np.float32) @ vectors.T for number in block]
         return np.concatenate(found)
 
     return multiply
