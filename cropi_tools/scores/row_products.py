@@ -99,7 +99,8 @@ def _way(chunks: Chunks, vectors: NDArray[np.float32]) -> tuple[Multiply, bool]:
             rows = read(chunks, number)
             kernels.widen(rows.reshape(-1), wide[at : at + len(rows)].reshape(-1))
             at += len(rows)
-        return wide @ vectors.T
+        with np.errstate(invalid="ignore"):  # as below
+            return wide @ vectors.T
 
     if len(vectors) >= MANY:
         return many, True
