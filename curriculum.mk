@@ -33,13 +33,15 @@ SUBMIT ?=
 $(if $(file <$(lastword $(MAKEFILE_LIST))),,$(error GNU make 4.2 or newer is needed, this is $(MAKE_VERSION)))
 # -- values that can only be mistakes, told before anything starts. `value` warns of no name that is not set.
 $(foreach name,RUN MODEL POOL STAGES STEPS ARMS SEEDS,$(if $(strip $(value $(name))),,$(error $(CONFIG) does not set $(name); see docs/curriculum.md)))
+empty :=
+space := $(empty) $(empty)
 # $(call whole,VALUE): VALUE if it is one whole number above 0
 not-digits = $(subst 0,,$(subst 1,,$(subst 2,,$(subst 3,,$(subst 4,,$(subst 5,,$(subst 6,,$(subst 7,,$(subst 8,,$(subst 9,,$(1)))))))))))
 whole = $(if $(call not-digits,$(strip $(1))),,$(filter-out 0%,$(strip $(1))))
 ARMS_KNOWN := cropi full random static shuffled learnability pass-rate
 $(foreach name,STAGES STEPS GPUS SAMPLES VALID_SAMPLES MAX_TOKENS,$(if $(call whole,$($(name))),,$(error $(name)=$($(name)): expected a \
   whole number above 0)))
-$(if $(call not-digits,$(subst $() ,,$(SEEDS))),$(error SEEDS=$(SEEDS): expected whole numbers, such as 1 2 3))
+$(if $(call not-digits,$(subst $(space),,$(SEEDS))),$(error SEEDS=$(SEEDS): expected whole numbers, such as 1 2 3))
 $(if $(filter-out $(ARMS_KNOWN),$(ARMS)),$(error ARMS=$(ARMS): there is no arm $(filter-out $(ARMS_KNOWN),$(ARMS)), only $(ARMS_KNOWN)))
 $(if $(filter-out --force,$(FORCE))$(word 2,$(FORCE)),$(error FORCE=$(FORCE): expected --force, or nothing))
 $(if $(filter-out weights full,$(CARRY))$(word 2,$(CARRY)),$(error CARRY=$(CARRY): expected weights or full))
