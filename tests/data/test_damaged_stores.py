@@ -28,6 +28,9 @@ from cropi_tools.sketches import project_stores
 ROWS = 24
 NODES = ("zarr.json", "vector/zarr.json", "inner/t/zarr.json", "sketch_norm/zarr.json", "manifest.json")
 
+# what zarr leaves open when it fails half-way is closed by the garbage collector, in whatever test comes next
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 @pytest.fixture(autouse=True)
 def without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
