@@ -39,7 +39,8 @@ def test_a_dry_run(tied: Path, tmp_path: Path) -> None:
     tiny_policy.write_jsonl(tmp_path / "prompts.jsonl", tiny_policy.prompts(400))
     words = [PROGRAM, *line(tied, "whole.jsonl"), "--dry-run", "--json"]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=240)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
+    assert all(line.startswith("warning: ") for line in done.stderr.splitlines())  # a random policy is never right
     said = json.loads(done.stdout)
     assert said["responses"] == 3200
     assert said["seconds"] > 0
