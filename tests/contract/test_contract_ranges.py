@@ -111,14 +111,19 @@ def test_numbers_outside_their_range(name: str, said: Said) -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_choices_and_forms(name: str, said: Said) -> None:
-    """What is none of an option's choices, and text that its own reader refuses."""
+    """What is none of an option's choices, and what is no part of a job array."""
     record = record_of(name)
-    for field in described(record):
+    for field, kind in types_of(record).items():
         option = described(record)[field]
-        if option.shown == "1/1" or "|" in str(option.metavar or ""):
-            for text in ("0/1", "2/1", "1/0", "a/b", "1", "1/1/1", "-1/2", "9" * 500 + "/1"):
-                lines = said([*words(name), f"{option.flag}={text}"], 2)
-                assert option.flag in lines[0]
+        wrong: tuple[str, ...] = ()
+        if "Literal" in str(kind):
+            wrong = ("no-such-choice", "", "NONE")
+        elif option.flag == "--shard":
+            wrong = ("0/1", "2/1", "1/0", "a/b", "1", "1/1/1", "-1/2", "9" * 500 + "/1")
+        for text in wrong:
+            lines = said([*words(name), f"{option.flag}={text}"], 2)
+            assert len(lines) == 2, lines
+            assert option.flag in lines[0], lines
 
 
 @pytest.mark.parametrize("name", COMMANDS)
