@@ -1,7 +1,7 @@
 """What a command can be asked: each option is described once, at the field of the record that holds its value.
 
 A command has one frozen dataclass of options, in the room of its name (`gradients/options.py`). A field's annotation holds an
-`Option`: names, words, group, range and how its text is read. `cli/common.py` makes the command line and its help from these fields;
+`Option`: names, words, group, range and how its text is read. `cli/entry.py` makes the command line and its help from these fields;
 everything else reads the record. Ranges are checked when a record is made, whoever makes it.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields
 from typing import Annotated, Any, ClassVar, Literal, Self, get_type_hints
 
@@ -153,6 +153,13 @@ class CommandOptions:
         return cls(**given)
 
 
+def refuse(mistakes: Iterable[tuple[object, str]]) -> None:
+    """Raise UsageError with the remedy of the first mistake that was made. mistakes: whether each was, and its remedy."""
+    for made, remedy in mistakes:
+        if made:
+            raise UsageError(remedy)
+
+
 def described(record: type[CommandOptions]) -> Mapping[str, Option]:
     """The options of a command by field, in the order in which they are declared."""
     if record not in _DESCRIBED:
@@ -269,6 +276,9 @@ Device = Annotated[str, Option("--device", "cpu, cuda, cuda:1, or auto (cuda if 
 Dtype = Annotated[
     Literal["float32", "bfloat16", "auto"],
     Option("--dtype", "Number format; auto is float32 on a CPU, else as stored.", "Device"),
+]
+CheckpointActivations = Annotated[
+    bool, Option("--checkpoint-activations", "Compute activations again in the backward pass: less memory.", "Device")
 ]
 MaxTokens = Annotated[int, Option("--max-tokens", "Longest response, in tokens.", "Sampling", "N", at_least(1))]
 Temperature = Annotated[

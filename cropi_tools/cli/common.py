@@ -11,7 +11,6 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -54,9 +53,9 @@ def console_script(
     *,
     name: str,
     example: str,
-    cls: type[TyperCommand] | None = None,
-    renamed: Mapping[str, str] = MappingProxyType({}),
-    moved: Mapping[str, str] = MappingProxyType({}),
+    cls: type[TyperCommand],
+    renamed: Mapping[str, str],
+    moved: Mapping[str, str],
 ) -> Callable[[], NoReturn]:
     """What a console script calls: `function` behind the error boundary.
 

@@ -53,21 +53,19 @@ def rollout(options: RolloutOptions) -> None:
     fingerprint = Fingerprint.of("cropi-rollout", options.decisive(verifiers, dated), inputs)
     target = JsonLinesOutput(options.output, fingerprint, inputs, options.force)
     look = Look(options.show or 0)
-    if not options.dry_run and not target.open():
-        runtime.notify(f"{options.output}: up to date")
-        summary = target.finished_fact("summary", summary_shape)
-        show_summary(summary, options.as_json)
-        look.read(options.output, summary["samples"])
-        _tell(options, look, summary)
-        return
-
-    from cropi_tools.rollouts import run
-
     if options.dry_run:
-        found, summary = run.dry_run(options, again, look)
+        from cropi_tools.rollouts.run import dry_run
+
+        found, summary = dry_run(options, again, look)
         found.tell(options.as_json)
     else:
-        summary = run.sample(options, again, target, look)
+        if not target.open():
+            runtime.notify(f"{options.output}: up to date")
+            summary = target.finished_fact("summary", summary_shape)
+        else:
+            from cropi_tools.rollouts.run import sample
+
+            summary = sample(options, again, target, look)
         show_summary(summary, options.as_json)
         look.read(options.output, summary["samples"])
     _tell(options, look, summary)

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 from cropi_tools import runtime
 from cropi_tools.data.conversions import by_transformers
 from cropi_tools.data.policies import OPTIMIZER_STATE, POLICY_PATTERNS, UNREAD_PATTERNS, other_weights
-from cropi_tools.runtime.errors import InputError
+from cropi_tools.runtime.errors import InputError, first_line
 from cropi_tools.runtime.signals import ending_the_process
 
 _NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?:@(\w[\w./+-]*))?", re.ASCII)
@@ -86,7 +86,7 @@ def _snapshot(wish: _Wish, weights: bool) -> str:
             return snapshot_download(wish.repository, revision=revision, tqdm_class=_bar(), **wish.chosen)
     except (OSError, ValueError, RuntimeError, errors.HTTPError) as error:
         raise InputError(
-            f"{wish.name}: the download broke off ({_first_line(error)}); the same command resumes it"
+            f"{wish.name}: the download broke off ({_brief_line(error)}); the same command resumes it"
         ) from None
 
 
@@ -100,7 +100,7 @@ def _in_cache(wish: _Wish) -> _Copy | None:
         begun = getattr(error, "snapshot_path", None)
         return _Copy(begun, "begun") if begun else None
     except errors.HFValidationError as error:
-        raise InputError(f"{wish.name}: no such folder, and no name of a model ({_first_line(error)})") from None
+        raise InputError(f"{wish.name}: no such folder, and no name of a model ({_brief_line(error)})") from None
     return _Copy(folder, "whole" if _is_listed(wish.repository, os.path.basename(folder)) else "unknown")
 
 
@@ -157,14 +157,14 @@ def _why_not(wish: _Wish, error: Exception, copy: _Copy | None) -> str:
     if isinstance(error, errors.OfflineModeIsEnabled):
         return f"{wish.name}: no such folder, {held}, and HF_HUB_OFFLINE forbids to download it; unset that, or name a folder"
     return (
-        f"{wish.name}: no such folder, {held}, and {at} does not answer as a hub ({_first_line(error)}); "
+        f"{wish.name}: no such folder, {held}, and {at} does not answer as a hub ({_brief_line(error)}); "
         "try again, or download it where there is a network and name its folder"
     )
 
 
-def _first_line(error: BaseException) -> str:
+def _brief_line(error: BaseException) -> str:
     """What a library says, in at most one line."""
-    said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    said = first_line(error)
     return said if len(said) <= _LONGEST else said[: _LONGEST - 3] + "..."
 
 

@@ -35,7 +35,7 @@ from cropi_tools.data.output import Output
 from cropi_tools.data.records import STORE_INDEX
 from cropi_tools.data.store_chunks import CHECKSUMS, Chunks, read_checksums, write_checksums
 from cropi_tools.data.store_shapes import ATTRIBUTES, REMEDY, check_live, numbered_entries
-from cropi_tools.runtime.errors import CropiError, InputError
+from cropi_tools.runtime.errors import CropiError, InputError, first_line
 
 CHUNK_BYTES = 8 << 20
 CHUNK_ROWS = 64
@@ -327,8 +327,7 @@ def _opening(store: Path, remedy: str, what: str = "does not open as a gradient 
     except CropiError:
         raise
     except Exception as error:
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise InputError(f"{store}: {what} ({said}); {remedy}") from None
+        raise InputError(f"{store}: {what} ({first_line(error)[:200]}); {remedy}") from None
 
 
 def _checked_array(

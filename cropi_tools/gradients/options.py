@@ -8,6 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from cropi_tools.options import (
     POLICY,
+    SHARE,
+    CheckpointActivations,
     CommandOptions,
     Device,
     DryRun,
@@ -16,7 +18,6 @@ from cropi_tools.options import (
     Limit,
     Model,
     Option,
-    Range,
     Seed,
     Shard,
     at_least,
@@ -24,6 +25,7 @@ from cropi_tools.options import (
     named,
     ordered_pair,
     pair,
+    refuse,
 )
 from cropi_tools.runtime.errors import UsageError
 
@@ -158,17 +160,12 @@ class GradOptions(CommandOptions):
     dim: Annotated[int, Option("--dim", "Sketch dimensions, a multiple of 64.", "Sketch", "N", at_least(64))] = 65536
     keep: Annotated[
         float,
-        Option(
-            "--keep", "Fraction of coordinates kept by the sparse ones.", "Sketch", range=Range(0, 1, open_low=True)
-        ),
+        Option("--keep", "Fraction of coordinates kept by the sparse ones.", "Sketch", range=SHARE),
     ] = 0.1
     tokens_per_pass: Annotated[
         int, Option("--tokens-per-pass", "Tokens of one forward pass, at most.", "Device", "N", at_least(1))
     ] = 16384
-    checkpoint_activations: Annotated[
-        bool,
-        Option("--checkpoint-activations", "Compute activations again in the backward pass: less memory.", "Device"),
-    ] = False
+    checkpoint_activations: CheckpointActivations = False
     device: Device = "auto"
     dtype: Dtype = "auto"
     seed: Seed = 0
@@ -211,9 +208,7 @@ class GradOptions(CommandOptions):
             (self.lora and self.params, "--lora has gradients for its adapters alone; leave --params out"),
             (self.dim % 64 and self.sketch != "none", f"--dim {self.dim}: expected a multiple of 64"),
         ]
-        for wrong, remedy in mistakes:
-            if wrong:
-                raise UsageError(remedy)
+        refuse(mistakes)
 
     def with_folders(self) -> GradOptions:
         """These options with a folder in place of every policy that the hub knows by name. InputError: `policy_folder`'s."""

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from cropi_tools.data.jsonl import Record
 from cropi_tools.data.output import Output
 from cropi_tools.prompts.row_formats import as_messages
-from cropi_tools.runtime.errors import InputError
+from cropi_tools.runtime.errors import InputError, first_line
 
 Format = Literal["jsonl", "verl", "trl"]
 
@@ -116,9 +116,8 @@ def _not_a_table(rows: Sequence[Record], path: str | Path, error: Exception) -> 
             column = pyarrow.Table.from_pylist([{name: row.get(name)} for row in rows])
             parquet.write_table(column, pyarrow.BufferOutputStream())
         except (pyarrow.ArrowException, OverflowError) as found:
-            reason = str(found).partition("\n")[0]
-            return f"{path}: '{name}' cannot be a column of one kind ({reason}); make its values alike, or write JSON lines"
-    return f"{path}: the rows cannot be a table ({str(error).partition(chr(10))[0]}); write JSON lines"
+            return f"{path}: '{name}' cannot be a column of one kind ({first_line(found)}); make its values alike, or write JSON lines"
+    return f"{path}: the rows cannot be a table ({first_line(error)}); write JSON lines"
 
 
 class TableOutput(Output):

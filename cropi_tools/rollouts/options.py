@@ -29,6 +29,7 @@ from cropi_tools.options import (
     Verifier,
     VerifySeconds,
     at_least,
+    refuse,
 )
 from cropi_tools.runtime.errors import UsageError
 
@@ -146,9 +147,7 @@ class RolloutOptions(CommandOptions):
             (self.served_model and not self.server, "--served-model names a model of --server URL"),
             (self.show and self.quiet, "--show prints on stderr, where --quiet prints nothing; leave one of them out"),
         ]
-        for wrong, remedy in mistakes:
-            if wrong:
-                raise UsageError(remedy)
+        refuse(mistakes)
         if not self.dry_run:
             _check_streams(self.as_json, self.output)
 

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from cropi_tools.options import CommandOptions, DryRun, Option, Output, named
-from cropi_tools.runtime.errors import UsageError
+from cropi_tools.options import CommandOptions, DryRun, Option, Output, named, refuse
 from cropi_tools.selection.options import RATIO, ratio
 
 
@@ -86,9 +85,7 @@ class ScoreOptions(CommandOptions):
                 "--norms is for cosines of exact inner products; leave it out with --valid and --similarity dot",
             ),
         ]
-        for wrong, remedy in mistakes:
-            if wrong:
-                raise UsageError(remedy)
+        refuse(mistakes)
 
     @property
     def measure(self) -> Literal["cosine", "dot"]:

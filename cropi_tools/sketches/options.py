@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from cropi_tools.options import SHARE, AsJson, CommandOptions, DryRun, Option, Seed, at_least, named
-from cropi_tools.runtime.errors import UsageError
+from cropi_tools.options import SHARE, AsJson, CommandOptions, DryRun, Option, Seed, at_least, named, refuse
 
 DEFAULT_KEEP = 0.1
 
@@ -85,9 +84,7 @@ class ProjectOptions(CommandOptions):
                 "--json is of --fidelity, --check and --dry-run; a sketch goes to -o",
             ),
         ]
-        for wrong, remedy in mistakes:
-            if wrong:
-                raise UsageError(remedy)
+        refuse(mistakes)
 
     @property
     def is_mean(self) -> bool:

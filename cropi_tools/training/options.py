@@ -10,6 +10,7 @@ from cropi_tools.data.dates import DEFAULT_DATE
 from cropi_tools.options import (
     POLICY,
     AllowVerifier,
+    CheckpointActivations,
     CommandOptions,
     Date,
     Device,
@@ -29,6 +30,7 @@ from cropi_tools.options import (
     named,
     pair,
     pair_or_both,
+    refuse,
     setting,
 )
 from cropi_tools.runtime.errors import UsageError
@@ -277,10 +279,7 @@ class TrainOptions(CommandOptions):
             at_least(1),
         ),
     ] = 16384
-    checkpoint_activations: Annotated[
-        bool,
-        Option("--checkpoint-activations", "Compute activations again in the backward pass: less memory.", "Device"),
-    ] = False
+    checkpoint_activations: CheckpointActivations = False
     seed: Seed = 0
     dry_run: DryRun = False
     as_json: EstimateAsJson = False
@@ -326,9 +325,7 @@ class TrainOptions(CommandOptions):
                 )
             ),
         ]
-        for wrong, remedy in mistakes:
-            if wrong:
-                raise UsageError(remedy)
+        refuse(mistakes)
 
     @property
     def sets(self) -> dict[str, str]:
