@@ -88,7 +88,6 @@ class Measure:
         self._layout, self._spec, self._directions, self._device = layout, spec, dict(directions), device
         self._scaling = scaling
         self._sketchers: list[Sketcher] = []
-        self._fused = device_products(device)
         # of each gradient, parts of its squared norm and products: tensors [1 + directions], on the device until `finish`
         self._sums: list[list[torch.Tensor]] = []
         keep_on_device(self._directions, device)
@@ -116,8 +115,9 @@ class Measure:
     def _products(self, row: torch.Tensor, means: Sequence[torch.Tensor | None]) -> Iterator[torch.Tensor]:
         """Of one parameter's gradient: its squared norm and its product with each mean, block by block."""
         whole = [mean for mean in means if mean is not None]
-        if self._fused is not None and len(whole) == len(means):
-            yield self._fused(row, whole)
+        fused = device_products(row.device, row.dtype)
+        if fused is not None and len(whole) == len(means):
+            yield fused(row, whole)
             return
         size = _BLOCK if row.device.type == "cpu" else _DEVICE_BLOCK
         for start in range(0, len(row), size):

@@ -65,6 +65,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from functools import cache
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -105,7 +106,7 @@ class Sketcher:
             self._sums = np.empty((1, layout.size), np.float32)
         else:
             self._sums = np.empty((PARTIALS, spec.dim), np.float32)
-        self._devices: dict[torch.device, DeviceCountsketch] = {}
+        self._devices: dict[tuple[torch.device, ModuleType], DeviceCountsketch] = {}
         if any(place.stop - place.start >= PARALLEL_FROM for place in layout.places.values()):
             _start_threads()
         self.begin()
@@ -171,11 +172,15 @@ class Sketcher:
 
     def _device_sketch(self, gradient: torch.Tensor) -> DeviceCountsketch | None:
         """What sketches gradients on the device of this one, or None if they are copied to the CPU."""
-        device = gradient.device
-        kernels = device_kernels(device) if self.spec.method == "countsketch" else None
-        if kernels is not None and device not in self._devices:
-            self._devices[device] = DeviceCountsketch(kernels, self._keys, self._hash_dim, self._segment, device)
-        return self._devices.get(device)
+        kernels = device_kernels(gradient.device, gradient.dtype) if self.spec.method == "countsketch" else None
+        if kernels is None:
+            return None
+        place = gradient.device, kernels
+        if place not in self._devices:
+            self._devices[place] = DeviceCountsketch(
+                kernels, self._keys, self._hash_dim, self._segment, gradient.device
+            )
+        return self._devices[place]
 
 
 def fold(rows: NDArray[Any], dim: int) -> NDArray[np.float32]:

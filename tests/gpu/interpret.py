@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from cropi_tools.sketches import countsketch_triton, projection
+from cropi_tools.sketches.kernel_trial import disagreement
 from cropi_tools.sketches.projection import Sketcher, sketch_vector
 from cropi_tools.sketches.spec import Layout, ProjectionSpec
 
@@ -61,7 +62,7 @@ def relative_error(found: NDArray[Any], expected: NDArray[Any]) -> float:
 
 @pytest.fixture(autouse=True)
 def triton_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(projection, "device_kernels", lambda _: countsketch_triton)
+    monkeypatch.setattr(projection, "device_kernels", lambda *_: countsketch_triton)
 
 
 @pytest.mark.parametrize("moved", [0, 3])
@@ -90,7 +91,7 @@ def test_a_larger_sketch_equals_numba_and_repeats(kind: torch.dtype, monkeypatch
     sketcher = Sketcher(spec, layout)
     found = sketched(sketcher)
     assert np.array_equal(sketched(sketcher), found)
-    monkeypatch.setattr(projection, "device_kernels", lambda _: None)
+    monkeypatch.setattr(projection, "device_kernels", lambda *_: None)
     assert relative_error(found, sketched(Sketcher(spec, layout))) < 1e-6
 
 
@@ -112,6 +113,11 @@ def test_products_equal_float64(kind: torch.dtype, means: int) -> None:
         expected = [float(gradient.double() @ other.double()) for other in [gradient, *against]]
         # an inner product of random vectors is a small difference of large sums: its scale is the product of the norms
         assert found.tolist() == pytest.approx(expected, rel=1e-6, abs=1e-7 * expected[0])
+
+
+@pytest.mark.parametrize("kind", FLOATS, ids=str)
+def test_the_trial_finds_them_right(kind: torch.dtype) -> None:
+    assert disagreement(countsketch_triton, torch.device("cpu"), kind) is None
 
 
 def test_the_kernels_compile_for_hopper() -> None:

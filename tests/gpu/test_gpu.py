@@ -28,6 +28,7 @@ from cropi_tools.policy.logprobs import response_logprobs, sequence_batch
 from cropi_tools.sketches import countsketch_torch
 from cropi_tools.sketches import device as device_module
 from cropi_tools.sketches.device import DeviceCountsketch, device_kernels, device_products
+from cropi_tools.sketches.kernel_trial import disagreement
 from cropi_tools.sketches.projection import Sketcher
 from cropi_tools.sketches.spec import Layout, ProjectionSpec
 from cropi_tools.training.distributed import Ranks
@@ -69,9 +70,23 @@ def on_gpu(policy: Policy) -> Policy:
 
 @pytest.fixture(params=["torch", "triton"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both modules with the loops; Triton's is off elsewhere until these tests have passed on a GPU."""
-    monkeypatch.setattr(device_module, "ENABLED", request.param == "triton")
-    assert (device_kernels(torch.device("cuda")) is countsketch_torch) == (request.param == "torch")
+    """Both modules with the loops, whatever the trial of Triton's says."""
+    force(request.param, monkeypatch)
+    assert (device_kernels(torch.device("cuda"), torch.float32) is countsketch_torch) == (request.param == "torch")
+
+
+def force(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = None if backend == "torch" else pytest.importorskip("cropi_tools.sketches.countsketch_triton")
+    monkeypatch.setattr(device_module, "_triton", lambda *_: kernels)
+
+
+@pytest.mark.parametrize("kind", FLOATS, ids=str)
+def test_the_trial_finds_the_triton_kernels_right(kind: torch.dtype) -> None:
+    """On every device of this machine. Were it to fail, commands would go on with torch's: this is where that is seen."""
+    kernels = pytest.importorskip("cropi_tools.sketches.countsketch_triton")
+    for number in range(torch.cuda.device_count()):
+        assert disagreement(kernels, torch.device("cuda", number), kind) is None
+        assert device_kernels(torch.device("cuda", number), kind) is kernels
 
 
 @pytest.mark.usefixtures("backend")
@@ -118,8 +133,8 @@ def test_mixed_types_missing_doubled_moved_and_freed() -> None:
 
 @pytest.mark.parametrize("kind", FLOATS, ids=str)
 def test_products_equal_float64_and_repeat(kind: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_module, "ENABLED", True)
-    products = device_products(torch.device("cuda"))
+    force("triton", monkeypatch)
+    products = device_products(torch.device("cuda"), kind)
     assert products is not None
     means = [gradients(torch.float32, seed=5 + number) for number in range(2)]
     for name, tensor in gradients(kind).items():

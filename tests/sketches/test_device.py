@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import naive_sketch
@@ -34,7 +35,7 @@ def relative_error(found: NDArray[Any], expected: NDArray[Any]) -> float:
 @pytest.fixture
 def torch_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     """The CPU counts as a device whose gradients stay where they are."""
-    monkeypatch.setattr(projection, "device_kernels", lambda _: countsketch_torch)
+    monkeypatch.setattr(projection, "device_kernels", lambda *_: countsketch_torch)
 
 
 def test_the_hash_equals_the_compiled_one() -> None:
@@ -118,7 +119,7 @@ def test_folded_mixed_missing_doubled_and_freed(monkeypatch: pytest.MonkeyPatch)
     on_device.add("one", found["one"])  # forgotten by the next begin
     result = sketched(on_device)
     assert np.array_equal(sketched(on_device), result)
-    monkeypatch.setattr(projection, "device_kernels", lambda _: None)
+    monkeypatch.setattr(projection, "device_kernels", lambda *_: None)
     assert relative_error(result, sketched(Sketcher(spec, LAYOUT))) < 1e-6
 
 
@@ -139,12 +140,28 @@ def test_other_methods_leave_the_device(monkeypatch: pytest.MonkeyPatch) -> None
     assert relative_error(sketch_vector(spec, LAYOUT, {"a": gradients()["a"]}), expected) < 1e-6
 
 
-def test_what_sketches_where(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert device.device_kernels(CPU) is None
-    assert device.device_kernels(GPU) is countsketch_torch
-    assert device.device_products(GPU) is None
-    monkeypatch.setattr(device, "ENABLED", True)
+def test_what_sketches_where_there_is_no_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "find_spec", lambda _: None)
-    assert device.device_kernels(GPU) is countsketch_torch
-    assert device.device_products(GPU) is None
-    assert device.device_kernels(CPU) is None
+    device._triton.cache_clear()
+    for kind in FLOATS:
+        assert device.device_kernels(CPU, kind) is None
+        assert device.device_kernels(GPU, kind) is countsketch_torch
+        assert device.device_products(GPU, kind) is None
+    device._triton.cache_clear()
+
+
+def test_kernels_of_several_types_share_a_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the kernels for one type failed their trial and those for another did not, a gradient is sketched by both."""
+    other = ModuleType("other")
+    other.__dict__.update(vars(countsketch_torch))
+    by_type = {torch.float32: countsketch_torch, torch.bfloat16: other}
+    spec, mixed = ProjectionSpec.create("countsketch", LAYOUT, 192, seed=5), gradients()
+    mixed["a"] = mixed["a"].bfloat16()
+    expected = sketch_vector(spec, LAYOUT, mixed)
+    monkeypatch.setattr(projection, "device_kernels", lambda _, kind: by_type[kind])
+    sketcher = Sketcher(spec, LAYOUT)
+    for _ in range(2):
+        sketcher.begin()
+        for name, tensor in mixed.items():
+            sketcher.add(name, tensor)
+        assert relative_error(sketcher.finish(), expected) < 1e-6
