@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import Any, NamedTuple
 
 import torch
@@ -39,7 +39,8 @@ from cropi_tools.runtime.errors import UsageError
 
 CPU_TOKENS = 2048  # on a CPU, where wider states leave its caches with more tokens than that
 CPU_STATES = 1 << 17  # tokens times width of a pass on a CPU, which allows narrow policies more tokens
-GRADIENT_BYTES = 1 << 28  # of one parameter's gradients, of all prompts of a pass
+GRADIENT_BYTES = 1 << 28  # of one parameter's gradients, of all prompts of a pass, unless more are allowed
+_TRIAL_BLOCK = 1 << 22  # coordinates that are compared at a time, in float64
 _NOISE = 1e-2  # times the tolerance and the whole gradient: what is below counts as zero
 
 Derive = Callable[[torch.Tensor], torch.Tensor]
@@ -63,8 +64,9 @@ class _Ruled(NamedTuple):
 class FastGradients:
     """Gradients of one policy's prompts, several a pass; `behavior` recomputes beta by the same forward pass.
 
-    max_tokens: of one forward pass; on a CPU fewer, as many as make it faster. NoRule: a trained parameter lies in a module without a
-    rule, or the model cannot be packed, does more than its output embedding to its last states, or recomputes activations.
+    max_tokens: of one forward pass; on a CPU fewer, as many as make it faster. gradient_bytes: of one parameter's gradients, of all
+    prompts of a pass, where GRADIENT_BYTES are too few. NoRule: a trained parameter lies in a module without a rule, or the model cannot
+    be packed, does more than its output embedding to its last states, or recomputes activations.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class FastGradients:
         settings: GradientSettings,
         behavior: Policy | None = None,
         max_tokens: int = TOKENS_PER_PASS,
+        gradient_bytes: int = 0,
     ) -> None:
         model = policy.model
         kind = type(model).__name__
@@ -83,7 +86,7 @@ class FastGradients:
         if recomputes_activations(model):
             raise NoRule(f"{kind} recomputes activations, and would call every rule twice")
         self._policy, self._settings, self._behavior = policy, settings, behavior
-        self._limit = max_tokens
+        self._limit, self._gradient_bytes = max_tokens, gradient_bytes
         useful = max(CPU_TOKENS, CPU_STATES // model.get_input_embeddings().embedding_dim)
         self._max_tokens = min(max_tokens, useful) if policy.device.type == "cpu" else max_tokens
         self.parameters = policy.trained
@@ -104,7 +107,7 @@ class FastGradients:
         return (
             tokens <= self._max_tokens
             and logits <= CHUNK_ELEMENTS
-            and (gradients <= GRADIENT_BYTES or len(tasks) == 1)
+            and (gradients <= max(GRADIENT_BYTES, self._gradient_bytes) or len(tasks) == 1)
             and packs([self._policy.model], (length for task in tasks for length in task.lengths))
         )
 
@@ -206,13 +209,13 @@ class FastGradients:
             found = torch.autograd.grad(objective, [p for _, p in self.parameters], allow_unused=True)
         expected = {name: g for (name, _), g in zip(self.parameters, found, strict=True) if g is not None}
         del found
-        whole = sum(float(g.double().square().sum()) for g in expected.values()) ** 0.5
+        whole = sum(_norm(gradient) ** 2 for gradient in expected.values()) ** 0.5
 
         def compare(name: str, gradients: torch.Tensor) -> None:
-            gradient = gradients[0].double()
-            known = expected.pop(name).double() if name in expected else torch.zeros_like(gradient)
-            allowed = trial_tolerance(gradients.dtype) * (float(known.norm()) + _NOISE * whole)
-            if not float((gradient - known).norm()) <= allowed:
+            known = expected.pop(name, None)
+            size = 0.0 if known is None else _norm(known)
+            allowed = trial_tolerance(gradients.dtype) * (size + _NOISE * whole)
+            if not _norm(gradients[0], known) <= allowed:
                 raise self._refusal(name)
 
         self._differentiate(batch, lambda logprobs: derivative.to(logprobs), compare)
@@ -289,6 +292,16 @@ class _Pass:
         while self._sums:
             parameter, gradients = self._sums.popitem()
             self._consume(self._names[parameter], gradients)
+
+
+def _norm(tensor: torch.Tensor, other: torch.Tensor | None = None) -> float:
+    """The norm of a tensor, or of its difference from another, in float64, without a copy of a large one in that format."""
+    total = 0.0
+    others = [None] if other is None else other.reshape(-1).split(_TRIAL_BLOCK)
+    for block, known in zip_longest(tensor.reshape(-1).split(_TRIAL_BLOCK), others):
+        wide = block.double() if known is None else block.double() - known.double()
+        total += float(wide.square().sum())
+    return total**0.5
 
 
 def _by_prompt(values: torch.Tensor, batch: PackedBatch) -> tuple[torch.Tensor, ...]:
