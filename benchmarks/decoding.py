@@ -13,8 +13,12 @@ a prompt and once with a single one. Also shown: what choosing a token takes in 
 The library's continuous batching (`generate_batch`) runs on a CPU, samples all requests from one generator, takes no sampling of a row's
 own, and even with its cache sized for the work (by default it is all of the memory) is slower than `generate`: see `--continuous`.
 
+On a GPU the engine leaves the loop alone, since it was never measured there; here it is measured, in bfloat16, beside the other two.
+
     python benchmarks/decoding.py                # the goals, about a minute
     python benchmarks/decoding.py --continuous   # with continuous batching
+    python benchmarks/decoding.py --device cuda  # the 0.1B policy on a GPU
+    python benchmarks/decoding.py --small        # one case once, in seconds: shows that the script runs, and no more
     python benchmarks/decoding.py --json         # one object a goal
 """
 
@@ -32,6 +36,8 @@ import transformers
 from goals import Goal, best_seconds, print_json, print_lines, processor
 from transformers import ContinuousBatchingConfig, GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
+from cropi_tools.engines.decoding import decode
+from cropi_tools.engines.generating import ROWS
 from cropi_tools.engines.next_token import choose, uniforms
 from cropi_tools.engines.protocol import Request, Sampling, sample_seed
 from cropi_tools.engines.transformers_engine import TransformersEngine
@@ -58,6 +64,9 @@ SHAPES: dict[str, dict[str, int]] = {
 }
 
 
+COUNTED = {"tiny, 64 tokens", "tiny, 8 tokens", "0.1b, 8 samples, no end", "0.1b, 1 sample, no end"}  # by the goals
+
+
 class Case(NamedTuple):
     """What is sampled: prompts of `shortest` to `longest` tokens, so many samples of each, `ends` end tokens (0: none comes)."""
 
@@ -77,35 +86,49 @@ CASES = {
     "0.1b, 8 samples, no end": Case("0.1b", 2, 8, 24, 64, 12, 0),
     "0.1b, 1 sample, no end": Case("0.1b", 16, 1, 24, 64, 12, 0),
 }
+GPU_CASES = {
+    "0.1b, 8 samples, no end": Case("0.1b", 16, 8, 24, 64, 64, 0),
+    "0.1b, 1 sample, no end": Case("0.1b", 128, 1, 24, 64, 64, 0),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="The decoding loop against the library's own generation.")
     parser.add_argument("--rounds", type=int, default=3, help="rounds on the tiny policy; one on the other (default 3)")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default 1)")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--small", action="store_true", help="one case, once")
     parser.add_argument("--continuous", action="store_true", help="show the library's continuous batching as well")
     parser.add_argument("--json", action="store_true", help="one JSON object a goal")
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    policies = {name: random_policy(name) for name in SHAPES}
+    cases = GPU_CASES if options.device == "cuda" else CASES
+    if options.small:
+        cases = {"tiny, 8 tokens": CASES["tiny, 8 tokens"]}
+    policies = {name: random_policy(name, options.device) for name in {case.shape for case in cases.values()}}
     found = {}
-    for name, case in CASES.items():
-        rounds = options.rounds if case.shape == "tiny" else 1
+    for name, case in cases.items():
+        rounds = options.rounds if case.shape == "tiny" and not options.small else 1
         found[name] = measured(policies[case.shape], case, rounds)
-    choice = choosing()
 
-    def worse(*names: str) -> float:
-        return min(found[name]["loop"] / max(found[name]["processor"], found[name]["generate"]) for name in names)
+    def worse(shape: str) -> float:
+        own = [one for name, one in found.items() if name in COUNTED and cases[name].shape == shape]
+        return min(one["loop"] / max(one["processor"], one["generate"]) for one in own)
 
     peer = "the faster of generate with our processor and generate(do_sample=True)"
+    where = "-gpu" if options.device == "cuda" else ""
     goals = [
-        Goal("decoding-tiny", worse("tiny, 64 tokens", "tiny, 8 tokens"), GOAL_TINY, peer),
-        Goal("decoding-0.1b", worse("0.1b, 8 samples, no end", "0.1b, 1 sample, no end"), GOAL_LARGE, peer),
-        Goal("choosing-151936", choice["plain"] / choice["choose"], GOAL_CHOICE, "log_softmax and a cumulative sum"),
+        Goal(f"decoding-{shape}{where}", worse(shape), goal, peer)
+        for shape, goal in (("tiny", GOAL_TINY), ("0.1b", GOAL_LARGE))
+        if shape in policies
     ]
-    device = processor(torch.get_num_threads())
+    if not options.small:
+        choice = choosing(options.device)
+        value = choice["plain"] / choice["choose"]
+        goals.append(Goal(f"choosing-151936{where}", value, GOAL_CHOICE, "log_softmax and a cumulative sum"))
+    device = torch.cuda.get_device_name() if where else processor(torch.get_num_threads())
     if options.json:
         print_json(goals, device, tokens_per_second=found)
         return
@@ -115,19 +138,23 @@ def main() -> None:
         print(
             f"{name:26} {rates['mean length']:11.1f} {rates['loop']:9.0f} {rates['processor']:9.0f} {rates['generate']:9.0f}"
         )
-    if options.continuous:
+    if options.continuous and options.device == "cpu":
         wall, busy = continuous(policies["tiny"], CASES["tiny, 64 tokens"])
         print(
             f"continuous batching, tiny, 64 tokens: {wall:.0f} tokens a second, {busy:.0f} a second of processor time"
         )
-    print(f"choosing 64 tokens of 151936: {1000 * choice['choose']:.0f} ms, plainly {1000 * choice['plain']:.0f} ms")
+    if not options.small:
+        print(
+            f"choosing 64 tokens of 151936: {1000 * choice['choose']:.0f} ms, plainly {1000 * choice['plain']:.0f} ms"
+        )
     print_lines(goals)
 
 
-def random_policy(shape: str) -> Policy:
-    """A Qwen2 model of the shape with random weights; its distributions are nearly uniform."""
+def random_policy(shape: str, device: str) -> Policy:
+    """A Qwen2 model of the shape with random weights, in bfloat16 on a GPU; its distributions are nearly uniform."""
     config = Qwen2Config(tie_word_embeddings=True, bos_token_id=None, eos_token_id=1, pad_token_id=0, **SHAPES[shape])
-    return Policy(Qwen2ForCausalLM(config).eval(), None, [1], shape)
+    model = Qwen2ForCausalLM(config).eval().to(device, torch.bfloat16 if device == "cuda" else torch.float32)
+    return Policy(model, None, [1], shape)
 
 
 def requests_of(case: Case) -> list[Request]:
@@ -147,7 +174,7 @@ def measured(policy: Policy, case: Case, rounds: int) -> dict[str, float]:
     ends = list(range(1, case.ends + 1)) or [-1]
     policy = policy._replace(end_token_ids=ends)
     loop, processor_way = TransformersEngine(policy), TransformersEngine(policy, loop=False)
-    assert loop.settings(sampling)["decoder"] == "loop"
+    assert policy.device.type != "cpu" or loop.settings(sampling)["decoder"] == "loop"
     tokens: dict[str, int] = {}
 
     def counted(name: str, sample: Callable[[], list[int]]) -> Callable[[], None]:
@@ -156,12 +183,18 @@ def measured(policy: Policy, case: Case, rounds: int) -> dict[str, float]:
 
         return task
 
+    def by_loop() -> list[int]:
+        if policy.device.type == "cpu":
+            return by_engine(loop)()
+        decoded = decode(policy.model, requests, sampling, policy.end_token_ids, ROWS)
+        return lengths(decoded.tokens, policy)
+
     def by_engine(engine: TransformersEngine) -> Callable[[], list[int]]:
         return lambda: [len(response.token_ids) for response in engine.sample(requests, sampling)]
 
     seconds = best_seconds(
         {
-            "loop": counted("loop", by_engine(loop)),
+            "loop": counted("loop", by_loop),
             "processor": counted("processor", by_engine(processor_way)),
             "generate": counted("generate", lambda: plain_generate(policy, requests, sampling)),
         },
@@ -193,8 +226,14 @@ def plain_generate(policy: Policy, requests: list[Request], sampling: Sampling) 
     for row, request in enumerate(requests):
         ids[row, longest - len(request.prompt_token_ids) :] = torch.tensor(request.prompt_token_ids)
         mask[row, longest - len(request.prompt_token_ids) :] = 1
+    ids, mask = ids.to(policy.device), mask.to(policy.device)
     found = policy.model.generate(ids, attention_mask=mask, generation_config=settings(policy, sampling))[:, longest:]
-    ended = torch.isin(found, torch.tensor(policy.end_token_ids))
+    return lengths(found, policy)
+
+
+def lengths(tokens: torch.Tensor, policy: Policy) -> list[int]:
+    """Of responses [rows, tokens], what comes before their first end token."""
+    ended = torch.isin(tokens, torch.tensor(policy.end_token_ids, device=tokens.device))
     return (ended.cumsum(1) - ended.long() == 0).sum(1).tolist()
 
 
@@ -214,18 +253,18 @@ def continuous(policy: Policy, case: Case) -> tuple[float, float]:
     return tokens / (time.perf_counter() - start), tokens / (time.process_time() - busy)
 
 
-def choosing() -> dict[str, float]:
+def choosing(device: str) -> dict[str, float]:
     """Seconds to choose 64 tokens from logits over a vocabulary of 151936, by the engine and plainly."""
-    logits = 3 * torch.randn(64, 151936)
-    numbers = torch.from_numpy(uniforms(np.arange(64, dtype=np.uint64), 0))
+    logits = 3 * torch.randn(64, 151936, device=device)
+    numbers = torch.from_numpy(uniforms(np.arange(64, dtype=np.uint64), 0)).to(device)
 
     def plain() -> None:
         logprobs = torch.log_softmax(logits, -1)
         cumulative = logprobs.double().exp().cumsum(-1)
         chosen = torch.searchsorted(cumulative, numbers[:, None] * cumulative[:, -1:], right=True)
-        logprobs.gather(-1, chosen)
+        logprobs.gather(-1, chosen).cpu()  # which waits for a GPU
 
-    return best_seconds({"choose": lambda: choose(logits, numbers, 1.0), "plain": plain}, 5)
+    return best_seconds({"choose": lambda: choose(logits, numbers, 1.0)[0].cpu(), "plain": plain}, 5)
 
 
 if __name__ == "__main__":

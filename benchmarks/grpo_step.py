@@ -15,6 +15,7 @@ torch held there.
     python benchmarks/grpo_step.py                  # the goals, about three minutes
     python benchmarks/grpo_step.py --json           # one object a goal
     python benchmarks/grpo_step.py --device cuda    # a 0.5B shape in bfloat16 on a GPU, with the utilisation of its arithmetic
+    python benchmarks/grpo_step.py --small          # a few prompts of the tiny shape: shows that the script runs, and no more
 """
 
 from __future__ import annotations
@@ -96,6 +97,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12, help="steps that are counted (default 12)")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default 1)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--tokens", type=int, default=256, help="tokens of a response on a GPU (default 256)")
+    parser.add_argument("--small", action="store_true", help="a few prompts, once")
     parser.add_argument("--demo", default="runs/tiny", help="folder with the demo's P0 and data (default runs/tiny)")
     parser.add_argument("--json", action="store_true", help="one JSON object a goal")
     parser.add_argument("--trl", nargs=2, metavar=("FOLDER", "CASE"), help=argparse.SUPPRESS)
@@ -104,16 +107,17 @@ def main() -> None:
         run_trl(Path(options.trl[0]), Case(*json.loads(options.trl[1])), options.steps, options.threads)
         return
     cuda = options.device == "cuda"
-    small = {"device": options.device, "dtype": "bfloat16" if cuda else "float32"}
-    cases = (
-        {"full, 256 tokens": Case("0.5b", 16, 8, 256, **small)}
-        if cuda
-        else {
-            "demo, 8 tokens": Case("demo", 32, 8, 8, **small),
-            "full, 8 tokens": Case("tiny", 32, 8, 8, **small),
-            "full, 64 tokens": Case("tiny", 32, 8, 64, **small),
+    where = {"device": options.device, "dtype": "bfloat16" if cuda else "float32"}
+    if options.small:
+        cases = {"full, 8 tokens": Case("tiny", 4, 4, 8, **where)}
+    elif cuda:
+        cases = {f"full, {options.tokens} tokens": Case("0.5b", 16, 8, options.tokens, **where)}
+    else:
+        cases = {
+            "demo, 8 tokens": Case("demo", 32, 8, 8, **where),
+            "full, 8 tokens": Case("tiny", 32, 8, 8, **where),
+            "full, 64 tokens": Case("tiny", 32, 8, 64, **where),
         }
-    )
     found: dict[str, dict[str, Found]] = {}
     for name, case in cases.items():
         with tempfile.TemporaryDirectory() as scratch:
@@ -135,15 +139,17 @@ def main() -> None:
         Goal("grpo-step-full-work", full, GOAL_FULL, peer),
         Goal("grpo-step-memory", memory, GOAL_MEMORY, peer, at_most=True),
     ]
-    if not cuda:
+    if "demo, 8 tokens" in faster:
         goals.insert(0, Goal("grpo-step-demo", faster["demo, 8 tokens"], GOAL_SPEED, peer))
     device = gpu_name() if cuda else processor(options.threads)
     if options.json:
-        print_json(
-            goals,
-            device,
-            seconds={name: {who: run._asdict() for who, run in one.items()} for name, one in found.items()},
-        )
+        seconds = {name: {who: run._asdict() for who, run in one.items()} for name, one in found.items()}
+        shares = {
+            name: utilisation(one["ours"], cases[name].shape, PEAKS_OF_GPU)
+            for name, one in found.items()
+            if any(known in device for known in PEAKS_OF_GPU)
+        }
+        print_json(goals, device, seconds=seconds, utilisation=shares)
         return
     print(f"{device}; seconds a step (median)")
     print(f"{'':16} {'trainer':8} {'step':>8} {'sampling':>9} {'update':>8} {'memory':>9} {'ratio':>6}")
