@@ -84,6 +84,7 @@ def run(parts: Sequence[Part], small: bool, output: Path, whole: float = WHOLE) 
     """Run the parts one after another, all within `whole` seconds. Returns the names of those that failed."""
     begun = time.monotonic()
     report: dict[str, Any] = {**facts(small), "finished": False, "seconds": 0.0, "failed": [], "parts": []}
+    write(report, output)  # which shows at once that it can be written
     for part in parts:
         last = part.small if small else part.on_gpu
         if last is None:
