@@ -56,7 +56,7 @@ PARTS = (
     Part("tests", "-m pytest -m gpu tests/gpu -q -p no:cacheprovider", "-n 4", "", 150),
     Part("kernels", "benchmarks/gpu_sketch.py --json", "", "--device cpu --size 100000 --dims 512 --rounds 2", 90),
     Part("gradients-135m", GRADIENTS, f"--shape 135m {ON_GPU}", None, 45),
-    Part("gradients-135m-short", GRADIENTS, f"--shape 135m --tokens 16 {ON_GPU}", "--tokens 8 --rounds 1", 45),
+    Part("gradients-135m-short", GRADIENTS, f"--shape 135m --tokens 16 {ON_GPU}", "--tokens 8 --rounds 1", 80),
     Part("gradients-0.5b", GRADIENTS, f"--shape 0.5b {ON_GPU}", None, 60),
     Part("gradients-1.5b", GRADIENTS, f"--shape 1.5b {ON_GPU}", None, 80),
     Part(
