@@ -1,4 +1,4 @@
-"""What waits for a GPU, all in one: the tests that need one, and the benchmarks whose figures nobody has yet. Called by on_gpu.sh.
+"""What waits for a GPU, but for vLLM and several GPUs: the tests that need one, and benchmarks without figures yet. Called by on_gpu.sh.
 
 Each part is a command in processes of its own with a time limit of its own; whatever becomes of it, the others still run. A part has
 failed if its command ends with an error, passes its limit, or prints no result; its last line stands in the JSON then. A goal that is
@@ -71,7 +71,7 @@ PARTS = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="on_gpu.sh", description="Everything that waits for a GPU, into one JSON.")
+    parser = argparse.ArgumentParser(prog="on_gpu.sh", description="What waits for a GPU, into one JSON.")
     parser.add_argument("--small", action="store_true", help="tiny shapes on a CPU: shows that all of it runs")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the JSON to write")
     options = parser.parse_args()

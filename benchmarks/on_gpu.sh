@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that waits for a GPU, once, into one JSON: benchmarks/on_gpu.py says what. Under 8 minutes on one GPU with 40 GB or more.
+# What waits for a GPU, but for vLLM and several GPUs, once, into one JSON: benchmarks/on_gpu.py says what. Under 8 minutes on one GPU with 40 GB or more.
 #
 #   benchmarks/on_gpu.sh -o gpu.json            # on a machine with a GPU, in this repository, after `make setup`
 #   benchmarks/on_gpu.sh --small -o small.json  # the same script's small form, on a CPU, in under 90 s

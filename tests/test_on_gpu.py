@@ -1,4 +1,4 @@
-"""The script that does everything that waits for a GPU: its small form on a CPU, and what becomes of parts that fail."""
+"""The script that does what waits for a GPU: its small form on a CPU, and what becomes of parts that fail."""
 
 from __future__ import annotations
 
