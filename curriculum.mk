@@ -22,6 +22,7 @@ ROLLOUT_OPTIONS ?=
 REFRESH ?=
 PROBE ?=
 SHORTLIST ?= 2
+FRESH_VALID ?=
 GRAD_OPTIONS ?=
 STORE_OPTIONS ?=
 TRAIN_OPTIONS ?=
@@ -50,6 +51,7 @@ $(if $(filter-out weights full,$(CARRY))$(word 2,$(CARRY)),$(error CARRY=$(CARRY
 
 # $(call number,VALUE): VALUE if it is a decimal number that is not negative, such as 0.1
 number = $(if $(call not-digits,$(subst .,,$(strip $(1))))$(word 4,$(subst ., . ,$(strip $(1))))$(filter .%,$(strip $(1))),,$(strip $(1)))
+$(if $(filter-out yes,$(FRESH_VALID))$(word 2,$(FRESH_VALID)),$(error FRESH_VALID=$(FRESH_VALID): expected yes, or nothing))
 $(foreach name,PROBE SHORTLIST,$(if $(strip $($(name))),$(if $(call number,$($(name))),,$(error $(name)=$($(name)): expected a number, such as 0.1))))
 $(if $(PROBE),$(if $(REFRESH),$(error PROBE=$(PROBE) samples afresh at every stage and REFRESH=$(REFRESH) renews old rollouts; leave one of them out)))
 $(if $(filter complete,$(ARMS)),$(if $(PROBE),,$(error ARMS=$(ARMS): complete scores the whole pool where cropi probes, and PROBE is not set; leave it out)))
@@ -189,11 +191,19 @@ $(S)/valid-$(1).rollouts.jsonl.manifest.json: $(VALID_FILE.$(1)) $(MODEL_MADE) $
 	@mkdir -p $(S)
 	$$(call run,$$(VALID_ROLLOUT.$(1)),$(S)/valid-$(1).rollouts.jsonl)
 
-$(MEANS_AT:%=%/valid-$(1).mean.safetensors.manifest.json): %/valid-$(1).mean.safetensors.manifest.json: \
-    $(S)/valid-$(1).rollouts.jsonl.manifest.json $$$$(call policy-made,$$$$*) $(RUN)/settings/means
+# with FRESH_VALID the targets are sampled again by every policy that is scored
+$(if $(FRESH_VALID),$(filter-out $(S)/%,$(MEANS_AT:%=%/valid-$(1).rollouts.jsonl.manifest.json))): %/valid-$(1).rollouts.jsonl.manifest.json: \
+    $(VALID_FILE.$(1)) $$$$(call policy-made,$$$$*) $(RUN)/settings/valid-rollouts.$(1)
 	@mkdir -p $$*
-	$$(call run,cropi-grad --model $$(call policy,$$*) $(S)/valid-$(1).rollouts.jsonl --mean $$(GRAD_OPTIONS),$$*/valid-$(1).mean.safetensors)
+	$$(call run,cropi-rollout --model $$(call policy,$$*) $$(SAMPLING) $$(VALID_FILE.$(1)) -n $$(VALID_SAMPLES) --seed $$(call cell-seed,$$*),$$*/valid-$(1).rollouts.jsonl)
+
+$(MEANS_AT:%=%/valid-$(1).mean.safetensors.manifest.json): %/valid-$(1).mean.safetensors.manifest.json: \
+    $$$$(call valid-at,$$$$*)/valid-$(1).rollouts.jsonl.manifest.json $$$$(call policy-made,$$$$*) $(RUN)/settings/means
+	@mkdir -p $$*
+	$$(call run,cropi-grad --model $$(call policy,$$*) $$(call valid-at,$$*)/valid-$(1).rollouts.jsonl --mean $$(GRAD_OPTIONS),$$*/valid-$(1).mean.safetensors)
 endef
+# $(call valid-at,CELL): where the rollouts of its validation means are
+valid-at = $(if $(FRESH_VALID),$(1),$(S))
 $(foreach name,$(VALID),$(eval $(call valid-rules,$(name))))
 
 # -- each stage; with REFRESH, from stage 2 on, first the rollouts of the stage before with some prompts sampled again

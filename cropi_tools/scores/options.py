@@ -9,7 +9,6 @@ from typing import Annotated, Any, ClassVar, Literal
 from cropi_tools.options import CommandOptions, DryRun, Option, Output, named, refuse
 from cropi_tools.selection.options import RATIO, ratio
 
-
 PREDICTED = "predicted"
 """The status of a prompt whose score was not measured."""
 
@@ -58,7 +57,9 @@ class ScoreOptions(CommandOptions):
     ] = ()
     features: Annotated[
         tuple[str, ...],
-        Option("--features", "With --predict: the pool's features (cropi-embed); may be repeated.", "Prediction", "FILE"),
+        Option(
+            "--features", "With --predict: the pool's features (cropi-embed); may be repeated.", "Prediction", "FILE"
+        ),
     ] = ()
     old: Annotated[
         tuple[str, ...],

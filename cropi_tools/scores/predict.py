@@ -86,7 +86,11 @@ def fitted(options: ScoreOptions, known: Measured, features: Features) -> Predic
     ages = np.array([age for age, _ in told])
     observed = Observations(ids, [known.sources[name] for name in ids], features.rows(ids), scores, ages)
     predictor = Predictor(observed, known.names)
-    older = f" and {len(known.old)} of earlier stages, each weighing {predictor.decay:g} a stage of age" if known.old else ""
+    older = (
+        f" and {len(known.old)} of earlier stages, each weighing {predictor.decay:g} a stage of age"
+        if known.old
+        else ""
+    )
     runtime.notify(f"predicting from {len(told) - len(known.old)} prompts measured now{older}")
     for trust in predictor.trust:
         runtime.notify(in_words(trust))
@@ -106,7 +110,8 @@ def in_words(trust: Trust) -> str:
     return (
         f"{trust.name}: foretold scores correlate {rank[0]:.2f} [{rank[1]:.2f}, {rank[2]:.2f}] with measured ones "
         f"(the source's mean alone {trust.source_spearman:.2f}); precision of the top tenth {top[0]:.2f} [{top[1]:.2f}, {top[2]:.2f}] "
-        f"(the source's mean alone {trust.source_precision:.2f}, by chance {trust.by_chance:.2f})"
+        f"(the source's mean alone {trust.source_precision:.2f}, by chance {trust.by_chance:.2f}); squared error {trust.error_of_source:.2f} "
+        "of that of the source's mean"
     )
 
 
@@ -114,7 +119,9 @@ def tell_ceiling(stores: Sequence[Store], options: ScoreOptions) -> None:
     """Say how well even a perfect prediction would agree with what was measured, where the stores have halves."""
     against = stores[0].attributes["against"]
     if options.valid or not against or not all("halves" in mean for mean in against.values()):
-        runtime.notify("what a perfect prediction would reach is not known: the stores have no halves (cropi-grad --halves)")
+        runtime.notify(
+            "what a perfect prediction would reach is not known: the stores have no halves (cropi-grad --halves)"
+        )
         return
     for found in measure(stores, options.similarity).sets:
         if found.whole is None:

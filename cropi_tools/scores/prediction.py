@@ -32,6 +32,8 @@ LANDMARKS = 1024  # of Nystroem's approximation, at most
 RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 DECAYS = (0.0, 0.3, 1.0)
 SHARE = 0.1  # of the prompts, whose precision is told
+_ROUNDS = 400  # of the bootstrap
+_WIDER = 1.5  # intervals: predictions of different folds share what they were fitted on, which a bootstrap over prompts does not see
 _SOURCE_SCALE = 1.0  # of a source's own column beside the kernel's, whose rows have about unit length
 
 Values = NDArray[np.float64]
@@ -49,7 +51,9 @@ class Observations(NamedTuple):
 
 class Trust(NamedTuple):
     """What cross-validation says of one set's predictions: rank correlation with the measured scores and precision at a tenth, each with its
-    95 % interval over prompts; the same of the mean of the source; and what a random ranking's precision is.
+    95 % interval over prompts; the same of the mean of the source; what a random ranking's precision is; and the prediction's squared error as
+    a share of that of the source's mean. (Rank correlations of the two do not compare: the source's mean without a prompt is the lower, the
+    higher that prompt's own score is.)
     """
 
     name: str
@@ -59,13 +63,14 @@ class Trust(NamedTuple):
     source_spearman: float
     source_precision: float
     by_chance: float
+    error_of_source: float
 
     @property
     def weakness(self) -> str | None:
         """Why the predictions should not be followed, in words; None where they may be."""
-        if not self.spearman[1] > 0:
+        if not (self.spearman[1] > 0 or self.precision[1] > self.by_chance):
             return f"on {self.name} the prediction is no better than chance"
-        if not self.spearman[0] > self.source_spearman:
+        if not self.error_of_source < 1:
             return f"on {self.name} the prediction is no better than the mean score of the prompt's source"
         return None
 
@@ -142,32 +147,37 @@ def _folds(ids: Sequence[str], fresh: NDArray[np.int64]) -> list[NDArray[np.int6
 
 
 def _chosen(rows: Values, known: Observations, fresh: NDArray[np.int64]) -> tuple[float, float, Values]:
-    """The ridge and the decay whose predictions of fresh scores are best in cross-validation, and these predictions [fresh, sets]."""
-    best: tuple[float, float, float] | None = None
-    predictions = np.zeros((len(fresh), known.scores.shape[1]))
+    """The ridge and the decay that foretell fresh scores best in cross-validation, and foretold scores [fresh, sets].
+
+    A fold is foretold by what was best on the other folds: the best of all would be the best by chance too, and would
+    find something where there is nothing.
+    """
     place_of = {place: number for number, place in enumerate(fresh.tolist())}
     folds = _folds(known.ids, fresh)
     # squared errors relative to each set's variance, so that every set counts alike
     scale = np.var(known.scores[fresh], axis=0)
     scale = np.where(scale > 0, scale, 1.0)
-    for decay in DECAYS if (known.ages > 0).any() else (1.0,):
-        weights = _weights(known.ages, decay)
-        found = np.zeros((len(RIDGES), *predictions.shape))
-        for fold in folds:
+    settings = [(ridge, decay) for decay in (DECAYS if (known.ages > 0).any() else (1.0,)) for ridge in RIDGES]
+    sets = known.scores.shape[1]
+    found = np.zeros((len(settings), len(fresh), sets))
+    targets = [np.array([place_of[place] for place in fold.tolist()]) for fold in folds]
+    for first in range(0, len(settings), len(RIDGES)):
+        weights = _weights(known.ages, settings[first][1])
+        for fold, target in zip(folds, targets, strict=True):
             kept = weights.copy()
             kept[fold] = 0.0
             used = kept > 0
-            target = [place_of[place] for place in fold.tolist()]
-            for number, ridge in enumerate(RIDGES):
-                model = Ridge(alpha=ridge).fit(rows[used], known.scores[used], sample_weight=kept[used])
-                found[number, target] = model.predict(rows[fold]).reshape(len(fold), -1)
-        errors = (((found - known.scores[fresh]) ** 2).mean(1) / scale).mean(1)
-        number = int(np.argmin(errors))
-        if best is None or errors[number] < best[0]:
-            best = (float(errors[number]), RIDGES[number], decay)
-            predictions = found[number]
-    assert best is not None
-    return best[1], best[2], predictions
+            # all ridges in one fit: the scores again for each of them
+            model = Ridge(alpha=np.repeat(RIDGES, sets), solver="cholesky")
+            model.fit(rows[used], np.tile(known.scores[used], len(RIDGES)), sample_weight=kept[used])
+            predictions = model.predict(rows[fold]).reshape(len(fold), len(RIDGES), sets)
+            found[first : first + len(RIDGES), target] = predictions.transpose(1, 0, 2)
+    errors = (((found - known.scores[fresh]) ** 2) / scale).mean(2)
+    foretold = np.empty(found.shape[1:])
+    for target in targets:
+        others = np.setdiff1d(np.arange(len(fresh)), target)
+        foretold[target] = found[int(np.argmin(errors[:, others].mean(1))), target]
+    return *settings[int(np.argmin(errors.mean(1)))], foretold
 
 
 def _source_means(known: Observations, fresh: NDArray[np.int64]) -> Values:
@@ -190,8 +200,9 @@ def _trust(name: str, truth: Values, foretold: Values, by_source: Values) -> Tru
                 return spearman(foretold[places], truth[places])
             return precision_at(foretold[places], truth[places], SHARE)
 
-        low, high = bootstrap_interval(of, len(truth))
-        return of(np.arange(len(truth))), low, high
+        low, high = bootstrap_interval(of, len(truth), rounds=_ROUNDS)
+        value = of(np.arange(len(truth)))
+        return value, value - _WIDER * (value - low), value + _WIDER * (high - value)
 
     size = max(1, int(SHARE * len(truth) + 1e-9))
     return Trust(
@@ -202,4 +213,5 @@ def _trust(name: str, truth: Values, foretold: Values, by_source: Values) -> Tru
         spearman(by_source, truth),
         precision_at(by_source, truth, SHARE),
         size / len(truth),
+        float(np.mean((foretold - truth) ** 2) / max(np.mean((by_source - truth) ** 2), 1e-30)),
     )

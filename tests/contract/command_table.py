@@ -10,7 +10,9 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-HEAVY = frozenset({"torch", "numpy", "zarr", "numba", "transformers", "matplotlib", "reasoning_gym", "math_verify", "sklearn"})
+HEAVY = frozenset(
+    {"torch", "numpy", "zarr", "numba", "transformers", "matplotlib", "reasoning_gym", "math_verify", "sklearn"}
+)
 
 COMMANDS = ("prompts", "rollout", "verify", "grad", "embed", "project", "score", "select", "train", "report")
 """Every console script, without `cropi-`."""

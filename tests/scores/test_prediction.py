@@ -19,6 +19,9 @@ from cropi_tools.scores.options import ScoreOptions
 from cropi_tools.scores.prediction import FEWEST, LANDMARKS, Observations, Predictor
 from cropi_tools.scores.rank_metrics import spearman
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # outputs of commands that fail
 SOURCES = ("sum", "gcd", "reverse")
 MEANS = {"sum": 0.0, "gcd": 0.2, "reverse": -0.1}
 
@@ -93,14 +96,18 @@ def test_a_plain_twin() -> None:
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_where_there_is_nothing_to_find_it_says_so(seed: int) -> None:
-    world = World(200, noise=1.0, smooth=0.0, seed=seed)
-    noise = Observations(
-        world.ids, ["one"] * 200, world.features, np.random.default_rng(seed).normal(size=(200, 1)), np.zeros(200, int)
-    )
-    trust = Predictor(noise, ["target"]).trust[0]
-    assert trust.weakness == "on target the prediction is no better than chance"
+@pytest.mark.parametrize("trials", [6, pytest.param(60, marks=pytest.mark.slow)])
+def test_where_there_is_nothing_to_find_it_says_so(trials: int) -> None:
+    world = World(120)
+    found = 0
+    for seed in range(trials):
+        draw = np.random.default_rng(seed)
+        features, noise = draw.normal(size=(120, 6)).astype(np.float32), draw.normal(size=(120, 1))
+        known = Observations(world.ids, ["one"] * 120, features, noise, np.zeros(120, np.int64))
+        weakness = Predictor(known, ["target"]).trust[0].weakness
+        assert weakness in (None, "on target the prediction is no better than chance")
+        found += weakness is None
+    assert found <= max(1, 0.05 * trials)
 
 
 def test_where_sources_say_all_it_says_so() -> None:
@@ -122,7 +129,7 @@ def test_old_scores_count_as_far_as_they_help() -> None:
     assert alike.decay == 1.0
     alone = Predictor(world.observed(fresh), ["target"])
     rest = np.arange(400, 900)
-    assert spearman(predicted(world, alike, rest)[0], world.truth[rest]) > 0.1 + spearman(
+    assert spearman(predicted(world, alike, rest)[0], world.truth[rest]) > 0.05 + spearman(
         predicted(world, alone, rest)[0], world.truth[rest]
     )
     # of a policy that has nothing in common with that of now
@@ -164,18 +171,16 @@ def chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 
 def make_probe(path: Path, world: World, places: range) -> None:
     rows = [None if place % 20 == 7 else np.ones(64, np.float32) for place in places]
-    inner = [{"target": float(world.scores[place, 0])} for place in places if place % 20 != 7]
+    inner = [{"target": float(world.scores[place, 0])} for place in places]
     against = {"target": {"norm": 1.0, "sha256": "0" * 64}}
-    store = make_store(
-        path, rows, spec(), prefix="p", inner=inner, against=against, norms=[1.0] * len(inner)
-    )
+    store = make_store(path, rows, spec(), prefix="p", inner=inner, against=against, norms=[1.0] * len(inner))
     assert store.prompts == len(places)
 
 
 def run(**options: Any) -> list[dict[str, Any]]:
     given = {"predict": ("pool.jsonl",), "features": ("f.safetensors",), "output": "scores.jsonl", **options}
     score(ScoreOptions(stores=("probe.zarr",), **given))
-    return list(read_jsonl("scores.jsonl"))
+    return [record for _, record in read_jsonl(given["output"])]
 
 
 def test_every_prompt_has_a_score_that_says_what_it_is(chain: World, capsys: pytest.CaptureFixture[str]) -> None:
@@ -289,7 +294,7 @@ def test_too_few_and_too_weak_are_refused(chain: World, tmp_path: Path, capsys: 
     Path("noise.zarr").rename("probe.zarr")
     with pytest.raises(InputError, match=r"no better than chance: measure more prompts.*--if-weak warn"):
         run()
-    assert len(run(if_weak="warn")) == 300
+    assert len(run(if_weak="warn", output="all.jsonl")) == 300
     assert "warning: on target the prediction is no better than chance" in capsys.readouterr().err
 
 

@@ -13,6 +13,9 @@ from cropi_tools.cli.select import select
 from cropi_tools.runtime.errors import InputError, UsageError
 from cropi_tools.selection.options import SelectOptions
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # outputs of commands that fail
 SCORES = {"a": {"x": 0.1, "y": 0.4}, "b": {"x": 0.3, "y": 0.2}, "c": None, "d": {"x": -0.5, "y": -0.5}}
 
 
@@ -106,7 +109,9 @@ def test_options_of_other_rules_are_refused(given: dict[str, Any]) -> None:
 def test_every_source_gives_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     sizes = {"a": 100, "b": 31, "c": 9}
-    pool = [{"id": f"{name}{n}", "prompt": "q", "answer": "1", "source": name} for name in sizes for n in range(sizes[name])]
+    pool = [
+        {"id": f"{name}{n}", "prompt": "q", "answer": "1", "source": name} for name in sizes for n in range(sizes[name])
+    ]
     Path("p.jsonl").write_text("".join(json.dumps(record) + "\n" for record in pool))
 
     def chosen(seed: int) -> list[str]:
