@@ -41,7 +41,7 @@ space := $(empty) $(empty)
 # $(call whole,VALUE): VALUE if it is one whole number above 0
 not-digits = $(subst 0,,$(subst 1,,$(subst 2,,$(subst 3,,$(subst 4,,$(subst 5,,$(subst 6,,$(subst 7,,$(subst 8,,$(subst 9,,$(1)))))))))))
 whole = $(if $(call not-digits,$(strip $(1))),,$(filter-out 0%,$(strip $(1))))
-ARMS_KNOWN := cropi complete full random static shuffled learnability pass-rate
+ARMS_KNOWN := cropi complete full random static shuffled learnability hardest pass-rate
 $(foreach name,STAGES STEPS GPUS SAMPLES VALID_SAMPLES MAX_TOKENS,$(if $(call whole,$($(name))),,$(error $(name)=$($(name)): expected a \
   whole number above 0)))
 $(if $(call not-digits,$(subst $(space),,$(SEEDS))),$(error SEEDS=$(SEEDS): expected whole numbers, such as 1 2 3))

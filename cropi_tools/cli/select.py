@@ -85,7 +85,7 @@ def _lacking(options: SelectOptions) -> str:
         return "the others were measured, or none has a predicted score; ask for fewer"
     if by == "pass-rate":
         return "the pass rates of the others are unknown or outside --band; widen it, or ask for fewer"
-    if by == "learnability":
+    if by in ("learnability", "hardest"):
         return "the pass rates of the others are unknown; sample them, or ask for fewer"
     return "the others have no score, since all their responses earned the same; take more samples (cropi-rollout -n), or ask for fewer"
 

@@ -2,7 +2,7 @@
 
 An arm is charged what its selection read. Of the shared first stage that is everything for influence (static and shuffled too),
 the rollouts of validation and the pool's features for stages that probe, since they sample and score a part of the pool themselves,
-the rollouts of the pool for learnability and pass-rate, which read no more than pass rates, and nothing for random and full. It is
+the rollouts of the pool for learnability, hardest and pass-rate, which read no more than pass rates, and nothing for random and full. It is
 charged in full to every seed, since a run of that seed alone would pay all of it.
 
 Seconds are device seconds: shards and processes add up. They are of work on both sides; starting (imports, loading, compiling,
@@ -21,7 +21,7 @@ from cropi_tools.report.reading import SELECTION_MANIFEST, Arm, Manifest, Run, S
 
 UNITS = ("seconds", "tokens")
 _SCORELESS = ("random", "full")
-_BY_PASS_RATE = ("learnability", "pass-rate")
+_BY_PASS_RATE = ("learnability", "hardest", "pass-rate")
 _EMBED = "cropi-embed"
 _VALIDATION = "valid-"  # how the names of validation rollouts begin
 

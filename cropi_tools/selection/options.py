@@ -35,7 +35,7 @@ class SelectOptions(CommandOptions):
         Option("--format", "Rows of ours, verl's or TRL's; the last two as parquet where -o ends in .parquet."),
     ] = "jsonl"
     by: Annotated[
-        Literal["influence", "shuffled", "random", "learnability", "pass-rate", "full"],
+        Literal["influence", "shuffled", "random", "learnability", "hardest", "pass-rate", "full"],
         Option(
             "--by",
             "The rule; shuffled, the control, is influence with the pool permuted (one --seed for all stages).",

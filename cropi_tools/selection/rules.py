@@ -21,10 +21,10 @@ from cropi_tools.data.digest_set import hash64
 from cropi_tools.runtime.errors import InputError, UsageError
 
 Among = Literal["measured", "predicted", "all"]
-Rule = Literal["influence", "shuffled", "random", "learnability", "pass-rate", "full"]
+Rule = Literal["influence", "shuffled", "random", "learnability", "hardest", "pass-rate", "full"]
 
 RULES: tuple[str, ...] = get_args(Rule)
-RULES_NEEDING_SCORES = frozenset({"influence", "shuffled", "learnability", "pass-rate"})
+RULES_NEEDING_SCORES = frozenset({"influence", "shuffled", "learnability", "hardest", "pass-rate"})
 DEFAULT_BAND = (0.2, 0.8)
 
 
@@ -147,6 +147,7 @@ def select(
       With `sources`, a source by prompt id, every source gives its share of the N (`shares`).
     * learnability: p(1 - p) of the pass rate p, highest first; `score` is p(1 - p). Prompts with p = 0 or 1 come last,
       but do count; those of unknown pass rate do not.
+    * hardest: the lowest pass rate first, those that never pass included; `score` is the pass rate (arXiv 2508.14094).
     * pass-rate: N at random (smallest tie keys) of the prompts whose pass rate lies in `band`, ends included; fewer
       when fewer do; `score` is the pass rate. The paper reports such a baseline, but no published band is known to us:
       the default of .2 to .8 is our choice.
@@ -183,6 +184,9 @@ def select(
         low, high = _check_band(DEFAULT_BAND if band is None else band)
         shown = {prompt_id: rate for prompt_id, rate in _pass_rates(records).items() if low <= rate <= high}
         chosen = _top(dict.fromkeys(shown, 0), size, keys)
+    elif by == "hardest":
+        shown = _pass_rates(records)
+        chosen = _top({prompt_id: -rate for prompt_id, rate in shown.items()}, size, keys)
     elif by == "learnability":
         shown = {prompt_id: rate * (1 - rate) for prompt_id, rate in _pass_rates(records).items()}
         chosen = _top(shown, size, keys)
