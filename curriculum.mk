@@ -241,6 +241,7 @@ $(SCORED:%=%/scores.jsonl.manifest.json): %/scores.jsonl.manifest.json: $$(STORE
 # measured; the best of the rest are sampled and scored too, and only then is selected
 SELECT_PROBE = cropi-select --prompts $(POOL) --by random --per-source --ratio $(PROBE)
 SHORTLIST_RATIO = $(shell LC_ALL=C awk 'BEGIN { share = $(SHORTLIST) * $(RATIO); printf "%.10g", (share > 1 ? 1 : share) }')
+PROBED_SHARE = $(shell LC_ALL=C awk 'BEGIN { share = $(PROBE) + $(SHORTLIST_RATIO); printf "%.10g", (share > 1 ? 1 : share) }')
 SELECT_SHORTLIST = cropi-select --prompts $(POOL) --among predicted --ratio $(SHORTLIST_RATIO)
 ASK = cropi-rollout -n $(SAMPLES) $(SAMPLING)
 EMBED = cropi-embed --model $(MODEL) $(POOL)
@@ -310,5 +311,5 @@ estimate: $(POOL) $(MODEL_MADE) $(foreach name,$(VALID),$(VALID_FILE.$(name))) $
 	@python $(HERE)examples/estimate.py --pool $(POOL) --samples $(SAMPLES) --valid-samples $(VALID_SAMPLES) \
 	  $(foreach name,$(VALID),--valid $(name)=$(VALID_FILE.$(name))) --rollout $(call quoted,$(ROLLOUT)) \
 	  --grad $(call quoted,cropi-grad --model $(MODEL) $(GRAD_OPTIONS)) --store=$(call quoted,$(STORE_OPTIONS)) \
-	  --train $(call quoted,$(TRAIN) --model $(MODEL)) --arms $(call quoted,$(ARMS)) --refresh $(call quoted,$(REFRESH)) \
+	  --train $(call quoted,$(TRAIN) --model $(MODEL)) --arms $(call quoted,$(ARMS)) --refresh $(call quoted,$(REFRESH)) $(if $(PROBING),--probe $(PROBED_SHARE)) \
 	  --stages $(STAGES) --seeds $(words $(SEEDS)) --gpus $(GPUS)
