@@ -139,7 +139,9 @@ def selection_work(report: Mapping[str, Any]) -> dict[str, float]:
 def wrong_chosen(run: Path, arm: str, wrong: frozenset[str]) -> float:
     """The share of the prompts selected that have a wrong reference."""
     chosen = [
-        record["id"] in wrong for path in sorted(run.glob(f"{arm}/*/*/selected.jsonl")) for _, record in read_jsonl(path)
+        record["id"] in wrong
+        for path in sorted(run.glob(f"{arm}/*/*/selected.jsonl"))
+        for _, record in read_jsonl(path)
     ]
     return float(np.mean(chosen))
 
