@@ -165,8 +165,9 @@ def print_bed(bed: str, values: Mapping[str, str], report: Mapping[str, Any], ru
             for unit in ("steps", "seconds")
             if unit in speed
         )
+        final = found["target"]
         print(
-            f"{arm:9} half-way {100 * (mid or float('nan')):5.1f}  final {100 * found['target']['mean']:5.1f} +- {100 * found['target']['spread']:4.1f}  "
+            f"{arm:9} half-way {100 * (mid or float('nan')):5.1f}  final {100 * final['mean']:5.1f} +- {100 * final['spread']:4.1f}  "
             f"selecting {selecting:6.2f} s  training {cost['training']['seconds']:6.2f} s{share}{said}"
         )
     kept, low, high = gain_kept(report)

@@ -213,5 +213,5 @@ def _trust(name: str, truth: Values, foretold: Values, by_source: Values) -> Tru
         spearman(by_source, truth),
         precision_at(by_source, truth, SHARE),
         size / len(truth),
-        float(np.mean((foretold - truth) ** 2) / max(np.mean((by_source - truth) ** 2), 1e-30)),
+        float(np.mean((foretold - truth) ** 2)) / max(float(np.mean((by_source - truth) ** 2)), 1e-30),
     )
