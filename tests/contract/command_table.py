@@ -151,8 +151,8 @@ CASES = [
         name="embed",
         words="cropi-embed --model P0 prompts.jsonl",
         output="features.safetensors",
-        other="--tokens-per-pass 7",
-        differs="tokens-per-pass 16384, now 7",
+        other="--shard 1/2",
+        differs="shard 1/1, now 1/2",
         inputs=("prompts.jsonl",),
     ),
     Case(
