@@ -115,7 +115,8 @@ class Predictor:
         return self._model.predict(rows).reshape(len(rows), -1), spread[:, None] * self._noise
 
     def _leverage(self, rows: Values) -> Values:
-        return np.einsum("ij,jk,ik->i", rows, self._gram, rows)
+        found: Values = ((rows @ self._gram) * rows).sum(1)
+        return found
 
     def _standardized(self, features: NDArray[np.float32]) -> Values:
         return ((features - self._mean) / self._scale).astype(np.float64)
