@@ -20,6 +20,9 @@ ROLLOUT_TEMPERATURE ?= 1.0
 VERIFIER ?=
 ROLLOUT_OPTIONS ?=
 REFRESH ?=
+PROBE ?=
+SHORTLIST ?= 2
+FRESH_VALID ?=
 GRAD_OPTIONS ?=
 STORE_OPTIONS ?=
 TRAIN_OPTIONS ?=
@@ -38,13 +41,20 @@ space := $(empty) $(empty)
 # $(call whole,VALUE): VALUE if it is one whole number above 0
 not-digits = $(subst 0,,$(subst 1,,$(subst 2,,$(subst 3,,$(subst 4,,$(subst 5,,$(subst 6,,$(subst 7,,$(subst 8,,$(subst 9,,$(1)))))))))))
 whole = $(if $(call not-digits,$(strip $(1))),,$(filter-out 0%,$(strip $(1))))
-ARMS_KNOWN := cropi full random static shuffled learnability pass-rate
+ARMS_KNOWN := cropi complete full random static shuffled learnability hardest pass-rate
 $(foreach name,STAGES STEPS GPUS SAMPLES VALID_SAMPLES MAX_TOKENS,$(if $(call whole,$($(name))),,$(error $(name)=$($(name)): expected a \
   whole number above 0)))
 $(if $(call not-digits,$(subst $(space),,$(SEEDS))),$(error SEEDS=$(SEEDS): expected whole numbers, such as 1 2 3))
 $(if $(filter-out $(ARMS_KNOWN),$(ARMS)),$(error ARMS=$(ARMS): there is no arm $(filter-out $(ARMS_KNOWN),$(ARMS)), only $(ARMS_KNOWN)))
 $(if $(filter-out --force,$(FORCE))$(word 2,$(FORCE)),$(error FORCE=$(FORCE): expected --force, or nothing))
 $(if $(filter-out weights full,$(CARRY))$(word 2,$(CARRY)),$(error CARRY=$(CARRY): expected weights or full))
+
+# $(call number,VALUE): VALUE if it is a decimal number that is not negative, such as 0.1
+number = $(if $(call not-digits,$(subst .,,$(strip $(1))))$(word 4,$(subst ., . ,$(strip $(1))))$(filter .%,$(strip $(1))),,$(strip $(1)))
+$(if $(filter-out yes,$(FRESH_VALID))$(word 2,$(FRESH_VALID)),$(error FRESH_VALID=$(FRESH_VALID): expected yes, or nothing))
+$(foreach name,PROBE SHORTLIST,$(if $(strip $($(name))),$(if $(call number,$($(name))),,$(error $(name)=$($(name)): expected a number, such as 0.1))))
+$(if $(PROBE),$(if $(REFRESH),$(error PROBE=$(PROBE) samples afresh at every stage and REFRESH=$(REFRESH) renews old rollouts; leave one of them out)))
+$(if $(filter complete,$(ARMS)),$(if $(PROBE),,$(error ARMS=$(ARMS): complete scores the whole pool where cropi probes, and PROBE is not set; leave it out)))
 
 $(foreach kind,VALID TEST,$(foreach name,$($(kind)),$(if $(strip $(value $(kind)_FILE.$(name))),,$(error $(kind)=$($(kind)): the prompts of \
   $(name) are not told; set $(kind)_FILE.$(name)))))
@@ -112,29 +122,43 @@ first = $(filter 1,$(call part,$(1),3))
 # $(call policy,CELL): the policy a stage starts from; RUN/start is stage 1 of every arm
 policy = $(if $(filter $(S),$(1))$(call first,$(1)),$(MODEL),$(call before,$(1))/policy)
 policy-made = $(if $(filter $(S),$(1))$(call first,$(1)),$(MODEL_MADE),$(call before,$(1))/policy/manifest.json)
+# the arms that score every stage again, by the policy they have then; those of them that score a part of the pool and predict the rest
+RESCORED := cropi complete shuffled
+PROBING := $(if $(PROBE),cropi)
+probing = $(filter $(PROBING),$(call part,$(1),1))
+# $(call measured-at,CELL): where a stage's validation means are, and but for arms that probe its scores
+measured-at = $(if $(call first,$(1)),$(S),$(1))
 # $(call scores,CELL): where the scores a stage selects by are
-scores = $(strip $(if $(filter full random,$(call part,$(1),1)),,$(if $(filter $(RESCORED),$(call part,$(1),1)),$(if $(call first,$(1)),$(S),$(1)),$(S))))
-# the arms that score every stage again, by the policy they have then
-RESCORED := cropi shuffled
+scores = $(strip $(if $(filter full random,$(call part,$(1),1)),,$(if $(call probing,$(1)),$(1),$(if $(filter $(RESCORED),$(call part,$(1),1)),$(call measured-at,$(1)),$(S)))))
 # the seed of a cell: of its seed and stage, the same for all arms
 cell-seed = $(call part,$(1),2)00$(call part,$(1),3)
 # that of its selection: shuffled keeps one permutation for all stages, so that its selections overlap as those of cropi do
 select-seed = $(if $(filter shuffled,$(call part,$(1),1)),$(call part,$(1),2)001,$(cell-seed))
-rule = $(if $(filter cropi static,$(1)),influence,$(1))
+rule = $(if $(filter cropi complete static,$(1)),influence,$(1))
 
 ALL := $(call cells,$(ARMS),$(NUMBERS))
-SCORED := $(S) $(call cells,$(filter $(RESCORED),$(ARMS)),$(filter-out 1,$(NUMBERS)))
+SCORED := $(S) $(call cells,$(filter-out $(PROBING),$(filter $(RESCORED),$(ARMS))),$(filter-out 1,$(NUMBERS)))
+PROBED := $(call cells,$(filter $(PROBING),$(ARMS)),$(NUMBERS))
+# where validation means are made: at the start, and for every policy that is scored later
+MEANS_AT := $(SCORED) $(foreach cell,$(PROBED),$(if $(call first,$(cell)),,$(cell)))
 # $(call rollouts-at,CELL): the folder of the rollouts that a cell's gradients are of
 rollouts-at = $(if $(REFRESH),$(1),$(S))
 ROLLOUTS = $(call shards,$(1)/train.rollouts,.jsonl)
 STORES = $(call shards,$(1)/grads,.zarr)
 $(foreach cell,$(SCORED),$(eval STORE_PARTS.$(cell) := $(call parts,$(call shards,$(cell)/grads,.zarr/manifest.json))))
+# the parts of the pool that a stage measures where it probes
+ASKED := probe $(if $(filter-out 0 0.0,$(SHORTLIST)),shortlist)
+$(foreach cell,$(PROBED),$(foreach asked,$(ASKED),$(eval STORE_PARTS.$(cell)/$(asked) := $(call parts,$(call shards,$(cell)/$(asked).grads,.zarr/manifest.json))) \
+  $(eval ROLLOUT_PARTS.$(cell)/$(asked) := $(call parts,$(call shards,$(cell)/$(asked).rollouts,.jsonl.manifest.json)))))
 SAMPLED := $(if $(REFRESH),$(SCORED),$(S))
 $(foreach cell,$(SAMPLED),$(eval ROLLOUT_PARTS.$(cell) := $(call parts,$(call shards,$(cell)/train.rollouts,.jsonl.manifest.json))))
 # a stop or a failure removes no target: it is whole as soon as it is there, and without its manifest an output would be refused for good
 .PRECIOUS: $(MODEL_MADE) $(RUN)/report.html $(VALID:%=$(S)/valid-%.rollouts.jsonl.manifest.json) \
   $(foreach cell,$(SAMPLED),$(ROLLOUT_PARTS.$(cell))) \
-  $(foreach cell,$(SCORED),$(VALID:%=$(cell)/valid-%.mean.safetensors.manifest.json) $(STORE_PARTS.$(cell)) $(cell)/scores.jsonl.manifest.json) \
+  $(foreach cell,$(MEANS_AT),$(VALID:%=$(cell)/valid-%.mean.safetensors.manifest.json)) \
+  $(foreach cell,$(SCORED),$(STORE_PARTS.$(cell)) $(cell)/scores.jsonl.manifest.json) $(S)/features.safetensors.manifest.json \
+  $(foreach cell,$(PROBED),$(addprefix $(cell)/,predicted.jsonl.manifest.json scores.jsonl.manifest.json $(ASKED:%=%.jsonl.manifest.json)) \
+    $(foreach asked,$(ASKED),$(STORE_PARTS.$(cell)/$(asked)) $(ROLLOUT_PARTS.$(cell)/$(asked)))) \
   $(foreach cell,$(ALL),$(cell)/selected.jsonl.manifest.json $(cell)/policy/manifest.json)
 
 .PHONY: starting-policy curriculum estimate report
@@ -167,11 +191,19 @@ $(S)/valid-$(1).rollouts.jsonl.manifest.json: $(VALID_FILE.$(1)) $(MODEL_MADE) $
 	@mkdir -p $(S)
 	$$(call run,$$(VALID_ROLLOUT.$(1)),$(S)/valid-$(1).rollouts.jsonl)
 
-$(SCORED:%=%/valid-$(1).mean.safetensors.manifest.json): %/valid-$(1).mean.safetensors.manifest.json: \
-    $(S)/valid-$(1).rollouts.jsonl.manifest.json $$$$(call policy-made,$$$$*) $(RUN)/settings/means
+# with FRESH_VALID the targets are sampled again by every policy that is scored
+$(if $(FRESH_VALID),$(filter-out $(S)/%,$(MEANS_AT:%=%/valid-$(1).rollouts.jsonl.manifest.json))): %/valid-$(1).rollouts.jsonl.manifest.json: \
+    $(VALID_FILE.$(1)) $$$$(call policy-made,$$$$*) $(RUN)/settings/valid-rollouts.$(1)
 	@mkdir -p $$*
-	$$(call run,cropi-grad --model $$(call policy,$$*) $(S)/valid-$(1).rollouts.jsonl --mean $$(GRAD_OPTIONS),$$*/valid-$(1).mean.safetensors)
+	$$(call run,cropi-rollout --model $$(call policy,$$*) $$(SAMPLING) $$(VALID_FILE.$(1)) -n $$(VALID_SAMPLES) --seed $$(call cell-seed,$$*),$$*/valid-$(1).rollouts.jsonl)
+
+$(MEANS_AT:%=%/valid-$(1).mean.safetensors.manifest.json): %/valid-$(1).mean.safetensors.manifest.json: \
+    $$$$(call valid-at,$$$$*)/valid-$(1).rollouts.jsonl.manifest.json $$$$(call policy-made,$$$$*) $(RUN)/settings/means
+	@mkdir -p $$*
+	$$(call run,cropi-grad --model $$(call policy,$$*) $$(call valid-at,$$*)/valid-$(1).rollouts.jsonl --mean $$(GRAD_OPTIONS),$$*/valid-$(1).mean.safetensors)
 endef
+# $(call valid-at,CELL): where the rollouts of its validation means are
+valid-at = $(if $(FRESH_VALID),$(1),$(S))
 $(foreach name,$(VALID),$(eval $(call valid-rules,$(name))))
 
 # -- each stage; with REFRESH, from stage 2 on, first the rollouts of the stage before with some prompts sampled again
@@ -205,12 +237,61 @@ $(foreach cell,$(SCORED),$(eval $(call grad-rule,$(cell))))
 $(SCORED:%=%/scores.jsonl.manifest.json): %/scores.jsonl.manifest.json: $$(STORE_PARTS.$$*)
 	$(call run,cropi-score $(call STORES,$*),$*/scores.jsonl)
 
+# -- a stage that probes: a random part of the pool is sampled afresh and scored, the rest predicted from it and from what earlier stages
+# measured; the best of the rest are sampled and scored too, and only then is selected
+SELECT_PROBE = cropi-select --prompts $(POOL) --by random --per-source --ratio $(PROBE)
+SHORTLIST_RATIO = $(shell LC_ALL=C awk 'BEGIN { share = $(SHORTLIST) * $(RATIO); printf "%.10g", (share > 1 ? 1 : share) }')
+PROBED_SHARE = $(shell LC_ALL=C awk 'BEGIN { share = $(PROBE) + $(SHORTLIST_RATIO); printf "%.10g", (share > 1 ? 1 : share) }')
+SELECT_SHORTLIST = cropi-select --prompts $(POOL) --among predicted --ratio $(SHORTLIST_RATIO)
+ASK = cropi-rollout -n $(SAMPLES) $(SAMPLING)
+EMBED = cropi-embed --model $(MODEL) $(POOL)
+PREDICT = cropi-score --predict $(POOL) --features $(S)/features.safetensors --if-weak warn
+$(if $(PROBING),$(foreach pair,probes=SELECT_PROBE shortlists=SELECT_SHORTLIST probe-rollouts=ASK features=EMBED,\
+  $(eval $(call remember,$(firstword $(subst =, ,$(pair))),$(lastword $(subst =, ,$(pair)))))))
+$(if $(PROBING),$(eval $(call remember,probed-gradients,STORE)))
+
+$(S)/features.safetensors.manifest.json: $(POOL) $(MODEL_MADE) $(if $(PROBING),$(RUN)/settings/features)
+	@mkdir -p $(S)
+	$(call run,$(EMBED),$(S)/features.safetensors)
+
+# $(call scored-stages,CELL): the cells of earlier stages, the newest first
+scored-stages = $(if $(call first,$(1)),,$(call before,$(1)) $(call scored-stages,$(call before,$(1))))
+old = $(foreach cell,$(call scored-stages,$(1)),--old $(cell)/scores.jsonl)
+$(PROBED:%=%/probe.jsonl.manifest.json): %/probe.jsonl.manifest.json: $(POOL) $(RUN)/settings/probes
+	@mkdir -p $*
+	$(call run,$(SELECT_PROBE) --seed $(call cell-seed,$*),$*/probe.jsonl)
+
+# $(call asked-rules,CELL,PART): rollouts and gradients of a part
+define asked-rules
+$(firstword $(ROLLOUT_PARTS.$(1)/$(2))): $(1)/$(2).jsonl.manifest.json $(call policy-made,$(1)) $(RUN)/settings/probe-rollouts
+	$$(call run-shards,cropi-rollout --model $(call policy,$(1)) $(1)/$(2).jsonl -n $$(SAMPLES) $$(SAMPLING) --seed $(call cell-seed,$(1)),$(1)/$(2).rollouts,.jsonl,.manifest.json)
+
+$(firstword $(STORE_PARTS.$(1)/$(2))): $(ROLLOUT_PARTS.$(1)/$(2)) $(RUN)/settings/probed-gradients \
+    $(VALID:%=$(call measured-at,$(1))/valid-%.mean.safetensors.manifest.json) $(call policy-made,$(1))
+	$$(call run-shards,cropi-grad --model $(call policy,$(1)) $(call shards,$(1)/$(2).rollouts,.jsonl) $(call against,$(call measured-at,$(1))) $$(GRAD_OPTIONS) $$(STORE_OPTIONS),$(1)/$(2).grads,.zarr,/manifest.json)
+endef
+$(foreach cell,$(PROBED),$(foreach asked,$(ASKED),$(eval $(call asked-rules,$(cell),$(asked)))))
+
+before-scores = $(foreach cell,$(call scored-stages,$(1)),$(cell)/scores.jsonl.manifest.json)
+$(PROBED:%=%/predicted.jsonl.manifest.json): %/predicted.jsonl.manifest.json: \
+    $$(STORE_PARTS.$$*/probe) $(S)/features.safetensors.manifest.json $$(call before-scores,$$*)
+	$(call run,$(PREDICT) $(call shards,$*/probe.grads,.zarr) $(call old,$*),$*/predicted.jsonl)
+
+$(PROBED:%=%/shortlist.jsonl.manifest.json): %/shortlist.jsonl.manifest.json: %/predicted.jsonl.manifest.json $(RUN)/settings/shortlists
+	$(call run,$(SELECT_SHORTLIST) $*/predicted.jsonl --seed $(call cell-seed,$*),$*/shortlist.jsonl)
+
+$(PROBED:%=%/scores.jsonl.manifest.json): %/scores.jsonl.manifest.json: \
+    $$(foreach asked,$(ASKED),$$(STORE_PARTS.$$*/$$(asked))) $(S)/features.safetensors.manifest.json $$(call before-scores,$$*)
+	$(call run,$(PREDICT) $(foreach asked,$(ASKED),$(call shards,$*/$(asked).grads,.zarr)) $(call old,$*),$*/scores.jsonl)
+
+# without a shortlist, what was predicted is selected too
+among = $(if $(call probing,$(1)),$(if $(filter shortlist,$(ASKED)),,--among all))
 SELECT = cropi-select --prompts $(POOL) --ratio $(RATIO)
 $(eval $(call remember,selections,SELECT))
 $(ALL:%=%/selected.jsonl.manifest.json): %/selected.jsonl.manifest.json: \
     $(POOL) $$(addsuffix /scores.jsonl.manifest.json,$$(call scores,$$*)) $(RUN)/settings/selections
 	@mkdir -p $*
-	$(call run,$(SELECT) $(addsuffix /scores.jsonl,$(call scores,$*)) --by $(call rule,$(call part,$*,1)) --seed $(call select-seed,$*),$*/selected.jsonl)
+	$(call run,$(SELECT) $(addsuffix /scores.jsonl,$(call scores,$*)) --by $(call rule,$(call part,$*,1)) $(call among,$*) --seed $(call select-seed,$*),$*/selected.jsonl)
 
 # the optimizer's state takes twice the disk of a policy: it is kept only where something will read it
 STATELESS := $(if $(filter full,$(CARRY))$(filter --preconditioner% --state% --carry%,$(GRAD_OPTIONS) $(STORE_OPTIONS) $(TRAIN_OPTIONS)),,--state drop)
@@ -230,5 +311,5 @@ estimate: $(POOL) $(MODEL_MADE) $(foreach name,$(VALID),$(VALID_FILE.$(name))) $
 	@python $(HERE)examples/estimate.py --pool $(POOL) --samples $(SAMPLES) --valid-samples $(VALID_SAMPLES) \
 	  $(foreach name,$(VALID),--valid $(name)=$(VALID_FILE.$(name))) --rollout $(call quoted,$(ROLLOUT)) \
 	  --grad $(call quoted,cropi-grad --model $(MODEL) $(GRAD_OPTIONS)) --store=$(call quoted,$(STORE_OPTIONS)) \
-	  --train $(call quoted,$(TRAIN) --model $(MODEL)) --arms $(call quoted,$(ARMS)) --refresh $(call quoted,$(REFRESH)) \
+	  --train $(call quoted,$(TRAIN) --model $(MODEL)) --arms $(call quoted,$(ARMS)) --refresh $(call quoted,$(REFRESH)) $(if $(PROBING),--probe $(PROBED_SHARE)) \
 	  --stages $(STAGES) --seeds $(words $(SEEDS)) --gpus $(GPUS)

@@ -35,10 +35,17 @@ from cropi_tools.gradients.batching import batches, survey
 from cropi_tools.gradients.estimates import GradientPath
 from cropi_tools.gradients.jvp import ForwardMode
 from cropi_tools.gradients.per_sample import FastGradients
-from cropi_tools.gradients.prompt_objective import GradientSettings, GradientTask, prepare
+from cropi_tools.gradients.prompt_objective import (
+    GradientSettings,
+    GradientTask,
+    behavior_of_each,
+    prepare,
+    token_gradients,
+)
 from cropi_tools.gradients.reference import ReferenceGradients
 from cropi_tools.gradients.write_mean import collect_mean
 from cropi_tools.policy.loading import Policy, load_policy
+from cropi_tools.policy.packing import packed, packed_batch
 from cropi_tools.policy.parameters import add_adapters, train_only
 from cropi_tools.scores.rank_metrics import precision_at, spearman
 from cropi_tools.sketches.spec import Layout
@@ -92,6 +99,7 @@ def main() -> None:
     exact = backward("reference path, all parameters", ReferenceGradients(policy, SETTINGS), policy, pool)
     rows = [exact, backward("fast path", FastGradients(policy, SETTINGS), policy, pool)]
     rows += forward(policy, pool)
+    rows.append(head_alone(policy, pool))
     for share in (4, 2):
         rows.append(backward(f"fast path, {share} samples", FastGradients(policy, SETTINGS), policy, pool, share))
     last = policy.model.config.num_hidden_layers - 1
@@ -164,6 +172,63 @@ def forward(policy: Policy, pool: Pool) -> list[Row]:
             label = f"forward mode, {len(names)} mean{'s' if len(names) > 1 else ''}, by inner product"
             rows.append(Row(label, timed(run, tasks) / len(tasks), scores))
         return rows
+
+
+def head_alone(policy: Policy, pool: Pool) -> Row:
+    """Score by the gradients of the output embedding alone, as an output (of a tied one its use as an input is left out): one forward pass.
+
+    With c_t the derivative of the objective by log pi_t, h_t the hidden state and e the one-hot vector of the token, a prompt's gradient is
+    sum_t c_t (e_t - pi_t) h_t^T; its product with V is sum_t c_t (e_t - pi_t)^T V h_t, and its norm follows from the products of the rows.
+    """
+    head = policy.model.get_output_embeddings().weight
+
+    @torch.no_grad()
+    def parts(some: Sequence[GradientTask]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Of each prompt the rows c_t (e_t - pi_t), [T, vocabulary], and h_t, [T, width]."""
+        found = []
+        for batch in batches(iter([task.rollout for task in some]), SETTINGS, room.room_for):
+            tasks = batch.tasks
+            packed_row = packed_batch([(task.prompt, task.responses) for task in tasks], policy.device)
+            with packed(policy.model, packed_row):
+                hidden = packed_row.select(packed_row.forward(policy.model.base_model).last_hidden_state)
+            logs = torch.log_softmax(hidden @ head.T, -1)
+            of_tokens = logs.gather(-1, packed_row.targets[:, None])[:, 0]
+            behavior = behavior_of_each(tasks, packed_row, None, SETTINGS)
+            start = 0
+            for task, beta in zip(tasks, behavior, strict=True):
+                own = slice(start, start + task.tokens)
+                derivative, _ = token_gradients(task, range(len(task.responses)), of_tokens[own], beta, SETTINGS)
+                error = -logs[own].exp()
+                error[torch.arange(task.tokens), packed_row.targets[own]] += 1
+                found.append((derivative[:, None] * error, hidden[own]))
+                start += task.tokens
+        return found
+
+    room = ForwardMode(policy, SETTINGS, {"any": _Nothing()})
+    means = {}
+    for name, file in pool.valid.items():
+        rollouts = list(read_rollouts([file]))
+        tasks = [task for task in (prepare(r, SETTINGS) for r in rollouts) if isinstance(task, GradientTask)]
+        means[name] = sum((errors.T @ states for errors, states in parts(tasks)), torch.zeros_like(head)) / len(
+            rollouts
+        )
+    tasks = [task for task in pool.tasks() if isinstance(task, GradientTask)]
+    scores = {name: np.full(len(tasks), np.nan) for name in means}
+
+    def run(some: Sequence[GradientTask]) -> None:
+        for place, (errors, states) in enumerate(parts(some)):
+            norm = ((errors @ errors.T) * (states @ states.T)).sum().clamp(min=1e-30).sqrt()
+            for name, mean in means.items():
+                scores[name][place] = float(((errors @ mean) * states).sum() / (norm * mean.norm()))
+
+    return Row("output embedding alone, forward only", timed(run, tasks) / len(tasks), scores)
+
+
+class _Nothing:
+    """A direction that moves no parameter: forward mode is asked for its batches alone."""
+
+    def get(self, name: str, device: torch.device) -> None:
+        return None
 
 
 def timed(run: Callable[[Sequence], None], tasks: Sequence) -> float:

@@ -25,6 +25,7 @@ GROUPS = (
     "Prompts",
     "Templates",
     "Scores",
+    "Prediction",
     "Reliability",
     "Selection",
     "Objective",

@@ -24,6 +24,9 @@ SEEDS ?= 1 2 3
 # ROLLOUT_TEMPERATURE := 1.0
 # VERIFIER :=
 # REFRESH :=
+# PROBE :=
+# SHORTLIST := 2
+# FRESH_VALID :=
 # CARRY := weights
 # GPUS ?= 1
 

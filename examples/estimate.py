@@ -12,6 +12,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ PROBE_RESPONSES = 256  # of the pool, and of each validation set
 START = 4.0  # seconds that a command takes to start, where none is really run
 LIGHT = 0.3  # the same of cropi-score and cropi-select, which load no torch
 WITHOUT_SCORES = ("full", "random")
-RESCORED = ("cropi", "shuffled")  # the arms that score every stage again
+RESCORED = ("cropi", "complete", "shuffled")  # the arms that score every stage again
 COLUMNS = ("sampling", "gradients", "scores", "training", "loading")
 
 
@@ -52,19 +53,41 @@ class Cost(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """What the arms are put together from. refreshing: sampling again before a later stage."""
+    """What the arms are put together from: sampling and scoring the pool, the same for the targets, a stage's training.
 
-    sampling: Cost
-    scoring: Cost
+    refreshing: sampling again before a later stage. share: of the pool that a stage measures where it probes; 0: none probes.
+    """
+
     training: Cost
-    refreshing: Cost
+    sampling: Cost = Cost()
+    scoring: Cost = Cost()
+    targets: Cost = Cost()
+    means: Cost = Cost()
+    refreshing: Cost = Cost()
+    share: float = 0.0
+
+    def probes(self, name: str) -> bool:
+        """Whether an arm measures a part of the pool at every stage."""
+        return name == "cropi" and self.share > 0
+
+    def once(self, arms: Sequence[str]) -> Cost:
+        """What is made once for all arms."""
+        read = [arm for arm in arms if arm not in WITHOUT_SCORES]
+        found = self.targets.plus(self.means) if read else Cost()
+        return found if all(map(self.probes, read)) else found.plus(self.sampling).plus(self.scoring)
 
     def arm(self, name: str, stages: int) -> Cost:
         """A seed of an arm, without what is made once for all arms."""
         found = self.training.times(stages)
         if name in RESCORED:
-            found = found.plus(self.scoring.plus(self.refreshing).times(stages - 1))
-        return found
+            found = found.plus(self.means.times(stages - 1))
+        if self.probes(name):
+            measured = self.sampling.plus(self.scoring).times(self.share)
+            # probe and shortlist are commands of their own
+            return found.plus(
+                measured._replace(loading=2 * (self.sampling.loading + self.scoring.loading)).times(stages)
+            )
+        return found.plus(self.scoring.plus(self.refreshing).times(stages - 1)) if name in RESCORED else found
 
 
 def main() -> None:
@@ -84,6 +107,9 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("pool", "rollout", "grad", "store", "train", "arms", "refresh"):
         parser.add_argument(f"--{name}", required=True)
+    parser.add_argument(
+        "--probe", type=float, default=0.0, help="share of the pool that a stage measures; 0: all of it"
+    )
     for name in ("samples", "valid-samples", "stages", "seeds", "gpus"):
         parser.add_argument(f"--{name}", type=int, required=True)
     parser.add_argument("--valid", action="append", default=[], metavar="NAME=FILE")
@@ -96,32 +122,33 @@ def measured(asked: argparse.Namespace, scratch: Path) -> Parts:
     said = asking(f"{asked.train} {pool}", scratch / "P")
     training = Cost(training=said["seconds"], tokens=said["tokens"], disk=said["disk"] - said["checkpoint"])
     if all(arm in WITHOUT_SCORES for arm in asked.arms.split()):
-        return Parts(Cost(), Cost(), training._replace(loading=START + LIGHT), Cost())
+        return Parts(training._replace(loading=START + LIGHT))
     rollout, rollouts = f"{asked.rollout} {asked.pool} -n {asked.samples} --seed 0", scratch / "pool.rollouts.jsonl"
     said = asking(rollout, "-")
     again = said["equal_rewards_fraction"] if asked.refresh == "zero-advantage" else 1.0
     start = made(f"{asked.rollout} {pool} -n {asked.samples}", rollouts)["seconds_start"]
     sampling = Cost(said["seconds"] / asked.gpus, tokens=said["tokens"], disk=said["disk"], loading=start)
     refreshing = sampling.times(again)._replace(disk=sampling.disk, loading=start) if asked.refresh else Cost()
-    scoring, against = Cost(), ""
+    targets, means, against = Cost(), Cost(), ""
     for name, file in (one.split("=", 1) for one in asked.valid):
         said = asking(f"{asked.rollout} {file} -n {asked.valid_samples}", "-")
-        sampling = sampling.plus(Cost(said["seconds"], tokens=said["tokens"], disk=said["disk"], loading=start))
+        targets = targets.plus(Cost(said["seconds"], tokens=said["tokens"], disk=said["disk"], loading=start))
         part, times = probe(file, asked.valid_samples, scratch / f"{name}.jsonl")
         own, mean = scratch / f"{name}.rollouts.jsonl", scratch / f"{name}.mean.safetensors"
         made(f"{asked.rollout} {part} -n {asked.valid_samples}", own)
         said = asking(f"{asked.grad} {own} --mean", mean)
         made(f"{asked.grad} {own} --mean", mean)
-        scoring = scoring.plus(Cost(gradients=said["seconds"] * times, disk=said["disk"], loading=start))
+        means = means.plus(Cost(gradients=said["seconds"] * times, disk=said["disk"], loading=start))
         against += f" --against {shlex.quote(f'{name}={mean}')}"
     line, store = f"{asked.grad} {rollouts} {against} {asked.store}", scratch / "grads.zarr"
     said = asking(line, store)
     gradients = said["seconds"] * share / asked.gpus
-    scoring = scoring.plus(Cost(gradients=gradients, disk=said["disk"] * share, loading=start))
+    scoring = Cost(gradients=gradients, disk=said["disk"] * share, loading=start)
     made(line, store)
     said = asking(f"cropi-score {store}", "-")
     scoring = scoring.plus(Cost(scores=said["seconds"] * share, disk=said["disk"] * share, loading=LIGHT))
-    return Parts(sampling, scoring, training._replace(loading=start + LIGHT), refreshing)
+    training = training._replace(loading=start + LIGHT)
+    return Parts(training, sampling, scoring, targets, means, refreshing, asked.probe)
 
 
 def probe(path: str, samples: int, target: Path) -> tuple[Path, float]:
@@ -157,7 +184,7 @@ def run(line: str, output: Path | str, *more: str) -> str:
 def rows(asked: argparse.Namespace, parts: Parts) -> list[tuple[str, Cost]]:
     """What is made once, a seed of each arm, and everything."""
     arms = asked.arms.split()
-    once = Cost() if all(arm in WITHOUT_SCORES for arm in arms) else parts.sampling.plus(parts.scoring)
+    once = parts.once(arms)
     found = [(f"{arm}, a seed", parts.arm(arm, asked.stages)) for arm in arms]
     whole = once
     for _, cost in found:

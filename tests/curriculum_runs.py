@@ -17,7 +17,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 BOOKKEEPING = Path(__file__).with_name("bookkeeping_command.py")
-COMMANDS = ("cropi-rollout", "cropi-grad", "cropi-score", "cropi-select", "cropi-train")
+COMMANDS = ("cropi-rollout", "cropi-grad", "cropi-score", "cropi-select", "cropi-train", "cropi-embed")
 NOT_INHERITED = (
     "MAKEFLAGS",
     "MAKELEVEL",

@@ -26,6 +26,7 @@ BELOW: dict[str, set[str]] = {
     # a room a command
     "prompts": {"rewards", "data", "options", "runtime"},
     "rollouts": {"engines", "rewards", "policy", "data", "intervals", "options", "runtime"},
+    "features": {"policy", "data", "options", "runtime"},
     "sketches": {"data", "options", "runtime"},
     "gradients": {"sketches", "objective", "policy", "data", "options", "runtime"},
     "selection": {"data", "options", "runtime"},

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 EXAMPLE = """
 cropi-score grads.zarr -o scores.jsonl
 cropi-score train.sketch.zarr --valid target=valid.sketch.zarr -o scores.jsonl
+cropi-score probe.zarr --predict pool.jsonl --features pool.features.safetensors -o scores.jsonl
 cropi-score halves.zarr --reliability
 """
 
@@ -24,12 +25,13 @@ def score(options: ScoreOptions) -> None:
     """Cosine of each prompt's gradient with the mean gradient of each validation set.
 
     Without --valid the exact inner products in the stores are used (cropi-grad --against); with it, the sketches of both sides.
-    --reliability scores nothing: it compares the halves that cropi-grad --halves has stored, on stdout.
+    With --predict the stores are a part of a pool, and the rest of it gets predicted scores, marked as such: select the best of
+    them to measure next. --reliability scores nothing: it compares the halves that cropi-grad --halves has stored, on stdout.
     """
     from cropi_tools import runtime
     from cropi_tools.cli.common import stoppable
     from cropi_tools.data.jsonl_output import JsonLinesOutput
-    from cropi_tools.data.manifest import Fingerprint
+    from cropi_tools.data.manifest import Fingerprint, numbered
     from cropi_tools.data.store import open_stores, store_input
 
     if options.reliability:
@@ -45,14 +47,29 @@ def score(options: ScoreOptions) -> None:
     for name, paths in options.targets.items():
         inputs |= {f"validation set {name} {place}": store_input(path) for place, path in enumerate(paths, 1)}
     inputs |= {f"norms {place}": store_input(path) for place, path in enumerate(options.norms, 1)}
+    for what, files in (("pool", options.predict), ("features", options.features), ("old scores", options.old)):
+        inputs |= numbered(what, files)
     fingerprint = Fingerprint.of("cropi-score", options.decisive(), inputs)
     target = JsonLinesOutput(options.output, fingerprint, inputs, options.force)
     if not target.open():
         runtime.notify(f"{options.output}: up to date")
         return
     opened = open_stores(options.stores)
-    target.append(stoppable(_scores(options, opened)))
     live = sum(store.rows for store in opened)
+    if options.predict:
+        from cropi_tools.data.features import Features
+        from cropi_tools.scores import predict
+
+        features = Features(options.features)
+        known = predict.gather(options, stoppable(_scores(options, opened)))
+        predictor = predict.fitted(options, known, features)
+        predict.tell_ceiling(opened, options)
+        target.append(stoppable(predict.records(known, predictor, features)))
+        target.finish(ledger={"device": "cpu"}, facts={"prediction": predict.facts(known, predictor)})
+        predicted = target.lines - len(known.fresh)
+        runtime.notify(f"{options.output}: {live} of {target.lines} prompts have a score, {predicted} a predicted one")
+        return
+    target.append(stoppable(_scores(options, opened)))
     if not live:
         runtime.warn("no prompt has a gradient: there is nothing to rank")
     target.finish(ledger={"device": "cpu"})

@@ -8,6 +8,7 @@ from cropi_tools.selection.options import SelectOptions
 EXAMPLE = """
 cropi-select scores.jsonl --prompts train.jsonl --ratio 0.1 -o selected.jsonl
 cropi-select --prompts train.jsonl --by random -n 150 --seed 3 -o random.jsonl
+cropi-select predicted.jsonl --prompts train.jsonl --among predicted --ratio 0.2 -o shortlist.jsonl
 cropi-select scores.jsonl --prompts train.jsonl --format verl -o selected.parquet
 """
 
@@ -22,6 +23,7 @@ def select(options: SelectOptions) -> None:
     from cropi_tools.data.manifest import Fingerprint, numbered
     from cropi_tools.data.records import read_prompts, read_scores
     from cropi_tools.prompts.exports import TableOutput, exported, settings_needed
+    from cropi_tools.runtime.errors import InputError
     from cropi_tools.selection import rules
 
     inputs = {**numbered("prompts", options.prompts), **numbered("scores", options.scores)}
@@ -37,12 +39,21 @@ def select(options: SelectOptions) -> None:
     known = None
     if options.scores:
         known = {
-            r["id"]: rules.Score(r["id"], r["source"], r["scores"], r["pass_rate"], r["status"])
+            r["id"]: rules.Score(
+                r["id"], r["source"], r["scores"], r["pass_rate"], r["status"], r.get("measured", True)
+            )
             for r in read_scores(options.scores)
         }
-    chosen = rules.select(options.by, list(pool), known, options.share, options.seed, options.band, options.number)
+    sources = {identity: record["source"] for identity, record in pool.items()} if options.per_source else None
+    chosen = rules.select(
+        options.by, list(pool), known, options.share, options.seed, options.band, options.number, options.among, sources
+    )
     wanted = options.number or rules.selection_size("1" if options.by == "full" else options.share, len(pool))
     rates = {identity: score.pass_rate for identity, score in (known or {}).items()}
+    if options.among != "measured" and known and not any(not score.measured for score in known.values()):
+        raise InputError(
+            f"--among {options.among}: {', '.join(options.scores)} has measured scores alone; cropi-score --predict makes predicted ones"
+        )
     selected = [
         {
             **pool[item.id],
@@ -61,17 +72,20 @@ def select(options: SelectOptions) -> None:
         asked = f"--ratio {options.share}" if options.number is None else f"-n {options.number}"
         runtime.warn(
             f"{asked} asks for {wanted} prompts, and only {len(chosen)} can be selected by {options.by}, all there are: "
-            f"{_lacking(options.by)}"
+            f"{_lacking(options)}"
         )
     target.finish(facts={"pool": len(pool), "wanted": wanted})
     runtime.notify(f"{options.output}: {len(chosen)} of {len(pool)} prompts selected by {options.by}")
 
 
-def _lacking(by: str) -> str:
+def _lacking(options: SelectOptions) -> str:
     """Why a rule cannot select the others, and what helps."""
+    by = options.by
+    if options.among == "predicted":
+        return "the others were measured, or none has a predicted score; ask for fewer"
     if by == "pass-rate":
         return "the pass rates of the others are unknown or outside --band; widen it, or ask for fewer"
-    if by == "learnability":
+    if by in ("learnability", "hardest"):
         return "the pass rates of the others are unknown; sample them, or ask for fewer"
     return "the others have no score, since all their responses earned the same; take more samples (cropi-rollout -n), or ask for fewer"
 

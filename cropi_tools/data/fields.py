@@ -176,6 +176,8 @@ SCORES: Mapping[str, Field] = {
     "scores": _or_null(Field("an object of cosines by validation set", _is_named_numbers)),
     "pass_rate": _or_null(SHARE),
     "status": TEXT,
+    "measured": Field("true or false", lambda value: isinstance(value, bool)),
+    "deviation": _or_null(Field("an object of numbers by validation set", _is_named_numbers)),
 }
 
 STORE: Mapping[str, Field] = {

@@ -1,7 +1,8 @@
 """What a seed of an arm took: sampling the pool once, scoring it at every stage, and training.
 
 An arm is charged what its selection read. Of the shared first stage that is everything for influence (static and shuffled too),
-the rollouts of the pool for learnability and pass-rate, which read no more than pass rates, and nothing for random and full. It is
+the rollouts of validation and the pool's features for stages that probe, since they sample and score a part of the pool themselves,
+the rollouts of the pool for learnability, hardest and pass-rate, which read no more than pass rates, and nothing for random and full. It is
 charged in full to every seed, since a run of that seed alone would pay all of it.
 
 Seconds are device seconds: shards and processes add up. They are of work on both sides; starting (imports, loading, compiling,
@@ -20,7 +21,8 @@ from cropi_tools.report.reading import SELECTION_MANIFEST, Arm, Manifest, Run, S
 
 UNITS = ("seconds", "tokens")
 _SCORELESS = ("random", "full")
-_BY_PASS_RATE = ("learnability", "pass-rate")
+_BY_PASS_RATE = ("learnability", "hardest", "pass-rate")
+_EMBED = "cropi-embed"
 _VALIDATION = "valid-"  # how the names of validation rollouts begin
 
 
@@ -118,7 +120,16 @@ def read_of_start(run: Run, arm: Arm) -> list[Manifest]:
     if not uses_scores(arm):
         return []
     rules = {rule for seed in arm.seeds for stage in seed.stages for rule in [_rule(stage)] if rule not in _SCORELESS}
-    return _read(run.start, rules)
+    found = _read(run.start, rules)
+    if all(_probes(stage) for seed in arm.seeds for stage in seed.stages):
+        # all that it reads of the pool it sampled and scored itself
+        return [item for item in found if _name(item).startswith(_VALIDATION) or item.command == _EMBED]
+    return [item for item in found if item.command != _EMBED]
+
+
+def _probes(stage: Stage) -> bool:
+    """Whether a stage measured a part of the pool and predicted the rest."""
+    return any(item.command == "cropi-score" and bool(item.options.get("predict")) for item in stage.manifests)
 
 
 def read_of_stage(stage: Stage) -> list[Manifest]:

@@ -273,8 +273,9 @@ def limits(comparison: Comparison) -> list[str]:
         )
     found.append(
         "An arm is charged in full, for each seed, what its selection read of the shared first stage: everything for influence, the rollouts "
-        "of the pool for learnability and pass-rate, nothing for random and full. Seconds are device seconds of work, shards and processes "
-        "added up; starting (imports, loading, compiling) and evaluating are apart. They depend on the machine and what else ran on it."
+        "of validation and the features for stages that probe, the rollouts of the pool for learnability, hardest and pass-rate, nothing for "
+        "random and full. Seconds are device seconds of work, shards and processes added up; starting (imports, loading, compiling) "
+        "and evaluating are apart. They depend on the machine and what else ran on it."
     )
     if any(arm.ledger.unsplit for arm in comparison.arms):
         found.append(UNSPLIT)

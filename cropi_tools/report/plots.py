@@ -38,6 +38,7 @@ _COLOURS = {
     "full": "#0072b2",
     "static": "#009e73",
     "learnability": "#cc79a7",
+    "hardest": "#a05a2c",
     "pass-rate": "#d4a017",
     "shuffled": "#56b4e9",
     "oracle": "#7b5ea7",

@@ -9,6 +9,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from cropi_tools.options import CommandOptions, DryRun, Option, Output, named, refuse
 from cropi_tools.selection.options import RATIO, ratio
 
+PREDICTED = "predicted"
+"""The status of a prompt whose score was not measured."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreOptions(CommandOptions):
@@ -43,6 +46,38 @@ class ScoreOptions(CommandOptions):
     each: Annotated[
         bool, Option("--each", "Make every prompt of the validation stores a set of its own, NAME/ID.", "Scores")
     ] = False
+    predict: Annotated[
+        tuple[str, ...],
+        Option(
+            "--predict",
+            "The whole pool, of which STORE is a part: predict the scores of the rest; may be repeated.",
+            "Prediction",
+            "FILE",
+        ),
+    ] = ()
+    features: Annotated[
+        tuple[str, ...],
+        Option(
+            "--features", "With --predict: the pool's features (cropi-embed); may be repeated.", "Prediction", "FILE"
+        ),
+    ] = ()
+    old: Annotated[
+        tuple[str, ...],
+        Option(
+            "--old",
+            "With --predict: scores of an earlier stage, which count as far as they help; may be repeated, the newest first.",
+            "Prediction",
+            "SCORES",
+        ),
+    ] = ()
+    if_weak: Annotated[
+        Literal["refuse", "warn"],
+        Option(
+            "--if-weak",
+            "With --predict: where the prediction is no better than chance or than the mean of a prompt's source, refuse or go on.",
+            "Prediction",
+        ),
+    ] = "refuse"
     reliability: Annotated[
         bool,
         Option("--reliability", "Print how well one half of the rollouts predicts the other's ranking.", "Reliability"),
@@ -84,6 +119,15 @@ class ScoreOptions(CommandOptions):
                 of_scores and self.norms and (self.valid or self.similarity == "dot"),
                 "--norms is for cosines of exact inner products; leave it out with --valid and --similarity dot",
             ),
+            (
+                self.predict and (self.reliability or self.each),
+                "--predict makes a scores file by validation set; leave --reliability and --each out",
+            ),
+            (self.predict and not self.features, "--predict needs the pool's features: --features FILE (cropi-embed)"),
+            (
+                not self.predict and (self.features or self.old or self.if_weak != "refuse"),
+                "--features, --old and --if-weak are of --predict FILE",
+            ),
         ]
         refuse(mistakes)
 
@@ -102,4 +146,7 @@ class ScoreOptions(CommandOptions):
 
     def decisive(self) -> dict[str, Any]:
         """What decides the scores, besides the inputs."""
-        return {"sets": sorted(self.targets), "each": self.each, "similarity": self.measure}
+        found = {"sets": sorted(self.targets), "each": self.each, "similarity": self.measure}
+        if self.predict:
+            found["predict"] = True
+        return found

@@ -35,7 +35,7 @@ class SelectOptions(CommandOptions):
         Option("--format", "Rows of ours, verl's or TRL's; the last two as parquet where -o ends in .parquet."),
     ] = "jsonl"
     by: Annotated[
-        Literal["influence", "shuffled", "random", "learnability", "pass-rate", "full"],
+        Literal["influence", "shuffled", "random", "learnability", "hardest", "pass-rate", "full"],
         Option(
             "--by",
             "The rule; shuffled, the control, is influence with the pool permuted (one --seed for all stages).",
@@ -50,6 +50,18 @@ class SelectOptions(CommandOptions):
         int | None,
         Option("-n --number", "How many prompts to select, in place of --ratio.", "Selection", "N", at_least(1)),
     ] = None
+    among: Annotated[
+        Literal["measured", "predicted", "all"],
+        Option(
+            "--among",
+            "With scores of cropi-score --predict: which prompts may be selected by influence; predicted makes a shortlist to measure.",
+            "Selection",
+        ),
+    ] = "measured"
+    per_source: Annotated[
+        bool,
+        Option("--per-source", "With --by random: from every source its share of the pool.", "Selection"),
+    ] = False
     band: Annotated[
         tuple[float, float] | None,
         Option(
@@ -71,6 +83,10 @@ class SelectOptions(CommandOptions):
             )
         if self.number is not None and self.by == "full":
             raise UsageError(f"-n {self.number}: --by full selects the whole pool; leave -n out")
+        if self.among != "measured" and not self.by_influence:
+            raise UsageError(f"--among {self.among}: chooses among scores, and --by {self.by} reads none; leave it out")
+        if self.per_source and self.by != "random":
+            raise UsageError(f"--per-source is for --by random, not --by {self.by}; leave it out")
         if self.as_table and self.format == "jsonl":
             raise UsageError(f"-o {self.output}: parquet is written with --format verl or trl")
 
@@ -99,4 +115,8 @@ class SelectOptions(CommandOptions):
             found["fields"] = 2  # before, `score` was the merged reciprocal rank
         if self.by == "shuffled":
             found["permuted"] = "pool"  # before, only the prompts with a score were
+        if self.among != "measured":
+            found["among"] = self.among
+        if self.per_source:
+            found["per_source"] = True
         return found

@@ -20,10 +20,11 @@ from typing import Literal, get_args
 from cropi_tools.data.digest_set import hash64
 from cropi_tools.runtime.errors import InputError, UsageError
 
-Rule = Literal["influence", "shuffled", "random", "learnability", "pass-rate", "full"]
+Among = Literal["measured", "predicted", "all"]
+Rule = Literal["influence", "shuffled", "random", "learnability", "hardest", "pass-rate", "full"]
 
 RULES: tuple[str, ...] = get_args(Rule)
-RULES_NEEDING_SCORES = frozenset({"influence", "shuffled", "learnability", "pass-rate"})
+RULES_NEEDING_SCORES = frozenset({"influence", "shuffled", "learnability", "hardest", "pass-rate"})
 DEFAULT_BAND = (0.2, 0.8)
 
 
@@ -40,6 +41,7 @@ class Score:
     scores: Mapping[str, float] | None
     pass_rate: float | None
     status: str
+    measured: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +129,8 @@ def select(
     seed: int,
     band: tuple[float, float] | None = None,
     number: int | None = None,
+    among: Among = "measured",
+    sources: Mapping[str, str] | None = None,
 ) -> list[Selected]:
     """Selects at most N prompts of the pool, best first: `number`, or without one `selection_size(ratio, len(prompt_ids))`.
 
@@ -135,12 +139,15 @@ def select(
     * influence: the top N of each validation set, merged by the sum of reciprocal ranks (`merge_sets`), the top N of
       the merge; `score` has the influence on each set, `reciprocal_rank` that sum. Prompts without a score are never
       selected, so fewer than N come back when fewer have one. Static influence is this rule with the scores of the
-      first stage in all stages.
+      first stage in all stages. `among`: whether prompts with a measured score can be selected, those with a predicted
+      one, or both.
     * shuffled: the control. What influence selects, with each prompt replaced by the one that `permutation` puts in its
       place: the same scores, on the wrong prompts. Any prompt of the pool may be that, one without a score included.
     * random: the N prompts of the pool with the smallest tie keys, those of zero advantage or without a score included.
+      With `sources`, a source by prompt id, every source gives its share of the N (`shares`).
     * learnability: p(1 - p) of the pass rate p, highest first; `score` is p(1 - p). Prompts with p = 0 or 1 come last,
       but do count; those of unknown pass rate do not.
+    * hardest: the lowest pass rate first, those that never pass included; `score` is the pass rate (arXiv 2508.14094).
     * pass-rate: N at random (smallest tie keys) of the prompts whose pass rate lies in `band`, ends included; fewer
       when fewer do; `score` is the pass rate. The paper reports such a baseline, but no published band is known to us:
       the default of .2 to .8 is our choice.
@@ -172,16 +179,23 @@ def select(
     live: Mapping[str, Mapping[str, float]] = {}
     merged: Mapping[str, Fraction] = {}
     if by == "random":
-        chosen = _top(dict.fromkeys(prompt_ids, 0), size, keys)
+        chosen = _top(_stratified(prompt_ids, sources, size, keys), size, keys)
     elif by == "pass-rate":
         low, high = _check_band(DEFAULT_BAND if band is None else band)
         shown = {prompt_id: rate for prompt_id, rate in _pass_rates(records).items() if low <= rate <= high}
         chosen = _top(dict.fromkeys(shown, 0), size, keys)
+    elif by == "hardest":
+        shown = _pass_rates(records)
+        chosen = _top({prompt_id: -rate for prompt_id, rate in shown.items()}, size, keys)
     elif by == "learnability":
         shown = {prompt_id: rate * (1 - rate) for prompt_id, rate in _pass_rates(records).items()}
         chosen = _top(shown, size, keys)
     else:
-        live = {prompt_id: record.scores for prompt_id, record in records.items() if record.scores is not None}
+        live = {
+            prompt_id: record.scores
+            for prompt_id, record in records.items()
+            if record.scores is not None and among in ("all", "measured" if record.measured else "predicted")
+        }
         merged = merge_sets(live, size, keys)
         chosen = _top(merged, size, keys)
     moved = permutation(prompt_ids, seed) if by == "shuffled" else {}
@@ -191,6 +205,37 @@ def select(
         else Selected(prompt_id, rank, float(shown[prompt_id]) if prompt_id in shown else None)
         for rank, prompt_id in enumerate(chosen, start=1)
     ]
+
+
+def shares(counts: Mapping[str, int], size: int) -> dict[str, int]:
+    """How many of `size` fall to each of some groups by their counts: whole shares first, then the largest remainders.
+
+    Equal remainders go to the group whose name comes first. None gets more than it has.
+    """
+    total = sum(counts.values())
+    size = min(size, total)
+    found = {name: size * count // total for name, count in counts.items()} if total else {}
+    left = size - sum(found.values())
+    for name in sorted(found, key=lambda name: (-(size * counts[name] % total), name))[:left]:
+        found[name] += 1
+    return found
+
+
+def _stratified(
+    prompt_ids: Sequence[str], sources: Mapping[str, str] | None, size: int, keys: Mapping[str, int]
+) -> dict[str, int]:
+    """The prompts that a random selection chooses among: all, or of every source those that it takes."""
+    if sources is None:
+        return dict.fromkeys(prompt_ids, 0)
+    groups: dict[str, list[str]] = {}
+    for prompt_id in prompt_ids:
+        groups.setdefault(sources[prompt_id], []).append(prompt_id)
+    wanted = shares({name: len(group) for name, group in groups.items()}, size)
+    return {
+        prompt_id: 0
+        for name, group in groups.items()
+        for prompt_id in _top(dict.fromkeys(group, 0), wanted[name], keys)
+    }
 
 
 def _top(values: Mapping[str, float | Fraction], size: int, keys: Mapping[str, int]) -> list[str]:

@@ -31,7 +31,7 @@ STORE_OPTIONS := --dim 8192
 TRAIN_OPTIONS := --temperature 0.7 --batch 8 --learning-rate 5e-6 --eval-every $(STEPS) --eval-samples 1
 
 # prompts of each line of families.jsonl, of each target for validation, and for testing
-POOL_SIZE ?= 24
+POOL_SIZE ?= 16
 VALID_SIZE ?= 24
 TEST_SIZE ?= 40
 # worked examples as chat turns, without which the model does not keep to the form

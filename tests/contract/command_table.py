@@ -10,9 +10,11 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-HEAVY = frozenset({"torch", "numpy", "zarr", "numba", "transformers", "matplotlib", "reasoning_gym", "math_verify"})
+HEAVY = frozenset(
+    {"torch", "numpy", "zarr", "numba", "transformers", "matplotlib", "reasoning_gym", "math_verify", "sklearn"}
+)
 
-COMMANDS = ("prompts", "rollout", "verify", "grad", "project", "score", "select", "train", "report")
+COMMANDS = ("prompts", "rollout", "verify", "grad", "embed", "project", "score", "select", "train", "report")
 """Every console script, without `cropi-`."""
 
 
@@ -144,6 +146,14 @@ CASES = [
         other="-n 5",
         differs="samples None, now 5",
         folder=True,
+    ),
+    Case(
+        name="embed",
+        words="cropi-embed --model P0 prompts.jsonl",
+        output="features.safetensors",
+        other="--shard 1/2",
+        differs="shard 1/1, now 1/2",
+        inputs=("prompts.jsonl",),
     ),
     Case(
         name="project",

@@ -26,7 +26,12 @@ def script() -> ModuleType:
 def test_what_is_made_once_counts_once_and_scores_count_for_who_renews_them(script: ModuleType) -> None:
     cost: Any = script.Cost
     parts = script.Parts(
-        cost(sampling=100, loading=5), cost(gradients=10, loading=2), cost(training=1, disk=4), cost(sampling=30)
+        training=cost(training=1, disk=4),
+        sampling=cost(sampling=90, loading=3),
+        scoring=cost(gradients=8, loading=1),
+        targets=cost(sampling=10, loading=2),
+        means=cost(gradients=2, loading=1),
+        refreshing=cost(sampling=30),
     )
     assert parts.arm("full", 3) == parts.arm("static", 3) == cost(training=3, disk=12)
     assert parts.arm("cropi", 3) == cost(sampling=60, gradients=20, training=3, loading=4, disk=12)
@@ -35,6 +40,12 @@ def test_what_is_made_once_counts_once_and_scores_count_for_who_renews_them(scri
     assert [name for name, _ in costs] == ["start, once for all arms", "full, a seed", "cropi, a seed", "all, 2 seeds"]
     assert costs[0][1] == cost(sampling=100, gradients=10, loading=7)
     assert costs[-1][1] == cost(sampling=220, gradients=50, training=12, loading=15, disk=48)
+    # a stage that probes samples and scores a part, and no whole pool is sampled for it
+    probing = parts._replace(share=0.5, refreshing=cost())
+    assert probing.arm("cropi", 3) == cost(sampling=135, gradients=16, training=3, loading=26, disk=12)
+    assert probing.once(["full", "cropi"]) == cost(sampling=10, gradients=2, loading=3)
+    assert probing.once(["full", "cropi", "complete"]) == costs[0][1]
+    assert probing.arm("complete", 3) == cost(gradients=20, training=3, loading=4, disk=12)
     assert script.table(costs)[-2].split()[-2:] == ["48", "B"]
 
 

@@ -404,3 +404,119 @@ def test_taking_refresh_out_is_noticed(tmp_path: Path) -> None:
 def test_refresh_and_a_recomputed_behavior_policy_exclude_each_other(tmp_path: Path) -> None:
     curriculum = BookkeptCurriculum(tmp_path, STAGES=2, REFRESH="zero-advantage", GRAD_OPTIONS="--behavior P0")
     assert "leave one of them out" in curriculum.make("-n", code=2).stderr
+
+
+PROBING = {"PROBE": "0.1", "SHORTLIST": "1.5", "RATIO": "0.2", "STAGES": 2, "ARMS": "cropi complete"}
+
+
+def test_a_stage_probes_predicts_confirms_and_selects(tmp_path: Path) -> None:
+    curriculum = BookkeptCurriculum(tmp_path, **PROBING)
+    curriculum.make("-j2")
+    asked = {
+        str(Path(entry["output"]).relative_to(curriculum.run)): entry["words"]
+        for entry in curriculum.asked()
+        if entry["outcome"] == "made"
+    }
+    assert curriculum.nothing_left()
+    run = str(curriculum.run)
+    start, first = str(curriculum.folder / "P0"), f"{run}/cropi/1/1/policy"
+    features = f"{run}/start/features.safetensors"
+    assert asked["start/features.safetensors"][:3] == ["cropi-embed", "--model", start]
+    for stage, policy in (("1", start), ("2", first)):
+        cell = f"cropi/1/{stage}"
+        here = f"{run}/{cell}"
+        probe = asked[f"{cell}/probe.jsonl"]
+        assert " ".join(probe).startswith(
+            f"cropi-select --prompts {curriculum.folder}/pool.jsonl --by random --per-source --ratio 0.1"
+        )
+        for part in ("probe", "shortlist"):
+            assert asked[f"{cell}/{part}.rollouts.jsonl"][:4] == [
+                "cropi-rollout",
+                "--model",
+                policy,
+                f"{here}/{part}.jsonl",
+            ]
+            gradients = asked[f"{cell}/{part}.grads.zarr"]
+            assert gradients[:4] == ["cropi-grad", "--model", policy, f"{here}/{part}.rollouts.jsonl"]
+            means = f"{run}/start" if stage == "1" else here
+            assert f"target={means}/valid-target.mean.safetensors" in gradients
+        old = [] if stage == "1" else ["--old", f"{run}/cropi/1/1/scores.jsonl"]
+        predicting = [
+            "cropi-score",
+            "--predict",
+            f"{curriculum.folder}/pool.jsonl",
+            "--features",
+            features,
+            "--if-weak",
+            "warn",
+        ]
+        stores = [f"{here}/{part}.grads.zarr" for part in ("probe", "shortlist")]
+        assert asked[f"{cell}/predicted.jsonl"] == [*predicting, stores[0], *old, "-o", f"{here}/predicted.jsonl"]
+        assert asked[f"{cell}/scores.jsonl"] == [*predicting, *stores, *old, "-o", f"{here}/scores.jsonl"]
+        shortlist = " ".join(asked[f"{cell}/shortlist.jsonl"])
+        assert f"--among predicted --ratio 0.3 {here}/predicted.jsonl" in shortlist
+        selected = asked[f"{cell}/selected.jsonl"]
+        assert f"{here}/scores.jsonl" in selected
+        assert "--among" not in selected
+    # the whole pool is sampled for the other arm alone
+    assert f"{run}/complete/1/2/scores.jsonl" in asked["complete/1/2/selected.jsonl"]
+    assert f"{run}/start/scores.jsonl" in asked["complete/1/1/selected.jsonl"]
+
+
+def test_probing_alone_samples_no_whole_pool_and_can_do_without_a_shortlist(tmp_path: Path) -> None:
+    curriculum = BookkeptCurriculum(tmp_path, **{**PROBING, "SHORTLIST": "0", "ARMS": "cropi"})
+    curriculum.make()
+    asked = [entry for entry in curriculum.asked() if entry["outcome"] == "made"]
+    made = {str(Path(entry["output"]).relative_to(curriculum.run)) for entry in asked}
+    assert not {
+        name for name in made if "shortlist" in name or name.startswith(("start/train", "start/grads", "start/scores"))
+    }
+    selecting = [entry["words"] for entry in asked if entry["output"].endswith("selected.jsonl")]
+    assert all(" ".join(words).find("--among all") > 0 for words in selecting)
+    assert curriculum.nothing_left()
+
+
+@pytest.mark.parametrize(
+    ("change", "touched", "left"),
+    [
+        ("PROBE=0.2", "probe.jsonl", "start/features"),
+        ("SHORTLIST=1", "shortlist.jsonl", "probe.jsonl"),
+        ("SAMPLES=4", "probe.rollouts.jsonl", "start/features"),
+        ("STORE_OPTIONS=--dim 64", "probe.grads.zarr", "cropi/1/1/probe.rollouts.jsonl"),
+    ],
+)
+def test_a_changed_value_of_probing_is_asked_again(tmp_path: Path, change: str, touched: str, left: str) -> None:
+    curriculum = BookkeptCurriculum(tmp_path, **{**PROBING, "ARMS": "cropi"})
+    curriculum.make()
+    curriculum.asked()
+    curriculum.make(change, code=2)
+    assert any(name.endswith(touched) for name in curriculum.with_outcome("refused"))
+    curriculum.make(change, "FORCE=--force")
+    made = curriculum.worked()
+    assert any(name.endswith(touched) for name in made)
+    assert not any(name.endswith(left) or name.startswith(left) for name in made)
+
+
+def test_probing_in_shards(tmp_path: Path) -> None:
+    curriculum = BookkeptCurriculum(tmp_path, **{**PROBING, "GPUS": 2, "ARMS": "cropi"})
+    curriculum.make("-j2")
+    made = curriculum.worked()
+    assert {"cropi/1/2/shortlist.rollouts.1-of-2.jsonl", "cropi/1/2/probe.grads.2-of-2.zarr"} <= set(made)
+    assert curriculum.nothing_left()
+
+
+def test_probing_and_refreshing_exclude_each_other(tmp_path: Path) -> None:
+    done = BookkeptCurriculum(tmp_path, **PROBING, REFRESH="zero-advantage").make(code=2)
+    assert done.stderr.count("\n") == 1
+    assert "leave one of them out" in done.stderr
+
+
+def test_targets_can_be_sampled_again_by_every_policy(tmp_path: Path) -> None:
+    curriculum = BookkeptCurriculum(tmp_path, FRESH_VALID="yes", STAGES=2, ARMS="cropi random")
+    curriculum.make()
+    asked = {str(Path(entry["output"]).relative_to(curriculum.run)): entry["words"] for entry in curriculum.asked()}
+    policy = f"{curriculum.run}/cropi/1/1/policy"
+    assert asked["cropi/1/2/valid-target.rollouts.jsonl"][:3] == ["cropi-rollout", "--model", policy]
+    assert f"{curriculum.run}/cropi/1/2/valid-target.rollouts.jsonl" in asked["cropi/1/2/valid-target.mean.safetensors"]
+    assert f"{curriculum.run}/start/valid-target.rollouts.jsonl" in asked["start/valid-target.mean.safetensors"]
+    assert curriculum.nothing_left()

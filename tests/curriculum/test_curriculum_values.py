@@ -13,6 +13,12 @@ MISTAKES = (
     *(f"{name}={value}" for name in ("STAGES", "GPUS") for value in ("abc", "0", "-1", "1.5", "1 2", "01", "x1")),
     *("STEPS=x", "SAMPLES=0", "VALID_SAMPLES=-4", "MAX_TOKENS=1k"),
     *("FORCE=yes", "FORCE=force", "FORCE=--force --force", "CARRY=all", "ARMS=cropy", "ARMS=cropi randm", "SEEDS=1 b"),
+    *(
+        f"{name}={value}"
+        for name in ("PROBE", "SHORTLIST")
+        for value in ("x", "-1", "1.2.3", "1..2", ".1", "1 2", "1e-1")
+    ),
+    *("ARMS=complete", "FRESH_VALID=no", "FRESH_VALID=yes yes"),
 )
 
 
@@ -26,7 +32,10 @@ def test_a_mistaken_value_is_told_before_anything_starts(mistake: str, tmp_path:
     assert not curriculum.run.exists()
 
 
-@pytest.mark.parametrize("value", ["STAGES=1", "STAGES= 2 ", "FORCE=", "FORCE=--force", "CARRY=full", "SEEDS=10 2"])
+@pytest.mark.parametrize(
+    "value",
+    ["STAGES=1", "STAGES= 2 ", "FORCE=", "FORCE=--force", "CARRY=full", "SEEDS=10 2", "PROBE=0.1", "SHORTLIST=1.5"],
+)
 def test_what_is_no_mistake_goes_on(value: str, tmp_path: Path) -> None:
     assert BookkeptCurriculum(tmp_path).make("-n", value).stdout
 

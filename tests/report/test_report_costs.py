@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,29 @@ def test_an_arm_is_charged_what_its_selection_reads(
     assert (ledger.sampling.seconds, ledger.scoring.seconds) == (sampling, scoring)
     tokens = {"influence": 7000, "shuffled": 7000}.get(rule)
     assert ledger.scoring.scored == tokens
+
+
+def test_stages_that_probe_are_charged_what_they_measure_and_no_whole_pool(run_folder: Path) -> None:
+    synthetic.write_run(run_folder, arms=["cropi", "static"], seeds=["1"])
+    start = run_folder / "start"
+    synthetic.write_manifest(start / "valid-t.rollouts.jsonl.manifest.json", "cropi-rollout", {"seconds": 5.0})
+    synthetic.write_manifest(start / "valid-t.mean.safetensors.manifest.json", "cropi-grad", {"seconds": 3.0})
+    synthetic.write_manifest(start / "features.safetensors.manifest.json", "cropi-embed", {"seconds": 4.0})
+    for stage in ("1", "2"):
+        cell = run_folder / "cropi" / "1" / stage
+        shutil.rmtree(cell / "grads.zarr", ignore_errors=True)
+        synthetic.write_manifest(cell / "probe.rollouts.jsonl.manifest.json", "cropi-rollout", {"seconds": 7.0})
+        synthetic.write_manifest(cell / "probe.grads.zarr" / "manifest.json", "cropi-grad", {"seconds": 11.0})
+        synthetic.write_manifest(
+            cell / "scores.jsonl.manifest.json", "cropi-score", {"seconds": 0.5}, options={"predict": True}
+        )
+    probing = arm_of(run_folder, "cropi").ledger
+    assert probing.sampling.seconds == 5.0 + 2 * 7.0
+    assert probing.scoring.seconds == 3.0 + 4.0 + 2 * (11.0 + 0.5 + 1.0)
+    # who scores the whole pool reads no features
+    static = arm_of(run_folder, "static").ledger
+    synthetic.write_manifest(start / "features.safetensors.manifest.json", "cropi-embed", {"seconds": 400.0})
+    assert arm_of(run_folder, "static").ledger == static
 
 
 def test_processes_that_train_together_are_devices_each(run_folder: Path) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cropi_tools.cli.select import select
-from cropi_tools.runtime.errors import UsageError
+from cropi_tools.runtime.errors import InputError, UsageError
 from cropi_tools.selection.options import SelectOptions
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # outputs of commands that fail
 SCORES = {"a": {"x": 0.1, "y": 0.4}, "b": {"x": 0.3, "y": 0.2}, "c": None, "d": {"x": -0.5, "y": -0.5}}
 
 
@@ -72,3 +76,52 @@ def test_only_what_changed_has_another_fingerprint() -> None:
     assert plain["random"] == {"by": "random", "ratio": "0.1", "band": None, "seed": 0, "format": "jsonl"}
     number = SelectOptions(prompts=("p.jsonl",), by="random", number=3).decisive()
     assert number == {"by": "random", "number": 3, "band": None, "seed": 0, "format": "jsonl"}
+
+
+def with_predictions() -> None:
+    records = [json.loads(line) for line in Path("s.jsonl").read_text().splitlines()]
+    for record, measured in zip(records, (True, False, True, False), strict=True):
+        record["measured"] = measured
+        if not measured:
+            record |= {"status": "predicted", "deviation": {"x": 0.1, "y": 0.1}, "pass_rate": None}
+    Path("s.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+@pytest.mark.parametrize(("among", "ids"), [("measured", {"a"}), ("predicted", {"b", "d"}), ("all", {"a", "b", "d"})])
+def test_measured_and_predicted_scores_are_chosen_among(among: str, ids: set[str], pool: Path) -> None:
+    with_predictions()
+    given = {} if among == "measured" else {"among": among}
+    assert {record["id"] for record in selected(ratio="1", **given)} == ids
+
+
+@pytest.mark.parametrize("among", ["predicted", "all"])
+def test_predictions_are_asked_of_a_file_that_has_some(among: str, pool: Path) -> None:
+    with pytest.raises(InputError, match=f"--among {among}: s.jsonl has measured scores alone"):
+        selected(among=among, ratio="1")
+
+
+@pytest.mark.parametrize("given", [{"among": "all", "by": "random"}, {"per_source": True}])
+def test_options_of_other_rules_are_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        SelectOptions(prompts=("p.jsonl",), **given)
+
+
+def test_every_source_gives_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    sizes = {"a": 100, "b": 31, "c": 9}
+    pool = [
+        {"id": f"{name}{n}", "prompt": "q", "answer": "1", "source": name} for name in sizes for n in range(sizes[name])
+    ]
+    Path("p.jsonl").write_text("".join(json.dumps(record) + "\n" for record in pool))
+
+    def chosen(seed: int) -> list[str]:
+        options = SelectOptions(
+            prompts=("p.jsonl",), by="random", per_source=True, ratio="0.1", seed=seed, output="o.jsonl", force=True
+        )
+        select(options)
+        return [json.loads(line)["id"] for line in Path("o.jsonl").read_text().splitlines()]
+
+    for seed in range(3):
+        assert Counter(name[0] for name in chosen(seed)) == {"a": 10, "b": 3, "c": 1}
+    assert chosen(1) != chosen(2)
+    assert chosen(1) == chosen(1)

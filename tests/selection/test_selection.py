@@ -461,13 +461,13 @@ def test_records_must_agree_on_the_sets() -> None:
     refused(InputError, "'a'", "no validation set", scores=make_scores(GOOD | {"a": {}}))
 
 
-@pytest.mark.parametrize("by", ["influence", "shuffled", "learnability", "pass-rate"])
+@pytest.mark.parametrize("by", ["influence", "shuffled", "learnability", "hardest", "pass-rate"])
 def test_rules_that_need_scores(by: str) -> None:
     refused(UsageError, by, "needs scores", by=by, scores=None)
 
 
 @pytest.mark.parametrize("rate", [-0.125, 1.5, math.nan, math.inf])
-@pytest.mark.parametrize("by", ["learnability", "pass-rate"])
+@pytest.mark.parametrize("by", ["learnability", "hardest", "pass-rate"])
 def test_pass_rates_lie_between_0_and_1(by: str, rate: float) -> None:
     refused(InputError, "'b'", "pass rate", by=by, scores=make_scores(GOOD, {"b": rate}))
 
@@ -505,3 +505,15 @@ def test_a_ratio_that_selects_none_is_refused_with_one_that_does() -> None:
         check_ratio("0.00001", 10000)
     check_ratio("0.1", 10)
     check_ratio("0.1", 0)  # an empty pool has a word of its own
+
+
+def test_hardest_takes_the_lowest_pass_rates_and_ties_by_seed() -> None:
+    rates = {"a": 0.5, "b": 0.0, "c": 0.25, "d": 0.0, "e": None, "f": 1.0}
+    records = {name: Score(name, "s", None, rate, "ok") for name, rate in rates.items()}
+    firsts = set()
+    for seed in range(8):
+        got = select("hardest", list(rates), records, "1", seed)
+        assert {item.id for item in got[:2]} == {"b", "d"}
+        assert [(item.id, item.score) for item in got[2:]] == [("c", 0.25), ("a", 0.5), ("f", 1.0)]
+        firsts.add(got[0].id)
+    assert firsts == {"b", "d"}

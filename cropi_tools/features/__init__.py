@@ -1,0 +1,1 @@
+"""cropi-embed: what a policy makes of a prompt before it answers."""
