@@ -7,7 +7,7 @@ rewards are what each record's own verifier says against the new references.
     python benchmarks/wrong_references.py --pool pool.jsonl --rollouts train.rollouts.jsonl -o FOLDER
 
 writes FOLDER/pool.jsonl, FOLDER/train.rollouts.jsonl (with manifests, so that every command takes them) and FOLDER/wrong.jsonl: a line a
-changed prompt with `id`, `source`, `right` and `wrong`. What is there already, made the same way, is kept.
+changed prompt with `id`, `source`, `right` and `wrong`. What is there already, made the same way, is kept; made otherwise, it is refused.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def corrupt(pool: str | Path, rollouts: str | Path, folder: Path, share: float = SHARE, seed: int = 0) -> Corrupted:
-    """Write pool and rollouts with wrong references into a folder. InputError: no prompt has a wrong answer, or files that do not fit."""
+    """Write pool and rollouts with wrong references into a folder. InputError: no prompt has a wrong answer, or other files are there."""
     wrong = choose(wrong_answers(rollouts), share, seed)
     if not wrong:
         raise InputError(f"{rollouts}: no prompt has a wrong answer that could be its reference")
@@ -137,8 +137,8 @@ def rows(pool: VerifierPool, records: Sequence[Record]) -> Iterator[list[Row]]:
 
 
 def output(path: Path, decisive: dict[str, Any], inputs: dict[str, Input]) -> JsonLinesOutput:
-    """An output of this program, replaced where it was made otherwise."""
-    return JsonLinesOutput(str(path), Fingerprint.of("wrong_references", decisive, inputs), inputs, force=True)
+    """An output of this program."""
+    return JsonLinesOutput(str(path), Fingerprint.of("wrong_references", decisive, inputs), inputs)
 
 
 if __name__ == "__main__":
