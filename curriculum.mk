@@ -20,6 +20,7 @@ ROLLOUT_TEMPERATURE ?= 1.0
 VERIFIER ?=
 ROLLOUT_OPTIONS ?=
 REFRESH ?=
+AUDIT ?=
 GRAD_OPTIONS ?=
 STORE_OPTIONS ?=
 TRAIN_OPTIONS ?=
@@ -44,6 +45,8 @@ $(foreach name,STAGES STEPS GPUS SAMPLES VALID_SAMPLES MAX_TOKENS,$(if $(call wh
 $(if $(call not-digits,$(subst $(space),,$(SEEDS))),$(error SEEDS=$(SEEDS): expected whole numbers, such as 1 2 3))
 $(if $(filter-out $(ARMS_KNOWN),$(ARMS)),$(error ARMS=$(ARMS): there is no arm $(filter-out $(ARMS_KNOWN),$(ARMS)), only $(ARMS_KNOWN)))
 $(if $(filter-out --force,$(FORCE))$(word 2,$(FORCE)),$(error FORCE=$(FORCE): expected --force, or nothing))
+$(if $(filter-out 1,$(AUDIT))$(word 2,$(AUDIT)),$(error AUDIT=$(AUDIT): expected 1, or nothing))
+$(if $(strip $(AUDIT)),$(if $(strip $(VALID)),,$(error AUDIT=$(AUDIT): there is no target to pull away from; set VALID)))
 $(if $(filter-out weights full,$(CARRY))$(word 2,$(CARRY)),$(error CARRY=$(CARRY): expected weights or full))
 
 $(foreach kind,VALID TEST,$(foreach name,$($(kind)),$(if $(strip $(value $(kind)_FILE.$(name))),,$(error $(kind)=$($(kind)): the prompts of \
@@ -132,19 +135,22 @@ $(foreach cell,$(SCORED),$(eval STORE_PARTS.$(cell) := $(call parts,$(call shard
 SAMPLED := $(if $(REFRESH),$(SCORED),$(S))
 $(foreach cell,$(SAMPLED),$(eval ROLLOUT_PARTS.$(cell) := $(call parts,$(call shards,$(cell)/train.rollouts,.jsonl.manifest.json))))
 # a stop or a failure removes no target: it is whole as soon as it is there, and without its manifest an output would be refused for good
-.PRECIOUS: $(MODEL_MADE) $(RUN)/report.html $(VALID:%=$(S)/valid-%.rollouts.jsonl.manifest.json) \
+.PRECIOUS: $(MODEL_MADE) $(RUN)/report.html $(S)/suspects.jsonl.manifest.json $(VALID:%=$(S)/valid-%.rollouts.jsonl.manifest.json) \
   $(foreach cell,$(SAMPLED),$(ROLLOUT_PARTS.$(cell))) \
   $(foreach cell,$(SCORED),$(VALID:%=$(cell)/valid-%.mean.safetensors.manifest.json) $(STORE_PARTS.$(cell)) $(cell)/scores.jsonl.manifest.json) \
   $(foreach cell,$(ALL),$(cell)/selected.jsonl.manifest.json $(cell)/policy/manifest.json)
 
+# with AUDIT the starting policy's gradients are by halves too, and the prompts that pull away from a target are listed
+SUSPECTS := $(if $(strip $(AUDIT)),$(S)/suspects.jsonl.manifest.json)
+
 .PHONY: starting-policy curriculum estimate report
 starting-policy: $(MODEL_MADE)
-curriculum: $(ALL:%=%/policy/manifest.json)
+curriculum: $(ALL:%=%/policy/manifest.json) $(SUSPECTS)
 report: $(RUN)/report.html
 	@cropi-report $(RUN) $(REPORT_OPTIONS)
 	@echo "page: $(RUN)/report.html   picture: $(RUN)/report.png"
 
-$(RUN)/report.html: $(ALL:%=%/policy/manifest.json)
+$(RUN)/report.html: $(ALL:%=%/policy/manifest.json) $(SUSPECTS)
 	cropi-report $(RUN) $(REPORT_OPTIONS) -o $@ --png $(RUN)/report.png --force --quiet >/dev/null
 
 .SECONDEXPANSION:
@@ -159,6 +165,12 @@ $(firstword $(ROLLOUT_PARTS.$(S))): $(POOL) $(MODEL_MADE) $(RUN)/settings/train-
 	@mkdir -p $(S)
 	$(call run-shards,$(TRAIN_ROLLOUT),$(S)/train.rollouts,.jsonl,.manifest.json)
 
+# a run that never had AUDIT need not remember that
+AUDITING = $(if $(strip $(AUDIT)),--halves)
+AUDITED := $(if $(AUDITING)$(wildcard $(RUN)/settings/audit),$(RUN)/settings/audit)
+$(if $(AUDITED),$(eval $(call remember,audit,AUDITING)))
+# $(call of-start,CELL,WORDS): the words where the cell is RUN/start
+of-start = $(if $(filter $(S),$(1)),$(2))
 $(eval $(call remember,means,GRAD_OPTIONS))
 define valid-rules
 VALID_ROLLOUT.$(1) = $$(ROLLOUT) $$(VALID_FILE.$(1)) -n $$(VALID_SAMPLES) --seed 1
@@ -168,9 +180,9 @@ $(S)/valid-$(1).rollouts.jsonl.manifest.json: $(VALID_FILE.$(1)) $(MODEL_MADE) $
 	$$(call run,$$(VALID_ROLLOUT.$(1)),$(S)/valid-$(1).rollouts.jsonl)
 
 $(SCORED:%=%/valid-$(1).mean.safetensors.manifest.json): %/valid-$(1).mean.safetensors.manifest.json: \
-    $(S)/valid-$(1).rollouts.jsonl.manifest.json $$$$(call policy-made,$$$$*) $(RUN)/settings/means
+    $(S)/valid-$(1).rollouts.jsonl.manifest.json $$$$(call policy-made,$$$$*) $(RUN)/settings/means $$$$(call of-start,$$$$*,$(AUDITED))
 	@mkdir -p $$*
-	$$(call run,cropi-grad --model $$(call policy,$$*) $(S)/valid-$(1).rollouts.jsonl --mean $$(GRAD_OPTIONS),$$*/valid-$(1).mean.safetensors)
+	$$(call run,cropi-grad --model $$(call policy,$$*) $(S)/valid-$(1).rollouts.jsonl --mean $$(GRAD_OPTIONS) $$(call of-start,$$*,$$(AUDITING)),$$*/valid-$(1).mean.safetensors)
 endef
 $(foreach name,$(VALID),$(eval $(call valid-rules,$(name))))
 
@@ -197,13 +209,16 @@ against = $(foreach name,$(VALID),--against $(name)=$(1)/valid-$(name).mean.safe
 $(eval $(call remember,gradients,STORE))
 define grad-rule
 $(firstword $(STORE_PARTS.$(1))): $(ROLLOUT_PARTS.$(call rollouts-at,$(1))) \
-    $(VALID:%=$(1)/valid-%.mean.safetensors.manifest.json) $(call policy-made,$(1)) $(RUN)/settings/gradients $(if $(filter-out $(S),$(1)),$(REFRESHED))
-	$$(call run-shards,cropi-grad --model $(call policy,$(1)) $(call ROLLOUTS,$(call rollouts-at,$(1))) $(call against,$(1)) $$(GRAD_OPTIONS) $$(STORE_OPTIONS),$(1)/grads,.zarr,/manifest.json)
+    $(VALID:%=$(1)/valid-%.mean.safetensors.manifest.json) $(call policy-made,$(1)) $(RUN)/settings/gradients $(if $(filter-out $(S),$(1)),$(REFRESHED),$(AUDITED))
+	$$(call run-shards,cropi-grad --model $(call policy,$(1)) $(call ROLLOUTS,$(call rollouts-at,$(1))) $(call against,$(1)) $$(GRAD_OPTIONS) $$(STORE_OPTIONS) $(call of-start,$(1),$(AUDITING)),$(1)/grads,.zarr,/manifest.json)
 endef
 $(foreach cell,$(SCORED),$(eval $(call grad-rule,$(cell))))
 
 $(SCORED:%=%/scores.jsonl.manifest.json): %/scores.jsonl.manifest.json: $$(STORE_PARTS.$$*)
 	$(call run,cropi-score $(call STORES,$*),$*/scores.jsonl)
+
+$(S)/suspects.jsonl.manifest.json: $(STORE_PARTS.$(S)) $(ROLLOUT_PARTS.$(S))
+	$(call run,cropi-score $(call STORES,$(S)) $(patsubst %,--suspects %,$(call ROLLOUTS,$(S))),$(S)/suspects.jsonl)
 
 SELECT = cropi-select --prompts $(POOL) --ratio $(RATIO)
 $(eval $(call remember,selections,SELECT))

@@ -24,6 +24,7 @@ SEEDS ?= 1 2 3
 # ROLLOUT_TEMPERATURE := 1.0
 # VERIFIER :=
 # REFRESH :=
+# AUDIT :=
 # CARRY := weights
 # GPUS ?= 1
 

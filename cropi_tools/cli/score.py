@@ -11,12 +11,14 @@ from cropi_tools.scores.options import ScoreOptions
 
 if TYPE_CHECKING:
     from cropi_tools.data.jsonl import Record
+    from cropi_tools.data.jsonl_output import JsonLinesOutput
     from cropi_tools.data.store import Store
 
 EXAMPLE = """
 cropi-score grads.zarr -o scores.jsonl
 cropi-score train.sketch.zarr --valid target=valid.sketch.zarr -o scores.jsonl
 cropi-score halves.zarr --reliability
+cropi-score halves.zarr --suspects train.rollouts.jsonl -o suspects.jsonl
 """
 
 
@@ -24,12 +26,13 @@ def score(options: ScoreOptions) -> None:
     """Cosine of each prompt's gradient with the mean gradient of each validation set.
 
     Without --valid the exact inner products in the stores are used (cropi-grad --against); with it, the sketches of both sides.
-    --reliability scores nothing: it compares the halves that cropi-grad --halves has stored, on stdout.
+    --reliability scores nothing: it compares the halves that cropi-grad --halves has stored, on stdout. --suspects, too, needs
+    halves; it lists the prompts to look at, most suspicious first.
     """
     from cropi_tools import runtime
     from cropi_tools.cli.common import stoppable
     from cropi_tools.data.jsonl_output import JsonLinesOutput
-    from cropi_tools.data.manifest import Fingerprint
+    from cropi_tools.data.manifest import Fingerprint, numbered
     from cropi_tools.data.store import open_stores, store_input
 
     if options.reliability:
@@ -45,18 +48,50 @@ def score(options: ScoreOptions) -> None:
     for name, paths in options.targets.items():
         inputs |= {f"validation set {name} {place}": store_input(path) for place, path in enumerate(paths, 1)}
     inputs |= {f"norms {place}": store_input(path) for place, path in enumerate(options.norms, 1)}
+    inputs |= numbered("rollouts", options.suspects)
     fingerprint = Fingerprint.of("cropi-score", options.decisive(), inputs)
     target = JsonLinesOutput(options.output, fingerprint, inputs, options.force)
     if not target.open():
         runtime.notify(f"{options.output}: up to date")
         return
     opened = open_stores(options.stores)
+    if options.suspects:
+        _list_suspects(options, opened, target)
+        return
     target.append(stoppable(_scores(options, opened)))
     live = sum(store.rows for store in opened)
     if not live:
         runtime.warn("no prompt has a gradient: there is nothing to rank")
     target.finish(ledger={"device": "cpu"})
     runtime.notify(f"{options.output}: {live} of {target.lines} prompts have a score and are ranked")
+
+
+def _list_suspects(options: ScoreOptions, stores: list[Store], target: JsonLinesOutput) -> None:
+    from cropi_tools import runtime
+    from cropi_tools.cli.common import stoppable
+    from cropi_tools.scores.suspects import FALSE_SHARE, audit, suspect_records
+
+    found = audit(stores, options.similarity)
+    target.append(stoppable(suspect_records(found, options.suspects, stores[0])))
+    target.finish(ledger={"device": "cpu"})
+    if found.in_words:
+        runtime.warn(f"no prompt is listed: {found.in_words}")
+        return
+    if found.without_groups:
+        runtime.warn(
+            "the noise of the validation prompts, which all scores share, is known from one pair of halves alone (--method jvp and older "
+            "versions measure no more): a whole family of prompts may be listed by it"
+        )
+    live = len(found.records)
+    if target.lines:
+        runtime.notify(
+            f"{options.output}: {target.lines} of {live} prompts with a gradient pull away from a target by more than noise (of those listed "
+            f"at most {FALSE_SHARE:.0%} by chance, on average); look at their reference answers"
+        )
+    else:
+        runtime.notify(
+            f"{options.output}: none of {live} prompts with a gradient pulls away from a target by more than noise"
+        )
 
 
 def _scores(options: ScoreOptions, stores: list[Store]) -> Iterator[Record]:

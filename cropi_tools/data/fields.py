@@ -178,6 +178,14 @@ SCORES: Mapping[str, Field] = {
     "status": TEXT,
 }
 
+SUSPECT: Mapping[str, Field] = {
+    **{name: SCORES[name] for name in ("source", "pass_rate")},
+    "id": TEXT,
+    "prompt": _or_null(PROMPT["prompt"]),
+    "usual_answer": TEXT,
+    **dict.fromkeys(("scores", "deviations"), Field("an object of numbers by validation set", _is_named_numbers)),
+}
+
 STORE: Mapping[str, Field] = {
     "id": TEXT,
     "source": TEXT,
