@@ -30,18 +30,20 @@ from cropi_tools.data.jsonl import Record
 from cropi_tools.data.records import read_rollouts
 from cropi_tools.data.store import Store
 from cropi_tools.rewards.answers import most_frequent
-from cropi_tools.scores.suspects import Audit, audit
+from cropi_tools.scores.suspects import CHANCE, Audit, audit
 
 GOAL, POOL = 0.9, "whole pool"
 DETECTORS = ("score", "z", "pass rate", "disagreement")
 
 
 class Prompt(NamedTuple):
-    """A prompt with a gradient: whether its reference is wrong, whether it is listed, and how suspicious each detector finds it, by set."""
+    """A prompt with a gradient: whether its reference is wrong, whether it is listed, whether its score is below zero by more than noise on any
+    set, of its kind or not, and how suspicious each detector finds it, by set."""
 
     source: str
     wrong: bool
     listed: bool
+    below: bool
     suspicion: dict[str, dict[str, float]]
 
 
@@ -81,7 +83,13 @@ def prompts(work: Path, policy: str, rollouts: str, means: dict[str, str], seed:
     records = {rollout.id: rollout.record for rollout in read_rollouts([made.rollouts])}
     found = audit([Store(store)])
     return [
-        Prompt(record["source"], record["id"] in wrong, record["id"] in suspects, suspicion(found, place, records))
+        Prompt(
+            record["source"],
+            record["id"] in wrong,
+            record["id"] in suspects,
+            bool((found.p[place] <= CHANCE).any()),
+            suspicion(found, place, records),
+        )
         for place, record in enumerate(found.records)
     ]
 
@@ -135,40 +143,39 @@ def report(found: Sequence[Sequence[Prompt]], names: Sequence[str], as_json: boo
     for name in (*names, POOL):
         cells = [table[name, detector] for detector in DETECTORS]
         print(f"{name:12}" + "".join(f"{spread(values):>24}" for values in cells))
-    print(f"\n{'':12}{'live':>8}{'wrong':>24}{'listed':>24}{'wrong among listed':>24}{'of all wrong':>24}")
-    for name in (*names, "others", POOL):
-        print(f"{name:12}" + counted([[prompt for prompt in one if is_in(prompt, name, names)] for one in found]))
+    print(
+        f"\n{'':12}"
+        + "".join(f"{heading:>24}" for heading in ("live", "wrong", "listed", "wrong among these", "of all wrong"))
+    )
+    for name in (*names, POOL):
+        print(f"{name:12}" + counted(found, name, lambda prompt: prompt.listed))
+    print("all below zero by more than noise, of the target's kind or not:")
+    print(f"{POOL:12}" + counted(found, POOL, lambda prompt: prompt.below))
     print()
     print_lines(goals)
 
 
-def is_in(prompt: Prompt, name: str, names: Sequence[str]) -> bool:
-    """Whether a prompt is of that family; `others` are those of no target."""
-    return name == POOL or prompt.source == name or (name == "others" and prompt.source not in names)
+def counted(found: Sequence[Sequence[Prompt]], name: str, listed: Callable[[Prompt], bool]) -> str:
+    """How many prompts of a family are listed and how many of these are wrong, over the seeds."""
+    some = [[prompt for prompt in one if name in (POOL, prompt.source)] for one in found]
 
+    def share(of: Callable[[Prompt], bool], among: Callable[[Prompt], bool]) -> str:
+        parts = [[of(prompt) for prompt in one if among(prompt)] for one in some]
+        return spread([statistics.mean(part) if part else float("nan") for part in parts])
 
-def counted(found: Sequence[Sequence[Prompt]]) -> str:
-    """How many prompts are listed and how many of these are wrong, over the seeds."""
-
-    def over(value: Callable[[Sequence[Prompt]], float]) -> str:
-        return spread([value(one) for one in found])
-
-    def share(part: int, whole: int) -> float:
-        return part / whole if whole else float("nan")
-
-    live = statistics.mean(len(one) for one in found)
     cells = (
-        over(lambda one: share(sum(p.wrong for p in one), len(one))),
-        over(lambda one: float(sum(p.listed for p in one))),
-        over(lambda one: share(sum(p.listed and p.wrong for p in one), sum(p.listed for p in one))),
-        over(lambda one: share(sum(p.listed and p.wrong for p in one), sum(p.wrong for p in one))),
+        spread([float(len(one)) for one in some]),
+        share(lambda prompt: prompt.wrong, lambda prompt: True),
+        spread([float(sum(map(listed, one))) for one in some]),
+        share(lambda prompt: prompt.wrong, listed),
+        share(listed, lambda prompt: prompt.wrong),
     )
-    return f"{live:8.0f}" + "".join(f"{cell:>24}" for cell in cells)
+    return "".join(f"{cell:>24}" for cell in cells)
 
 
 def spread(values: Sequence[float]) -> str:
     """`0.955 [0.941, 0.962]`."""
-    return f"{statistics.mean(values):.3f} [{min(values):.3f}, {max(values):.3f}]"
+    return f"{statistics.mean(values):.3g} [{min(values):.3g}, {max(values):.3g}]"
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def score(options: ScoreOptions) -> None:
 def _list_suspects(options: ScoreOptions, stores: list[Store], target: JsonLinesOutput) -> None:
     from cropi_tools import runtime
     from cropi_tools.cli.common import stoppable
-    from cropi_tools.scores.suspects import FALSE_SHARE, audit, suspect_records
+    from cropi_tools.scores.suspects import CHANCE, audit, suspect_records
 
     found = audit(stores, options.similarity)
     target.append(stoppable(suspect_records(found, options.suspects, stores[0])))
@@ -79,19 +79,26 @@ def _list_suspects(options: ScoreOptions, stores: list[Store], target: JsonLines
         return
     if found.without_groups:
         runtime.warn(
-            "the noise of the validation prompts, which all scores share, is known from one pair of halves alone (--method jvp and older "
-            "versions measure no more): a whole family of prompts may be listed by it"
+            "the noise of the validation prompts, which all scores share, is not known for itself (--method jvp, older versions and very few "
+            "validation prompts do not tell it): many prompts may be listed by it at once"
         )
-    live = len(found.records)
-    if target.lines:
-        runtime.notify(
-            f"{options.output}: {target.lines} of {live} prompts with a gradient pull away from a target by more than noise (of those listed "
-            f"at most {FALSE_SHARE:.0%} by chance, on average); look at their reference answers"
-        )
-    else:
-        runtime.notify(
-            f"{options.output}: none of {live} prompts with a gradient pulls away from a target by more than noise"
-        )
+    for place, name in enumerate(found.names):
+        kind, away = int(found.kind[:, place].sum()), int(found.away[:, place].sum())
+        if kind:
+            runtime.notify(
+                f"{name}: of {kind} prompts whose sources pull towards it {away} pull away by more than noise; without any influence it would "
+                f"be {CHANCE:.0%} at most"
+            )
+        else:
+            runtime.notify(
+                f"{name}: no source pulls towards it by more than noise, so no prompt of its kind can be told"
+            )
+    look = (
+        "look at their reference answers"
+        if target.lines
+        else "no prompt pulls away from a target of its kind by more than noise"
+    )
+    runtime.notify(f"{options.output}: {target.lines} of {len(found.records)} prompts with a gradient; {look}")
 
 
 def _scores(options: ScoreOptions, stores: list[Store]) -> Iterator[Record]:
