@@ -30,7 +30,7 @@ from cropi_tools.data.jsonl import Record
 from cropi_tools.data.records import read_rollouts
 from cropi_tools.data.store import Store
 from cropi_tools.rewards.answers import most_frequent
-from cropi_tools.scores.suspects import CHANCE, Audit, audit
+from cropi_tools.scores.suspects import LEVEL, Audit, audit
 
 GOAL, POOL = 0.9, "whole pool"
 DETECTORS = ("score", "z", "pass rate", "disagreement")
@@ -87,7 +87,7 @@ def prompts(work: Path, policy: str, rollouts: str, means: dict[str, str], seed:
             record["source"],
             record["id"] in wrong,
             record["id"] in suspects,
-            bool((found.p[place] <= CHANCE).any()),
+            bool((found.p[place] <= LEVEL).any()),
             suspicion(found, place, records),
         )
         for place, record in enumerate(found.records)

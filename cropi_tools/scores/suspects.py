@@ -22,8 +22,9 @@ from cropi_tools.scores.half_products import HalfProducts, Scores, read_halves
 from cropi_tools.scores.influence import Similarity, exact_scores, shared_means
 from cropi_tools.scores.noise import Noise, below_zero, noise_of
 
-CHANCE = 0.05
-"""Which share of the prompts without influence is listed, at most."""
+CHANCE, LEVEL = 0.05, 0.025
+"""Which share of the prompts without influence is listed, at most; and the p-value up to which a prompt is listed, two deviations below zero:
+half of the share is left for noise that is not as alike between prompts as it is taken for."""
 
 TOWARDS = 3.0
 """By how many of its deviations the mean score of a source that pulls towards a target lies above zero."""
@@ -52,7 +53,7 @@ class Audit(NamedTuple):
     @property
     def away(self) -> Flags:
         """Which prompts pull away from which sets."""
-        return self.kind & (self.p <= CHANCE)
+        return self.kind & (self.p <= LEVEL)
 
 
 def audit(stores: Sequence[Store], similarity: Similarity | None = None) -> Audit:
@@ -73,8 +74,8 @@ def audit(stores: Sequence[Store], similarity: Similarity | None = None) -> Audi
         return nothing._replace(in_words=words)
     sources = [record["source"] for record in records]
     units = [_unit(records, mean, similarity) for mean in against.values()]
-    noise = [_noise(halves, place, unit) for place, unit in enumerate(units)]
     columns = list(scores.T)
+    noise = [_noise(halves, place, unit, columns[place]) for place, unit in enumerate(units)]
     kind = [_towards(columns[place], sources, _parts(halves, place, unit)) for place, unit in enumerate(units)]
     return nothing._replace(
         deviations=np.stack([one.deviation for one in noise], axis=1),
@@ -91,10 +92,22 @@ def _unit(records: Sequence[Record], mean: Mapping[str, Any], similarity: Simila
     return np.array([record["norm"] for record in records]) * mean["norm"]
 
 
-def _noise(halves: HalfProducts, place: int, unit: Scores) -> Noise:
+def _noise(halves: HalfProducts, place: int, unit: Scores, scores: Scores) -> Noise:
     first, second = halves.inner[:, 0, place], halves.inner[:, 1, place]
+    difference = _without_length(((first - second) / 2 / unit)[:, None], scores)[:, 0]
     parts = _parts(halves, place, unit)
-    return noise_of((first - second) / 2 / unit, None if parts is None else _of_validation(parts))
+    return noise_of(
+        difference, None if parts is None else _of_validation([_without_length(part, scores) for part in parts])
+    )
+
+
+def _without_length(columns: Scores, scores: Scores) -> Scores:
+    """What is not in proportion to the scores: the noise of a mean gradient's length moves all scores in proportion, and none past zero."""
+    known = ~np.isnan(columns).any(axis=1)
+    square = float(scores[known] @ scores[known])
+    share = scores[known] @ columns[known] / square if square else np.zeros(columns.shape[1])
+    found: Scores = columns - scores[:, None] * share
+    return found
 
 
 def _parts(halves: HalfProducts, place: int, unit: Scores) -> list[Scores] | None:

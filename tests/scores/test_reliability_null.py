@@ -28,7 +28,6 @@ from cropi_tools.gradients.write_mean import collect_mean
 from cropi_tools.gradients.write_store import collect_store
 from cropi_tools.scores import reliability
 from cropi_tools.scores.reliability import as_json, as_table, measure
-from cropi_tools.scores.suspects import audit
 from cropi_tools.sketches.spec import Layout, ProjectionSpec
 
 SETTINGS = GradientSettings()
@@ -198,30 +197,3 @@ def test_a_half_of_one_validation_prompt_has_nothing_to_draw(tmp_path: Path) -> 
     words = measure([made.store]).sets[0].interval_in_words
     assert words is not None
     assert "fewer than 2 groups of validation prompts" in words
-
-
-def pulled(folder: Path, trials: int, dimensions: int, direction: float) -> tuple[list[int], list[float]]:
-    """In each trial how many prompts `--suspects` lists, and which share of these does not pull away from the direction."""
-    counts, shares = [], []
-    for seed in range(trials):
-        made = make(folder / str(seed), seed, dimensions, direction, pool=120)
-        found = audit([made.store])
-        # to the direction, the first coordinate, a prompt pulls by that coordinate of its own vector
-        away = [np.random.default_rng([seed, int(record["id"][1:])]).normal() < 0 for record in found.records]
-        counts.append(int(found.suspects.sum()))
-        shares.append(float((found.suspects & ~np.array(away)).sum() / max(counts[-1], 1)))
-    return counts, shares
-
-
-def test_suspects_pull_away_where_there_is_a_direction(tmp_path: Path) -> None:
-    counts, shares = pulled(tmp_path, 6, 4, 1.5)
-    assert np.mean(counts) > 10
-    assert np.mean(shares) < 0.1
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("dimensions", [1, 4, 64])
-def test_no_suspects_where_there_is_no_direction(tmp_path: Path, dimensions: int) -> None:
-    """All listed prompts are listed by chance then, so pools with any are what must be rare; the bound is that of 5 % in 60 trials."""
-    counts, _ = pulled(tmp_path, 60, dimensions, 0.0)
-    assert np.count_nonzero(counts) <= 7
