@@ -23,6 +23,7 @@ REFRESH ?=
 PROBE ?=
 SHORTLIST ?= 2
 FRESH_VALID ?=
+AUDIT ?=
 GRAD_OPTIONS ?=
 STORE_OPTIONS ?=
 TRAIN_OPTIONS ?=
@@ -47,6 +48,8 @@ $(foreach name,STAGES STEPS GPUS SAMPLES VALID_SAMPLES MAX_TOKENS,$(if $(call wh
 $(if $(call not-digits,$(subst $(space),,$(SEEDS))),$(error SEEDS=$(SEEDS): expected whole numbers, such as 1 2 3))
 $(if $(filter-out $(ARMS_KNOWN),$(ARMS)),$(error ARMS=$(ARMS): there is no arm $(filter-out $(ARMS_KNOWN),$(ARMS)), only $(ARMS_KNOWN)))
 $(if $(filter-out --force,$(FORCE))$(word 2,$(FORCE)),$(error FORCE=$(FORCE): expected --force, or nothing))
+$(if $(filter-out 1,$(AUDIT))$(word 2,$(AUDIT)),$(error AUDIT=$(AUDIT): expected 1, or nothing))
+$(if $(strip $(AUDIT)),$(if $(strip $(VALID)),,$(error AUDIT=$(AUDIT): there is no target to pull away from; set VALID)))
 $(if $(filter-out weights full,$(CARRY))$(word 2,$(CARRY)),$(error CARRY=$(CARRY): expected weights or full))
 
 # $(call number,VALUE): VALUE if it is a decimal number that is not negative, such as 0.1
@@ -153,7 +156,7 @@ $(foreach cell,$(PROBED),$(foreach asked,$(ASKED),$(eval STORE_PARTS.$(cell)/$(a
 SAMPLED := $(if $(REFRESH),$(SCORED),$(S))
 $(foreach cell,$(SAMPLED),$(eval ROLLOUT_PARTS.$(cell) := $(call parts,$(call shards,$(cell)/train.rollouts,.jsonl.manifest.json))))
 # a stop or a failure removes no target: it is whole as soon as it is there, and without its manifest an output would be refused for good
-.PRECIOUS: $(MODEL_MADE) $(RUN)/report.html $(VALID:%=$(S)/valid-%.rollouts.jsonl.manifest.json) \
+.PRECIOUS: $(MODEL_MADE) $(RUN)/report.html $(S)/suspects.jsonl.manifest.json $(VALID:%=$(S)/valid-%.rollouts.jsonl.manifest.json) \
   $(foreach cell,$(SAMPLED),$(ROLLOUT_PARTS.$(cell))) \
   $(foreach cell,$(MEANS_AT),$(VALID:%=$(cell)/valid-%.mean.safetensors.manifest.json)) \
   $(foreach cell,$(SCORED),$(STORE_PARTS.$(cell)) $(cell)/scores.jsonl.manifest.json) $(S)/features.safetensors.manifest.json \
@@ -161,14 +164,17 @@ $(foreach cell,$(SAMPLED),$(eval ROLLOUT_PARTS.$(cell) := $(call parts,$(call sh
     $(foreach asked,$(ASKED),$(STORE_PARTS.$(cell)/$(asked)) $(ROLLOUT_PARTS.$(cell)/$(asked)))) \
   $(foreach cell,$(ALL),$(cell)/selected.jsonl.manifest.json $(cell)/policy/manifest.json)
 
+# with AUDIT the starting policy's gradients are by halves too, and the prompts that pull away from a target are listed
+SUSPECTS := $(if $(strip $(AUDIT)),$(S)/suspects.jsonl.manifest.json)
+
 .PHONY: starting-policy curriculum estimate report
 starting-policy: $(MODEL_MADE)
-curriculum: $(ALL:%=%/policy/manifest.json)
+curriculum: $(ALL:%=%/policy/manifest.json) $(SUSPECTS)
 report: $(RUN)/report.html
 	@cropi-report $(RUN) $(REPORT_OPTIONS)
 	@echo "page: $(RUN)/report.html   picture: $(RUN)/report.png"
 
-$(RUN)/report.html: $(ALL:%=%/policy/manifest.json)
+$(RUN)/report.html: $(ALL:%=%/policy/manifest.json) $(SUSPECTS)
 	cropi-report $(RUN) $(REPORT_OPTIONS) -o $@ --png $(RUN)/report.png --force --quiet >/dev/null
 
 .SECONDEXPANSION:
@@ -183,6 +189,12 @@ $(firstword $(ROLLOUT_PARTS.$(S))): $(POOL) $(MODEL_MADE) $(RUN)/settings/train-
 	@mkdir -p $(S)
 	$(call run-shards,$(TRAIN_ROLLOUT),$(S)/train.rollouts,.jsonl,.manifest.json)
 
+# a run that never had AUDIT need not remember that
+AUDITING = $(if $(strip $(AUDIT)),--halves)
+AUDITED := $(if $(AUDITING)$(wildcard $(RUN)/settings/audit),$(RUN)/settings/audit)
+$(if $(AUDITED),$(eval $(call remember,audit,AUDITING)))
+# $(call of-start,CELL,WORDS): the words where the cell is RUN/start
+of-start = $(if $(filter $(S),$(1)),$(2))
 $(eval $(call remember,means,GRAD_OPTIONS))
 define valid-rules
 VALID_ROLLOUT.$(1) = $$(ROLLOUT) $$(VALID_FILE.$(1)) -n $$(VALID_SAMPLES) --seed 1
@@ -198,9 +210,9 @@ $(if $(FRESH_VALID),$(filter-out $(S)/%,$(MEANS_AT:%=%/valid-$(1).rollouts.jsonl
 	$$(call run,cropi-rollout --model $$(call policy,$$*) $$(SAMPLING) $$(VALID_FILE.$(1)) -n $$(VALID_SAMPLES) --seed $$(call cell-seed,$$*),$$*/valid-$(1).rollouts.jsonl)
 
 $(MEANS_AT:%=%/valid-$(1).mean.safetensors.manifest.json): %/valid-$(1).mean.safetensors.manifest.json: \
-    $$$$(call valid-at,$$$$*)/valid-$(1).rollouts.jsonl.manifest.json $$$$(call policy-made,$$$$*) $(RUN)/settings/means
+    $$$$(call valid-at,$$$$*)/valid-$(1).rollouts.jsonl.manifest.json $$$$(call policy-made,$$$$*) $(RUN)/settings/means $$$$(call of-start,$$$$*,$(AUDITED))
 	@mkdir -p $$*
-	$$(call run,cropi-grad --model $$(call policy,$$*) $$(call valid-at,$$*)/valid-$(1).rollouts.jsonl --mean $$(GRAD_OPTIONS),$$*/valid-$(1).mean.safetensors)
+	$$(call run,cropi-grad --model $$(call policy,$$*) $$(call valid-at,$$*)/valid-$(1).rollouts.jsonl --mean $$(GRAD_OPTIONS) $$(call of-start,$$*,$$(AUDITING)),$$*/valid-$(1).mean.safetensors)
 endef
 # $(call valid-at,CELL): where the rollouts of its validation means are
 valid-at = $(if $(FRESH_VALID),$(1),$(S))
@@ -229,8 +241,8 @@ against = $(foreach name,$(VALID),--against $(name)=$(1)/valid-$(name).mean.safe
 $(eval $(call remember,gradients,STORE))
 define grad-rule
 $(firstword $(STORE_PARTS.$(1))): $(ROLLOUT_PARTS.$(call rollouts-at,$(1))) \
-    $(VALID:%=$(1)/valid-%.mean.safetensors.manifest.json) $(call policy-made,$(1)) $(RUN)/settings/gradients $(if $(filter-out $(S),$(1)),$(REFRESHED))
-	$$(call run-shards,cropi-grad --model $(call policy,$(1)) $(call ROLLOUTS,$(call rollouts-at,$(1))) $(call against,$(1)) $$(GRAD_OPTIONS) $$(STORE_OPTIONS),$(1)/grads,.zarr,/manifest.json)
+    $(VALID:%=$(1)/valid-%.mean.safetensors.manifest.json) $(call policy-made,$(1)) $(RUN)/settings/gradients $(if $(filter-out $(S),$(1)),$(REFRESHED),$(AUDITED))
+	$$(call run-shards,cropi-grad --model $(call policy,$(1)) $(call ROLLOUTS,$(call rollouts-at,$(1))) $(call against,$(1)) $$(GRAD_OPTIONS) $$(STORE_OPTIONS) $(call of-start,$(1),$(AUDITING)),$(1)/grads,.zarr,/manifest.json)
 endef
 $(foreach cell,$(SCORED),$(eval $(call grad-rule,$(cell))))
 
@@ -286,6 +298,9 @@ $(PROBED:%=%/scores.jsonl.manifest.json): %/scores.jsonl.manifest.json: \
 
 # without a shortlist, what was predicted is selected too
 among = $(if $(call probing,$(1)),$(if $(filter shortlist,$(ASKED)),,--among all))
+$(S)/suspects.jsonl.manifest.json: $(STORE_PARTS.$(S)) $(ROLLOUT_PARTS.$(S))
+	$(call run,cropi-score $(call STORES,$(S)) $(patsubst %,--suspects %,$(call ROLLOUTS,$(S))),$(S)/suspects.jsonl)
+
 SELECT = cropi-select --prompts $(POOL) --ratio $(RATIO)
 $(eval $(call remember,selections,SELECT))
 $(ALL:%=%/selected.jsonl.manifest.json): %/selected.jsonl.manifest.json: \

@@ -27,6 +27,7 @@ SEEDS ?= 1 2 3
 # PROBE :=
 # SHORTLIST := 2
 # FRESH_VALID :=
+# AUDIT :=
 # CARRY := weights
 # GPUS ?= 1
 

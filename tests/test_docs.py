@@ -83,7 +83,7 @@ def test_documented_lines_run_as_they_stand(
         "Cheaper influence",
     )
     guide = blocks("docs/guide.md")
-    assert (len(pipeline), len(recipes), len(guide)) == (15, 20, 11)
+    assert (len(pipeline), len(recipes), len(guide)) == (15, 20, 12)
     (tmp_path / "gsm8k.csv").write_text("question,final\nWhat is 1+1?,2\nWhat is 1+2?,3\n")
     (tmp_path / "mine.py").write_text((ROOT / "tests" / "parity.py").read_text())
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)  # where torchrun looks

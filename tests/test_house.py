@@ -30,7 +30,7 @@ BELOW: dict[str, set[str]] = {
     "sketches": {"data", "options", "runtime"},
     "gradients": {"sketches", "objective", "policy", "data", "options", "runtime"},
     "selection": {"data", "options", "runtime"},
-    "scores": {"selection", "sketches", "data", "options", "runtime"},
+    "scores": {"selection", "sketches", "rewards", "data", "options", "runtime"},
     "training": {"rollouts", "engines", "rewards", "objective", "policy", "data", "options", "runtime"},
     "verl_backend": {"training", "prompts", "rollouts", "rewards", "policy", "data", "options", "runtime"},
     "report": {"data", "intervals", "options", "runtime"},

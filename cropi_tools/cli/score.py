@@ -11,6 +11,7 @@ from cropi_tools.scores.options import ScoreOptions
 
 if TYPE_CHECKING:
     from cropi_tools.data.jsonl import Record
+    from cropi_tools.data.jsonl_output import JsonLinesOutput
     from cropi_tools.data.store import Store
 
 EXAMPLE = """
@@ -18,6 +19,7 @@ cropi-score grads.zarr -o scores.jsonl
 cropi-score train.sketch.zarr --valid target=valid.sketch.zarr -o scores.jsonl
 cropi-score probe.zarr --predict pool.jsonl --features pool.features.safetensors -o scores.jsonl
 cropi-score halves.zarr --reliability
+cropi-score halves.zarr --suspects train.rollouts.jsonl -o suspects.jsonl
 """
 
 
@@ -27,6 +29,7 @@ def score(options: ScoreOptions) -> None:
     Without --valid the exact inner products in the stores are used (cropi-grad --against); with it, the sketches of both sides.
     With --predict the stores are a part of a pool, and the rest of it gets predicted scores, marked as such: select the best of
     them to measure next. --reliability scores nothing: it compares the halves that cropi-grad --halves has stored, on stdout.
+    --suspects, too, needs halves; it lists the prompts to look at, most suspicious first.
     """
     from cropi_tools import runtime
     from cropi_tools.cli.common import stoppable
@@ -49,12 +52,16 @@ def score(options: ScoreOptions) -> None:
     inputs |= {f"norms {place}": store_input(path) for place, path in enumerate(options.norms, 1)}
     for what, files in (("pool", options.predict), ("features", options.features), ("old scores", options.old)):
         inputs |= numbered(what, files)
+    inputs |= numbered("rollouts", options.suspects)
     fingerprint = Fingerprint.of("cropi-score", options.decisive(), inputs)
     target = JsonLinesOutput(options.output, fingerprint, inputs, options.force)
     if not target.open():
         runtime.notify(f"{options.output}: up to date")
         return
     opened = open_stores(options.stores)
+    if options.suspects:
+        _list_suspects(options, opened, target)
+        return
     live = sum(store.rows for store in opened)
     if options.predict:
         from cropi_tools.data.features import Features
@@ -74,6 +81,41 @@ def score(options: ScoreOptions) -> None:
         runtime.warn("no prompt has a gradient: there is nothing to rank")
     target.finish(ledger={"device": "cpu"})
     runtime.notify(f"{options.output}: {live} of {target.lines} prompts have a score and are ranked")
+
+
+def _list_suspects(options: ScoreOptions, stores: list[Store], target: JsonLinesOutput) -> None:
+    from cropi_tools import runtime
+    from cropi_tools.cli.common import stoppable
+    from cropi_tools.scores.suspects import CHANCE, audit, suspect_records
+
+    found = audit(stores, options.similarity)
+    target.append(stoppable(suspect_records(found, options.suspects, stores[0])))
+    target.finish(ledger={"device": "cpu"})
+    if found.in_words:
+        runtime.warn(f"no prompt is listed: {found.in_words}")
+        return
+    if found.without_groups:
+        runtime.warn(
+            "the noise of the validation prompts, which all scores share, is not known for itself (--method jvp, older versions and very few "
+            "validation prompts do not tell it): many prompts may be listed by it at once"
+        )
+    for place, name in enumerate(found.names):
+        kind, away = int(found.kind[:, place].sum()), int(found.away[:, place].sum())
+        if kind:
+            runtime.notify(
+                f"{name}: of {kind} prompts whose sources pull towards it {away} pull away by more than noise; without any influence it would "
+                f"be {CHANCE:.0%} at most"
+            )
+        else:
+            runtime.notify(
+                f"{name}: no source pulls towards it by more than noise, so no prompt of its kind can be told"
+            )
+    look = (
+        "look at their reference answers"
+        if target.lines
+        else "no prompt pulls away from a target of its kind by more than noise"
+    )
+    runtime.notify(f"{options.output}: {target.lines} of {len(found.records)} prompts with a gradient; {look}")
 
 
 def _scores(options: ScoreOptions, stores: list[Store]) -> Iterator[Record]:

@@ -180,6 +180,14 @@ SCORES: Mapping[str, Field] = {
     "deviation": _or_null(Field("an object of numbers by validation set", _is_named_numbers)),
 }
 
+SUSPECT: Mapping[str, Field] = {
+    **{name: SCORES[name] for name in ("source", "pass_rate")},
+    "id": TEXT,
+    "prompt": _or_null(PROMPT["prompt"]),
+    "usual_answer": TEXT,
+    **dict.fromkeys(("scores", "deviations"), Field("an object of numbers by validation set", _is_named_numbers)),
+}
+
 STORE: Mapping[str, Field] = {
     "id": TEXT,
     "source": TEXT,

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cropi_tools.data.fields import AMOUNT
+from cropi_tools.report.pool import SUSPECTS
 from cropi_tools.report.reading import SELECTION_MANIFEST, Arm, Manifest, Run, Seed, Stage
 
 UNITS = ("seconds", "tokens")
@@ -144,8 +145,9 @@ def _rule(stage: Stage) -> str | None:
 
 
 def _read(manifests: Iterable[Manifest], rules: set[str | None]) -> list[Manifest]:
-    """Those that any of the rules reads; for a rule that is not told, all. What another command than ours made counts as read."""
-    found = list(manifests)
+    """Those that any of the rules reads; for a rule that is not told, all. What another command than ours made counts as read;
+    the list of suspects is for people."""
+    found = [item for item in manifests if not _name(item).startswith(SUSPECTS)]
     if rules <= {*_SCORELESS, *_BY_PASS_RATE}:
         found = [item for item in found if item.command not in ("cropi-grad", "cropi-project", "cropi-score")]
         found = [item for item in found if not _is_rollout(item) or not _name(item).startswith(_VALIDATION)]

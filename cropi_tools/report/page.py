@@ -13,7 +13,7 @@ from string import Template
 
 from cropi_tools.report import plots
 from cropi_tools.report.formatting import NOTHING, arm_name, limits, percent, summary
-from cropi_tools.report.pool import Ranked, Selection
+from cropi_tools.report.pool import Ranked, Selection, Suspect
 from cropi_tools.report.reading import Manifest
 from cropi_tools.report.structures import ArmFigures, Comparison
 from cropi_tools.report.tables import sections
@@ -23,6 +23,8 @@ Texts = Mapping[str, Mapping[str, str]]
 
 _LARGEST = 6  # sources that a row names
 _LONGEST = 300  # characters of a prompt
+_ANSWER = 60  # characters of an answer
+_SUSPECTS = 20  # prompts that pull away from a target
 
 _PAGE = Template(
     """<!doctype html>
@@ -98,6 +100,7 @@ def page(comparison: Comparison, texts: Texts | None = None) -> str:
         curves=_curves(comparison),
         selection=_selection(comparison)
         + _extremes(comparison, texts or {})
+        + _suspects(comparison)
         + "\n".join(
             f"<h2>{_text(item.title)}</h2>\n{_table(item.headings, item.rows, comparison)}\n{_caption(item.caption)}"
             for item in after
@@ -232,9 +235,48 @@ def _extremes(comparison: Comparison, texts: Texts) -> str:
     return "<h2>The highest and the lowest scores</h2>\n" + "\n".join([*parts, _caption(caption)]) + "\n"
 
 
+def _suspects(comparison: Comparison) -> str:
+    """The prompts that pull away from a target by more than noise, where that was looked at, folded up by run."""
+    parts = []
+    for run in comparison.runs:
+        found = run.pool.suspects if run.pool else None
+        if found is None:
+            continue
+        if not found:
+            parts.append(f"<p>{_text(run.name)}: none by more than noise.</p>")
+            continue
+        sets = list(found[0].scores)
+        headings = ["rank", *sets, "source", "pass rate", "reference", "usual answer", "prompt"]
+        rows = [_suspect_row(rank, item, sets) for rank, item in enumerate(found[:_SUSPECTS], 1)]
+        title = f"{run.name}: {len(found)} prompts" + (f", the first {len(rows)}" if len(rows) < len(found) else "")
+        table = _table(headings, rows, comparison)
+        parts.append(f'<details class="prompts"><summary>{_text(title)}</summary>{table}</details>')
+    if not parts:
+        return ""
+    caption = "scores by the starting policy with the deviation that noise gives them, most suspicious first; usual answer: what the policy "
+    caption += "answers most often. Wrong reference answers are one cause: look at them"
+    return "<h2>Prompts that pull away from a target</h2>\n" + "\n".join([*parts, _caption(caption)]) + "\n"
+
+
+def _suspect_row(rank: int, item: Suspect, sets: Sequence[str]) -> list[str]:
+    scores = [
+        f"{item.scores[name]:.3g} ± {item.deviations[name]:.2g}"
+        if name in item.scores.keys() & item.deviations.keys()
+        else NOTHING
+        for name in sets
+    ]
+    rate = NOTHING if item.pass_rate is None else f"{item.pass_rate:.2f}"
+    answers = [_cut(item.answer, _ANSWER), _cut(item.usual_answer, _ANSWER)]
+    return [str(rank), *scores, item.source, rate, *answers, _cut(item.text, _LONGEST)]
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
 def _prompt_row(rank: int, item: Ranked, texts: Mapping[str, str]) -> list[str]:
     text = texts.get(item.id)
-    shown = f"({item.id})" if text is None else text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+    shown = f"({item.id})" if text is None else _cut(text, _LONGEST)
     rate = NOTHING if item.pass_rate is None else f"{item.pass_rate:.2f}"
     return [str(rank), f"{item.score:.3g}", item.source, rate, shown]
 

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cropi_tools.data.fields import PROMPT, SCORES, SELECTED
+from cropi_tools.data.fields import PROMPT, SCORES, SELECTED, SUSPECT
 from cropi_tools.data.jsonl import Record, read_jsonl
 from cropi_tools.data.manifest import file_digest
 from cropi_tools.report.records import checked
 
 ENDS = 5  # prompts at either end of a ranking
+SUSPECTS = "suspects.jsonl"
+"""In the folder of the shared first stage: what cropi-score --suspects found."""
 _SCORED = {**SELECTED, "scores": SCORES["scores"]}
 
 
@@ -43,13 +45,28 @@ class Ends(NamedTuple):
     scored: int
 
 
+class Suspect(NamedTuple):
+    """A prompt that pulls away from a target by more than noise, as cropi-score --suspects lists it; scores and deviations by validation set."""
+
+    text: str
+    source: str
+    answer: str
+    usual_answer: str
+    pass_rate: float | None
+    scores: Mapping[str, float]
+    deviations: Mapping[str, float]
+
+
 @dataclass(frozen=True)
 class Pool:
-    """The pool of a run as its first scores have it. rates: pass rates by id. ends: by validation set."""
+    """The pool of a run as its first scores have it. rates: pass rates by id. ends: by validation set. suspects: most suspicious first; None
+    where nobody looked for them.
+    """
 
     everything: Selection
     rates: Mapping[str, float | None]
     ends: Mapping[str, Ends]
+    suspects: Sequence[Suspect] | None = None
 
 
 def selection_of(found: Iterable[Record], rates: Mapping[str, float | None]) -> Selection:
@@ -77,7 +94,25 @@ def read_pool(start: Path) -> Pool | None:
     if not found:
         return None
     rates = {record["id"]: record.get("pass_rate") for record in found if "id" in record}
-    return Pool(selection_of(found, {}), rates, _ends(found))
+    return Pool(selection_of(found, {}), rates, _ends(found), _suspects(start))
+
+
+def _suspects(start: Path) -> list[Suspect] | None:
+    path = start / SUSPECTS
+    if not path.exists():
+        return None
+    return [
+        Suspect(
+            f"({record['id']})" if record.get("prompt") is None else _text(record["prompt"]),
+            _source(record),
+            str(record.get("answer")),
+            record["usual_answer"],
+            record.get("pass_rate"),
+            record["scores"],
+            record["deviations"],
+        )
+        for record in checked(path, read_jsonl(path), SUSPECT, ("id", "usual_answer", "scores", "deviations"))
+    ]
 
 
 def _ends(found: Sequence[Record]) -> dict[str, Ends]:

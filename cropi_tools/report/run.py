@@ -12,12 +12,20 @@ from cropi_tools.data.output import Output
 from cropi_tools.report.chain import is_policy, read_chain
 from cropi_tools.report.comparison import compare
 from cropi_tools.report.options import ReportOptions
-from cropi_tools.report.pool import read_texts
+from cropi_tools.report.pool import SUSPECTS, read_texts
 from cropi_tools.report.reading import read_run
 from cropi_tools.report.structures import Comparison
 from cropi_tools.runtime.errors import InputError
 
-_READ = ("manifest.json", "metrics.jsonl", "evaluations.jsonl", "timings.jsonl", "selected.jsonl", "scores.jsonl")
+_READ = (
+    "manifest.json",
+    "metrics.jsonl",
+    "evaluations.jsonl",
+    "timings.jsonl",
+    "selected.jsonl",
+    "scores.jsonl",
+    SUSPECTS,
+)
 
 
 def compare_runs(

@@ -54,10 +54,10 @@ def most_frequent(record: Record, samples: Iterable[Record]) -> Given | None:
     for sample in samples:
         answer = read_answer(record, sample.get("text") or "")
         alike = normalize(answer) if by_spelling and len(answer) <= MAX_ANSWER else answer
-        same = True if sample["reward"] >= 1 else alike
+        same: object = True if sample["reward"] >= 1 else alike
         first.setdefault(same, answer)
         counts[same] += 1
     if not counts:
         return None
-    same, count = counts.most_common(1)[0]
-    return Given(first[same], count)
+    most, count = counts.most_common(1)[0]
+    return Given(first[most], count)

@@ -96,11 +96,26 @@ class ScoreOptions(CommandOptions):
     as_json: Annotated[bool, Option("--json", "With --reliability or --dry-run: print it as JSON.", "Reliability")] = (
         False
     )
+    suspects: Annotated[
+        tuple[str, ...],
+        Option(
+            "--suspects",
+            "In place of scores: list the prompts that pull away from a target by more than noise, as those with wrong reference answers do, "
+            "with the answers in these rollouts of the pool; may be repeated.",
+            "Reliability",
+            "ROLLOUTS",
+        ),
+    ] = ()
     dry_run: DryRun = False
 
     def check(self) -> None:
         of_halves, of_scores = self.reliability, not self.reliability
         mistakes = [
+            (
+                self.suspects and (of_halves or self.valid or self.norms or self.each or self.predict),
+                "--suspects looks at the halves in the stores; leave --reliability, --valid, --norms, --each and --predict out",
+            ),
+            (self.suspects and self.dry_run, "--suspects takes seconds; leave --dry-run out"),
             (
                 of_halves and (self.valid or self.norms or self.output != "-" or self.force),
                 "--reliability compares the halves in the stores and prints on stdout; leave --valid, --norms, -o and --force out",
@@ -145,7 +160,9 @@ class ScoreOptions(CommandOptions):
         return found
 
     def decisive(self) -> dict[str, Any]:
-        """What decides the scores, besides the inputs."""
+        """What decides the scores, or the suspects, besides the inputs."""
+        if self.suspects:
+            return {"suspects": True, "similarity": self.similarity}
         found = {"sets": sorted(self.targets), "each": self.each, "similarity": self.measure}
         if self.predict:
             found["predict"] = True

@@ -24,7 +24,6 @@ no direction at all it excludes 0 in fewer than 5 % of trials, however few the d
 from __future__ import annotations
 
 import math
-from array import array
 from collections import Counter
 from collections.abc import Sequence
 from decimal import Decimal
@@ -32,11 +31,10 @@ from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cropi_tools.data.store import Store
-from cropi_tools.data.store_shapes import check_live
 from cropi_tools.runtime.errors import InputError, printable
+from cropi_tools.scores.half_products import Scores, read_halves
 from cropi_tools.scores.influence import Similarity, shared_means
 from cropi_tools.scores.rank_metrics import BOOTSTRAP_ROUNDS, precision_at, spearman
 from cropi_tools.selection.options import RATIO
@@ -53,8 +51,6 @@ UPPER_BOUND = (
     "for cosines the expected figures are upper bounds: noise makes cosines smaller, more for some prompts than for others, and alike in both "
     "halves"
 )
-
-Scores = NDArray[np.float64]
 
 
 class IntervalEstimate(NamedTuple):
@@ -100,16 +96,6 @@ class Reliability(NamedTuple):
     selected: int = 0
 
 
-class _Halves(NamedTuple):
-    """Of the prompts with a gradient in both halves: norms [prompts, 2] (NaN if unknown), inner products [prompts, 2, sets], and for each set
-    what each group of validation prompts adds to them, [prompts, groups] in either half; None where that was not measured.
-    """
-
-    norms: Scores
-    inner: Scores
-    groups: list[list[Scores]] | None
-
-
 def measure(stores: Sequence[Store], similarity: Similarity | None = None, ratio: str | Decimal = RATIO) -> Reliability:
     """Half against half in stores of cropi-grad --halves.
 
@@ -122,9 +108,7 @@ def measure(stores: Sequence[Store], similarity: Similarity | None = None, ratio
     if nothing:
         return Reliability(similarity, prompts, live, [], nothing, str(ratio), size)
     against = shared_means(stores)
-    if not all("halves" in mean for mean in against.values()):
-        raise InputError(f"{stores[0].path}: holds no halves to compare; cropi-grad --halves makes them")
-    halves = _read_halves(stores, against)
+    halves = read_halves(stores, against).of_both()
     has_norms = not np.isnan(halves.norms).any()
     if similarity is None:
         similarity = "cosine" if has_norms else "dot"
@@ -152,55 +136,6 @@ def _nothing_to_rank(stores: Sequence[Store]) -> str:
             "take prompts of other difficulty, or more samples a prompt"
         )
     return f"nothing to rank: none of the {count} prompts has samples of different rewards, so none has a gradient"
-
-
-def _read_halves(stores: Sequence[Store], against: dict[str, dict[str, Any]]) -> _Halves:
-    numbers = array(
-        "d"
-    )  # of each prompt: of each half its norm, and for each set its inner product and the groups' parts
-    with_groups = all("groups" in mean for mean in against.values())
-    counts: list[list[int]] = [mean["groups"] for mean in against.values()] if with_groups else []
-    for store in stores:
-        for entry in store.entries():
-            if entry["row"] is None:
-                continue
-            halves = entry.get("halves")
-            if not isinstance(halves, list) or len(halves) != 2:
-                raise InputError(
-                    f"{store.path}: prompt '{entry['id']}' has no halves; the store is damaged, make it again"
-                )
-            if None in halves:
-                continue
-            check_live(entry, store.path, against)
-            for place, half in enumerate(halves):
-                norm = half.get("gradient_norm")
-                lacking = next((name for name in against if name not in half["inner"]), None)
-                if lacking is not None:
-                    raise InputError(
-                        f"{store.path}: prompt '{entry['id']}' has no product with {lacking} in half {place + 1}; the store is damaged, "
-                        "make it again"
-                    )
-                numbers.append(math.nan if norm is None else norm)
-                numbers.extend(half["inner"][name] for name in against)
-                for name, count in zip(against, counts, strict=False):  # none without groups
-                    parts = half.get("groups", {}).get(name, ())
-                    if len(parts) != count[place]:
-                        raise InputError(
-                            f"{store.path}: prompt '{entry['id']}' has {len(parts)} groups of {name} in half {place + 1}, the mean "
-                            f"{count[place]}; the store is damaged, make it again"
-                        )
-                    numbers.extend(parts)
-    sets = len(against)
-    widths = [1 + sets + sum(count[half] for count in counts) for half in (0, 1)]
-    table = np.array(numbers, np.float64).reshape(-1, sum(widths))
-    sides: list[Scores] = [table[:, : widths[0]], table[:, widths[0] :]]
-    norms = np.stack([side[:, 0] for side in sides], 1)
-    inner = np.stack([side[:, 1 : 1 + sets] for side in sides], 1)
-    if not with_groups:
-        return _Halves(norms, inner, None)
-    bounds = [np.cumsum([1 + sets, *(count[half] for count in counts)]) for half in (0, 1)]
-    groups = [[side[:, at[s] : at[s + 1]] for side, at in zip(sides, bounds, strict=True)] for s in range(sets)]
-    return _Halves(norms, inner, groups)
 
 
 def _agreement(name: str, scores: Scores, groups: list[Scores] | None, size: int) -> HalfAgreement:

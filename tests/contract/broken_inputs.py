@@ -475,6 +475,19 @@ BROKEN = [
         nothing,
         ("grads.zarr", "raw.zarr", "projections", "method"),
     ),
+    Broken(
+        "score: suspects without halves",
+        "cropi-score grads.zarr --suspects rollouts.jsonl",
+        nothing,
+        ("grads.zarr", "--halves"),
+    ),
+    Broken(
+        "score: suspects and reliability",
+        "cropi-score halves.zarr --suspects r.jsonl --reliability",
+        nothing,
+        ("--suspects",),
+        2,
+    ),
     Broken("score: the same store twice", "cropi-score grads.zarr grads.zarr", nothing, ("grads.zarr", "'p")),
     Broken(
         "score: another dimension",

@@ -520,3 +520,39 @@ def test_targets_can_be_sampled_again_by_every_policy(tmp_path: Path) -> None:
     assert f"{curriculum.run}/cropi/1/2/valid-target.rollouts.jsonl" in asked["cropi/1/2/valid-target.mean.safetensors"]
     assert f"{curriculum.run}/start/valid-target.rollouts.jsonl" in asked["start/valid-target.mean.safetensors"]
     assert curriculum.nothing_left()
+
+
+def test_an_audit_is_of_the_start_alone_and_asks_nothing_of_a_run_without(tmp_path: Path) -> None:
+    curriculum = BookkeptCurriculum(tmp_path, STAGES=2, GPUS=2)
+    plain = curriculum.make("-n").stdout
+    assert "halves" not in plain
+    assert "--suspects" not in plain
+    curriculum.make("AUDIT=1")
+    asked = curriculum.asked()
+    halved = {
+        Path(entry["output"]).relative_to(curriculum.run).as_posix() for entry in asked if "--halves" in entry["words"]
+    }
+    assert halved == {"start/valid-target.mean.safetensors", "start/grads.1-of-2.zarr", "start/grads.2-of-2.zarr"}
+    (listed,) = [entry["words"] for entry in asked if "--suspects" in entry["words"] and entry["outcome"] == "made"]
+    start = curriculum.run / "start"
+    assert listed == [
+        *("cropi-score", f"{start}/grads.1-of-2.zarr", f"{start}/grads.2-of-2.zarr"),
+        *("--suspects", f"{start}/train.rollouts.1-of-2.jsonl", "--suspects", f"{start}/train.rollouts.2-of-2.jsonl"),
+        *("-o", f"{start}/suspects.jsonl"),
+    ]
+    assert curriculum.nothing_left("AUDIT=1")
+    # without it the start's gradients were made otherwise, and say so
+    assert not curriculum.nothing_left()
+    curriculum.make(code=2)
+    assert curriculum.with_outcome("refused")
+
+
+def test_an_audit_of_a_run_that_is_there_is_refused(tmp_path: Path) -> None:
+    curriculum = BookkeptCurriculum(tmp_path)
+    curriculum.make()
+    assert not (curriculum.run / "settings/audit").exists()
+    curriculum.asked()
+    curriculum.make("AUDIT=1", code=2)
+    assert curriculum.with_outcome("refused") == ["start/valid-target.mean.safetensors"]
+    assert "AUDIT=2: expected 1" in curriculum.make("AUDIT=2", code=2).stderr
+    assert "set VALID" in curriculum.make("AUDIT=1", "VALID=", "ARMS=random", code=2).stderr

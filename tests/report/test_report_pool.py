@@ -14,7 +14,8 @@ import synthetic_run as synthetic
 from cropi_tools.report.page import page
 from cropi_tools.report.plots import pool_shares, selections
 from cropi_tools.report.pool import read_texts
-from cropi_tools.report.run import _texts, compare_runs
+from cropi_tools.report.run import _texts, compare_runs, run_input
+from cropi_tools.runtime.errors import InputError
 
 SIZE = 16  # prompts, p0 to p15; p15 has no score
 EVIL = "<script>alert(1)</script>\x1b[31m"
@@ -118,3 +119,41 @@ def test_selections_of_any_version_are_read(score: Any, run_folder: Path) -> Non
         lines = [{**json.loads(line), "score": score} for line in path.read_text().splitlines()]
         synthetic.write_lines(path, lines)
     assert len(compare_runs([run_folder]).arms[0].arm.seeds[0].stages[0].selection.ids) == 10  # type: ignore[union-attr]
+
+
+def suspect(number: int, **more: Any) -> dict[str, Any]:
+    scores, deviations = {"up": -0.4, "down": 0.1}, {"up": 0.052, "down": 0.2}
+    known = {"source": "gcd", "prompt": f"text {number}", "answer": 7, "usual_answer": "9" * 80, "pass_rate": 0.25}
+    return {"id": f"p{number}", **known, "scores": scores, "deviations": deviations, **more}
+
+
+def test_the_page_shows_the_first_prompts_that_pull_away(run_folder: Path, tmp_path: Path) -> None:
+    write_pool(run_folder, tmp_path / "pool.jsonl")
+    before = run_input(run_folder)
+    assert "pull away" not in page(compare_runs([run_folder]))
+    path = run_folder / "start/suspects.jsonl"
+    synthetic.write_lines(path, [suspect(0, prompt=EVIL), *(suspect(n) for n in range(1, 30))])
+    assert run_input(run_folder) != before
+    text = page(compare_runs([run_folder]))
+    found = rows(text, f"{run_folder.name}: 30 prompts, the first 20")
+    assert found[1] == ["2", "-0.4 ± 0.052", "0.1 ± 0.2", "gcd", "0.25", "7", "9" * 59 + "…", "text 1"]
+    assert len(found) == 20
+    assert "<script" not in text
+    path.write_text("")
+    assert f"{run_folder.name}: none by more than noise." in page(compare_runs([run_folder]))
+
+
+def test_what_is_no_list_of_suspects_is_refused(run_folder: Path, tmp_path: Path) -> None:
+    write_pool(run_folder, tmp_path / "pool.jsonl")
+    for wrong in ({"scores": None}, {"deviations": {"up": "x"}}, {"usual_answer": 3}):
+        synthetic.write_lines(run_folder / "start/suspects.jsonl", [suspect(0, **wrong)])
+        with pytest.raises(InputError, match=r"suspects\.jsonl:1"):
+            compare_runs([run_folder])
+
+
+def test_the_list_of_suspects_is_charged_to_no_arm(run_folder: Path, tmp_path: Path) -> None:
+    write_pool(run_folder, tmp_path / "pool.jsonl")
+    before = [arm.ledger for arm in compare_runs([run_folder]).arms]
+    place = run_folder / "start/suspects.jsonl.manifest.json"
+    synthetic.write_manifest(place, "cropi-score", {"seconds": 100.0})
+    assert [arm.ledger for arm in compare_runs([run_folder]).arms] == before
