@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from cropi_tools.cli.entry import entry
+from cropi_tools.runtime.clock import importing
 from cropi_tools.runtime.console import show, show_json
 from cropi_tools.scores.options import ScoreOptions
 
@@ -30,7 +31,9 @@ def score(options: ScoreOptions) -> None:
     from cropi_tools.cli.common import stoppable
     from cropi_tools.data.jsonl_output import JsonLinesOutput
     from cropi_tools.data.manifest import Fingerprint
-    from cropi_tools.data.store import open_stores, store_input
+
+    with importing():
+        from cropi_tools.data.store import open_stores, store_input
 
     if options.reliability:
         _print_reliability(options)
@@ -60,8 +63,9 @@ def score(options: ScoreOptions) -> None:
 
 
 def _scores(options: ScoreOptions, stores: list[Store]) -> Iterator[Record]:
-    from cropi_tools.data.store import open_stores
-    from cropi_tools.scores.influence import exact_scores, read_norms, sketch_scores
+    with importing():
+        from cropi_tools.data.store import open_stores
+        from cropi_tools.scores.influence import exact_scores, read_norms, sketch_scores
 
     if options.valid:
         sets = {name: open_stores(paths) for name, paths in options.targets.items()}
