@@ -199,6 +199,7 @@ begin = clock.Clock.begin_work
 def begun(self):
     global working
     working = True
+    late.clear()  # everything up to now was start
     begin(self)
 
 clock.Clock.begin_work = begun
