@@ -29,8 +29,10 @@ from cropi_tools.runtime.cache import cache_folder, keep, kept
 from cropi_tools.runtime.clock import starting
 
 # what reading code may raise that another build of the same version of numba has left
-_UNREADABLE = (pickle.PickleError, ArithmeticError, AttributeError, EOFError, ImportError, LookupError, TypeError)
-_UNREADABLE = (*_UNREADABLE, RuntimeError, ValueError)
+_UNREADABLE = (
+    *(pickle.PickleError, ArithmeticError, AttributeError, EOFError, ImportError, LookupError),
+    *(RuntimeError, TypeError, ValueError),
+)
 
 
 class _Compiling(event.Listener):  # type: ignore[misc,unused-ignore]
@@ -59,7 +61,7 @@ def kernel(function: Callable[..., Any] | None = None, **options: Any) -> Any:
         return lambda found: kernel(found, **options)
     made = numba.njit(**options)(function)
     if isinstance(made, Dispatcher):  # under NUMBA_DISABLE_JIT=1 it is the function itself
-        made._cache = _Kept(made)
+        made._cache = _Kept(made)  # type: ignore[attr-defined,unused-ignore]
     return made
 
 
