@@ -5,7 +5,9 @@ Exit codes: 0 done (or up to date), 1 a failure of input or environment, 2 usage
 
 from __future__ import annotations
 
+import atexit
 import functools
+import gc
 import os
 import signal
 import sys
@@ -96,6 +98,9 @@ def _run(app: typer.Typer, name: str, renamed: Mapping[str, str], moved: Mapping
     from cropi_tools import runtime
 
     command_begins()
+    # At its end Python looks through all objects of all modules for garbage, for longer than a second with torch and transformers. What
+    # is left goes with the process.
+    atexit.register(gc.freeze)
     keeps(None)
     _hold_descriptors()
     prepare_streams()

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from cropi_tools.cli.entry import entry
 from cropi_tools.features.options import EmbedOptions
+from cropi_tools.runtime.clock import importing
 
 EXAMPLE = """
 cropi-embed --model P0 train.jsonl -o train.features.safetensors
@@ -37,7 +38,8 @@ def embed(options: EmbedOptions) -> None:
         runtime.notify(f"{options.output}: up to date")
         return
 
-    from cropi_tools.features import run
+    with importing():
+        from cropi_tools.features import run
 
     done = run.embed(options, inputs["policy"].sha256, target)
     runtime.notify(f"{options.output}: features of {done} prompts")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cropi_tools.cli.entry import entry
 from cropi_tools.gradients.options import GradOptions
+from cropi_tools.runtime.clock import importing
 
 EXAMPLE = """
 cropi-grad --model P0 valid.rollouts.jsonl --mean -o valid.mean.safetensors
@@ -37,7 +38,8 @@ def grad(options: GradOptions) -> None:
     objective = options.objective(behavior, metric)
     facts = {"policy": inputs["policy"].sha256, "objective": objective}
     if options.dry_run:
-        from cropi_tools.gradients.estimate import estimate
+        with importing():
+            from cropi_tools.gradients.estimate import estimate
 
         estimate(options, facts).tell(options.as_json)
         return
@@ -52,7 +54,8 @@ def grad(options: GradOptions) -> None:
         runtime.notify(f"{options.output}: up to date")
         return
 
-    from cropi_tools.gradients.run import run
+    with importing():
+        from cropi_tools.gradients.run import run
 
     counts, prompts = run(options, facts, target)
     live, tokens, as_rows = (counts.pop(key, 0) for key in ("ok", "tokens", "tokens_as_rows"))

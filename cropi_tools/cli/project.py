@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cropi_tools.cli.entry import entry
+from cropi_tools.runtime.clock import importing
 from cropi_tools.runtime.console import show, show_json
 from cropi_tools.sketches.options import ProjectOptions
 
@@ -22,7 +23,9 @@ def project(options: ProjectOptions) -> None:
     from cropi_tools import runtime
     from cropi_tools.data.manifest import Fingerprint, file_input
     from cropi_tools.data.output import Output
-    from cropi_tools.data.store import Store, store_input
+
+    with importing():
+        from cropi_tools.data.store import Store, store_input
 
     if options.store_check:
         _print_check(options)
@@ -42,7 +45,8 @@ def project(options: ProjectOptions) -> None:
         runtime.notify(f"{options.output}: up to date")
         return
 
-    from cropi_tools.sketches import project_stores
+    with importing():
+        from cropi_tools.sketches import project_stores
 
     target.begin_work()
     how = (options.method, options.dim, options.seed, options.kept)
@@ -57,8 +61,9 @@ def project(options: ProjectOptions) -> None:
 
 
 def _print_estimate(options: ProjectOptions, dim: int) -> None:
-    from cropi_tools.data.store import Store
-    from cropi_tools.sketches import project_stores
+    with importing():
+        from cropi_tools.data.store import Store
+        from cropi_tools.sketches import project_stores
 
     how = (options.method, dim, options.seed, options.kept)
     if options.is_mean:
@@ -72,8 +77,9 @@ def _print_estimate(options: ProjectOptions, dim: int) -> None:
 def _print_fidelity(options: ProjectOptions) -> None:
     import json
 
-    from cropi_tools.data.store import Store
-    from cropi_tools.scores import fidelity
+    with importing():
+        from cropi_tools.data.store import Store
+        from cropi_tools.scores import fidelity
 
     store = Store(options.source)
     keep = options.kept if store.attributes["projection"]["method"] == "none" else options.keep

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cropi_tools.cli.entry import entry
 from cropi_tools.rollouts.options import RolloutOptions
+from cropi_tools.runtime.clock import importing
 from cropi_tools.runtime.console import show_json
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ def rollout(options: RolloutOptions) -> None:
     target = JsonLinesOutput(options.output, fingerprint, inputs, options.force)
     look = Look(options.show or 0)
     if options.dry_run:
-        from cropi_tools.rollouts.run import dry_run
+        with importing():
+            from cropi_tools.rollouts.run import dry_run
 
         found, summary = dry_run(options, again, look)
         found.tell(options.as_json)
@@ -63,7 +65,8 @@ def rollout(options: RolloutOptions) -> None:
             runtime.notify(f"{options.output}: up to date")
             summary = target.finished_fact("summary", summary_shape)
         else:
-            from cropi_tools.rollouts.run import sample
+            with importing():
+                from cropi_tools.rollouts.run import sample
 
             summary = sample(options, again, target, look)
         show_summary(summary, options.as_json)

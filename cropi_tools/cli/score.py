@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from cropi_tools.cli.entry import entry
+from cropi_tools.runtime.clock import importing
 from cropi_tools.runtime.console import show, show_json
 from cropi_tools.scores.options import ScoreOptions
 
@@ -35,7 +36,9 @@ def score(options: ScoreOptions) -> None:
     from cropi_tools.cli.common import stoppable
     from cropi_tools.data.jsonl_output import JsonLinesOutput
     from cropi_tools.data.manifest import Fingerprint, numbered
-    from cropi_tools.data.store import open_stores, store_input
+
+    with importing():
+        from cropi_tools.data.store import open_stores, store_input
 
     if options.reliability:
         _print_reliability(options)
@@ -64,8 +67,9 @@ def score(options: ScoreOptions) -> None:
         return
     live = sum(store.rows for store in opened)
     if options.predict:
-        from cropi_tools.data.features import Features
-        from cropi_tools.scores import predict
+        with importing():
+            from cropi_tools.data.features import Features
+            from cropi_tools.scores import predict
 
         features = Features(options.features)
         known = predict.gather(options, stoppable(_scores(options, opened)))
@@ -86,7 +90,9 @@ def score(options: ScoreOptions) -> None:
 def _list_suspects(options: ScoreOptions, stores: list[Store], target: JsonLinesOutput) -> None:
     from cropi_tools import runtime
     from cropi_tools.cli.common import stoppable
-    from cropi_tools.scores.suspects import CHANCE, audit, suspect_records
+
+    with importing():
+        from cropi_tools.scores.suspects import CHANCE, audit, suspect_records
 
     found = audit(stores, options.similarity)
     target.append(stoppable(suspect_records(found, options.suspects, stores[0])))
@@ -119,8 +125,9 @@ def _list_suspects(options: ScoreOptions, stores: list[Store], target: JsonLines
 
 
 def _scores(options: ScoreOptions, stores: list[Store]) -> Iterator[Record]:
-    from cropi_tools.data.store import open_stores
-    from cropi_tools.scores.influence import exact_scores, read_norms, sketch_scores
+    with importing():
+        from cropi_tools.data.store import open_stores
+        from cropi_tools.scores.influence import exact_scores, read_norms, sketch_scores
 
     if options.valid:
         sets = {name: open_stores(paths) for name, paths in options.targets.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cropi_tools.cli.entry import entry
+from cropi_tools.runtime.clock import importing
 from cropi_tools.training.options import TrainOptions
 
 EXAMPLE = """
@@ -48,7 +49,8 @@ def train(options: TrainOptions) -> None:
         train_by_verl(options, own_verifiers, target)
         return
     if options.dry_run:
-        from cropi_tools.training.estimate import estimate
+        with importing():
+            from cropi_tools.training.estimate import estimate
 
         estimate(options, own_verifiers).tell(options.as_json)
         return
@@ -60,7 +62,8 @@ def train(options: TrainOptions) -> None:
             runtime.notify(f"{options.output}: up to date")
             return
 
-        from cropi_tools.training import run
+        with importing():
+            from cropi_tools.training import run
 
         run.train(options, own_verifiers, target, ranks)
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from cropi_tools.data.jsonl import Record
 from cropi_tools.data.output import Output
 from cropi_tools.prompts.row_formats import as_messages
+from cropi_tools.runtime.clock import importing
 from cropi_tools.runtime.errors import InputError, first_line
 
 Format = Literal["jsonl", "verl", "trl"]
@@ -94,8 +95,11 @@ def _plain_columns(records: Sequence[Record]) -> list[str]:
 def write_table(rows: list[Record], path: Path, called: str | Path | None = None) -> None:
     """Write rows that have the same keys as a parquet file, in messages `called` otherwise. InputError: a column has values of several kinds,
     which a table cannot hold."""
-    import pyarrow
-    from pyarrow import parquet
+    with importing():
+        import pyarrow
+        from pyarrow import parquet
+
+        pyarrow.Table.from_pylist([{"": 0}])  # it imports pandas where there is one, at the first use
 
     try:
         parquet.write_table(pyarrow.Table.from_pylist(rows), path)

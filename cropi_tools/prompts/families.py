@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from cropi_tools.rewards.generated import NO_ANSWER
-from cropi_tools.runtime.clock import starting
+from cropi_tools.runtime.clock import importing
 from cropi_tools.runtime.errors import UsageError
 
 _EMPTY_BRACES = re.compile(r"(?<!\{)\{\}(?!\})")
@@ -30,7 +30,7 @@ _CONVERSIONS: dict[str, Callable[[str], str]] = {
 
 def family_maker(family: str, settings: Mapping[str, Any], start: int) -> Callable[[int], Any]:
     """A function from a size to the family's dataset; checks family and settings."""
-    with starting():
+    with importing():
         import reasoning_gym
         from reasoning_gym.factory import DATASETS
 

@@ -25,6 +25,7 @@ from cropi_tools.data.jsonl import (
     shown,
 )
 from cropi_tools.prompts.families import plain
+from cropi_tools.runtime.clock import importing
 from cropi_tools.runtime.errors import InputError, first_line
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
@@ -170,7 +171,8 @@ def _array_items(stream: IO[str], path: str | Path) -> Iterator[tuple[Any, bool]
 
 
 def _column_rows(path: Path, kind: str) -> Iterator[tuple[str, Record]]:
-    import pyarrow
+    with importing():
+        import pyarrow
 
     if path.is_dir():
         raise InputError(f"{path}: is a folder, expected a {kind} file")
@@ -208,7 +210,8 @@ def _rows_of(batch: Any, path: Path) -> list[Record]:
 
 
 def _parquet_batches(path: Path) -> Iterator[Any]:
-    from pyarrow import parquet
+    with importing():
+        from pyarrow import parquet
 
     with parquet.ParquetFile(path) as file:
         yield from file.iter_batches(batch_size=_BATCH_ROWS)
@@ -216,7 +219,8 @@ def _parquet_batches(path: Path) -> Iterator[Any]:
 
 def _arrow_batches(path: Path) -> Iterator[Any]:
     """Batches of an Arrow stream (what `datasets` writes) or an Arrow file."""
-    from pyarrow import ipc, memory_map
+    with importing():
+        from pyarrow import ipc, memory_map
 
     with memory_map(str(path)) as source:
         magic = source.read(6)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from cropi_tools.data import fields
@@ -20,6 +21,7 @@ from cropi_tools.report.records import checked
 from cropi_tools.runtime.errors import InputError
 
 _NOT_OF_SELECTING = ("cropi-train", "cropi-prompts")
+_OF_VALIDATION = ("mean ", "validation set ")  # how the inputs of cropi-grad and cropi-score are named that are no pool
 
 
 def is_policy(folder: Path) -> bool:
@@ -39,11 +41,10 @@ def read_chain(folders: Sequence[Path]) -> Run:
         for folder in folders
     }
     chain = _in_order(manifests)
-    counted: set[str] = set()
     places = []
     for folder in chain:
         made = manifests[folder]
-        selecting = [] if made is None else list(_selecting(made, root, counted))
+        selecting = [] if made is None else list(_selecting(made, root, set()))
         places.append(Place(folder, None if made is None else _selection(made), selecting))
     name = chain[-1].name
     seeds = [str(made.options["seed"]) for made in manifests.values() if made is not None and "seed" in made.options]
@@ -99,7 +100,7 @@ def _selection(made: Manifest) -> Selection | None:
 
 
 def _selecting(made: Manifest, root: Path, counted: set[str]) -> Iterator[Manifest]:
-    """The manifests of all that a policy's prompts were selected from, each once in a chain: `counted` are those of stages before."""
+    """The manifests of all that a policy's prompts were selected from, each once: `counted` are those that were met."""
     for name, place in made.inputs.items():
         path = manifest_path(Path(place)) if place else Path()
         if not path.is_file():
@@ -110,5 +111,6 @@ def _selecting(made: Manifest, root: Path, counted: set[str]) -> Iterator[Manife
         if found.command in _NOT_OF_SELECTING or found.path in counted or not still:
             continue
         counted.add(found.path)
+        found = replace(found, of_validation=made.of_validation or name.startswith(_OF_VALIDATION))
         yield found
         yield from _selecting(found, root, counted)

@@ -120,11 +120,11 @@ def read_of_start(run: Run, arm: Arm) -> list[Manifest]:
     """The manifests of the shared first stage that the arm's selections read, directly or through what was made of them."""
     if not uses_scores(arm):
         return []
-    rules = {rule for seed in arm.seeds for stage in seed.stages for rule in [_rule(stage)] if rule not in _SCORELESS}
-    found = _read(run.start, rules)
+    rules = {rule for seed in arm.seeds for stage in seed.stages for rule in _rules(stage)}
+    found = _read(run.start, rules - set(_SCORELESS))
     if all(_probes(stage) for seed in arm.seeds for stage in seed.stages):
         # all that it reads of the pool it sampled and scored itself
-        return [item for item in found if _name(item).startswith(_VALIDATION) or item.command == _EMBED]
+        return [item for item in found if _is_of_validation(item) or item.command == _EMBED]
     return [item for item in found if item.command != _EMBED]
 
 
@@ -133,15 +133,25 @@ def _probes(stage: Stage) -> bool:
     return any(item.command == "cropi-score" and bool(item.options.get("predict")) for item in stage.manifests)
 
 
-def read_of_stage(stage: Stage) -> list[Manifest]:
-    """The manifests of a stage's own folder, but the policy's, that it reads."""
-    return _read(stage.manifests, {_rule(stage)})
+def read_of_stages(seed: Seed) -> list[list[Manifest]]:
+    """Of each stage the manifests of its own, but the policy's, that it reads. What serves several is the first one's that reads it."""
+    counted: set[str] = set()
+    found = []
+    for stage in seed.stages:
+        own = [item for item in _read(stage.manifests, _rules(stage)) if item.path not in counted]
+        counted.update(item.path for item in own)
+        found.append(own)
+    return found
 
 
-def _rule(stage: Stage) -> str | None:
-    """What the stage was selected by; None where that is not told."""
-    found = [item.options.get("by") for item in stage.manifests if item.path.endswith(SELECTION_MANIFEST)]
-    return str(found[0]) if found and found[0] is not None else None
+def _rules(stage: Stage) -> set[str | None]:
+    """What the stage was selected by, whatever its selection is called; None where that is not told."""
+    found = {
+        item.options.get("by")
+        for item in stage.manifests
+        if item.path.endswith(SELECTION_MANIFEST) or item.command == "cropi-select"
+    }
+    return {None if rule is None else str(rule) for rule in found} or {None}
 
 
 def _read(manifests: Iterable[Manifest], rules: set[str | None]) -> list[Manifest]:
@@ -150,7 +160,7 @@ def _read(manifests: Iterable[Manifest], rules: set[str | None]) -> list[Manifes
     found = [item for item in manifests if not _name(item).startswith(SUSPECTS)]
     if rules <= {*_SCORELESS, *_BY_PASS_RATE}:
         found = [item for item in found if item.command not in ("cropi-grad", "cropi-project", "cropi-score")]
-        found = [item for item in found if not _is_rollout(item) or not _name(item).startswith(_VALIDATION)]
+        found = [item for item in found if not (_is_rollout(item) and _is_of_validation(item))]
     if rules <= set(_SCORELESS):
         found = [item for item in found if not _is_rollout(item)]
     return found
@@ -160,8 +170,8 @@ def _is_rollout(manifest: Manifest) -> bool:
     return manifest.command == "cropi-rollout"
 
 
-def _name(manifest: Manifest) -> str:
-    return manifest.path.rsplit("/", 1)[-1]
+def _is_of_validation(manifest: Manifest) -> bool:
+    return manifest.of_validation or manifest.path.rsplit("/", 1)[-1].startswith(_VALIDATION)
 
 
 def _selecting(manifests: Iterable[Manifest]) -> tuple[Cost, Cost]:
@@ -214,8 +224,7 @@ def seed_ledger(run: Run, arm: Arm, seed: Seed) -> Ledger:
     sampling, scoring = _selecting(read)
     training = Cost()
     evaluations: list[float | None] = []
-    for stage in seed.stages:
-        own = read_of_stage(stage)
+    for stage, own in zip(seed.stages, read_of_stages(seed), strict=True):
         stage_sampling, stage_scoring = _selecting(own)
         sampling, scoring, training = sampling + stage_sampling, scoring + stage_scoring, training + _training(stage)
         evaluation = _timed(stage, "seconds_evaluation")
@@ -250,9 +259,9 @@ def cumulative(run: Run, arm: Arm, seed: Seed, unit: str) -> dict[int, tuple[flo
     spent = sum((manifest_cost(item) for item in read_of_start(run, arm)), Cost()).of(unit) or 0.0
     keys = ("seconds_sampling", "seconds_update") if unit == "seconds" else ("tokens_generated", "tokens_trained")
     at = {0: (0.0, spent)}
-    for stage in seed.stages:
+    for stage, own in zip(seed.stages, read_of_stages(seed), strict=True):
         arrived = at[stage.offset][0]
-        spent += sum((manifest_cost(item) for item in read_of_stage(stage)), Cost()).of(unit) or 0.0
+        spent += sum((manifest_cost(item) for item in own), Cost()).of(unit) or 0.0
         at[stage.offset] = (arrived, spent)
         records = stage.timings if unit == "seconds" else stage.metrics
         steps: dict[int, float] = {}

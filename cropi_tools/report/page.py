@@ -331,12 +331,14 @@ def _provenance(comparison: Comparison) -> Iterable[str]:
 
 
 def _manifests(arm: ArmFigures) -> list[Manifest]:
-    return [
-        manifest
+    """Each once: in a chain a file may have served several stages."""
+    found = {
+        manifest.path: manifest
         for seed in arm.arm.seeds
         for stage in seed.stages
         for manifest in (*stage.manifests, *([stage.policy] if stage.policy else []))
-    ]
+    }
+    return list(found.values())
 
 
 def _commands(title: str, manifests: Sequence[Manifest]) -> str:

@@ -38,6 +38,7 @@ class Manifest:
     ledger: Mapping[str, Any]
     versions: Mapping[str, str]
     processes: int  # that made it together, each on its own device
+    of_validation: bool = False  # whether it is known to be of validation prompts, not of the pool
 
 
 @dataclass(frozen=True)

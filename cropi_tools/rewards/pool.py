@@ -31,6 +31,7 @@ from cropi_tools import runtime
 from cropi_tools.data.records import ROLLOUT_FIELDS
 from cropi_tools.rewards.grades import Grade, Record
 from cropi_tools.rewards.verifiers import BUILT_IN, credited, grade_quickly, verifier_of
+from cropi_tools.runtime.clock import starting
 from cropi_tools.runtime.errors import InputError, Interrupted, UsageError
 
 SLICE = 32
@@ -186,8 +187,10 @@ class VerifierPool:
                     worker.send(self._slice(items, todo.popleft()))
                 heard: dict[_Worker, bool] = {}  # the workers with news, and whether they live
                 patience = min(CANCEL_SECONDS, *(worker.remaining() for worker in busy))
-                for key, _ in selector.select(max(0.0, patience)):
-                    heard[key.data] = key.data.receive(self.seconds)
+                # who waits in the main thread does nothing else until the first verifier has loaded, and that is no work
+                with starting() if self.stoppable and self.starts else contextlib.nullcontext():
+                    for key, _ in selector.select(max(0.0, patience)):
+                        heard[key.data] = key.data.receive(self.seconds)
                 for worker in busy:
                     for index, grade in worker.take_grades():
                         grades[index] = grade

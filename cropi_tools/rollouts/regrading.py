@@ -24,7 +24,7 @@ from cropi_tools.rollouts.grading import CHUNK_RESPONSES, Row, graded, reasoning
 from cropi_tools.rollouts.look import Look
 from cropi_tools.rollouts.options import VerifyOptions
 from cropi_tools.rollouts.writing import write
-from cropi_tools.runtime.clock import starting
+from cropi_tools.runtime.clock import importing, starting
 from cropi_tools.runtime.errors import InputError
 from cropi_tools.runtime.estimate import Estimate, evenly, measured
 
@@ -133,10 +133,11 @@ def _all_records(options: VerifyOptions, repeated: Callable[[str], None]) -> Ite
         return (rollout.record for rollout in read_rollouts(sources))
     if options.model is None:
         raise InputError(f"{shown(sources[0])}: holds texts; --model FOLDER says whose tokenizer reads them")
-    with starting():
+    with importing():
         from cropi_tools.policy.tokens import load_tokens
         from cropi_tools.rollouts.imported import imported_rollouts
 
+    with starting():
         tokens = load_tokens(options.model, options.date)
     if ours:
         return (rollout.record for rollout in read_rollouts(sources, tokens.vocabulary))

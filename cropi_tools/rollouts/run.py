@@ -26,6 +26,7 @@ from cropi_tools.rollouts.options import RolloutOptions
 from cropi_tools.rollouts.refreshing import Again, marked, parse_wish, wanted_ids
 from cropi_tools.rollouts.sampling import SamplingTask, chunks, sample_groups
 from cropi_tools.rollouts.writing import write
+from cropi_tools.runtime.clock import starting
 from cropi_tools.runtime.errors import InputError
 from cropi_tools.runtime.estimate import Estimate
 
@@ -75,7 +76,8 @@ def tasks(options: RolloutOptions, again: Again | None, vocabulary: int | None =
 
 def survey(options: RolloutOptions, again: Again | None) -> Survey:
     """What there is to do; all records are checked, a bad line at the end too, and whether the policy can take them."""
-    tokens = load_tokens(options.model, options.date)
+    with starting():
+        tokens = load_tokens(options.model, options.date)
     tokens.tell_ends()
     check = PromptCheck(tokens, options.max_tokens)
     refused: InputError | None = None
@@ -102,13 +104,15 @@ def sample(options: RolloutOptions, again: Again | None, target: JsonLinesOutput
     if again is not None:
         for file in options.sources:
             same_tokenizer(file, options.model)
+    target.begin_work()  # reading the prompts is work; what is loaded after it is start again
     start, stop, prompts, responses, everything = survey(options, again)
     if again is not None:
         runtime.notify(f"{prompts} of {stop - start} prompts are sampled again, {responses} responses")
     engine, tokens, device = _opened(options)
     sampling = _sampling(options)
     try:
-        settings = engine.settings(sampling)
+        with starting():
+            settings = engine.settings(sampling)
         # which model a server serves is known only now; the rest of what decides a sample is in the fingerprint
         served, before = settings.get("served_model"), target.resumed(SAVED).get("served_model")
         if target.lines and served != before:
@@ -118,7 +122,6 @@ def sample(options: RolloutOptions, again: Again | None, target: JsonLinesOutput
         wanted = chunks(islice(tasks(options, again), start + target.lines, stop), _group_samples(options))
         with _pool(options) as pool:
             groups = sample_groups(engine, tokens, pool, wanted, sampling)
-            target.begin_work()
             with closing(groups):
                 seen = look.passing(groups) if is_stream(options.output) else groups
                 written = write(target, seen, stop - start, "rollouts", {"served_model": served}, everything)
@@ -155,7 +158,8 @@ def dry_run(options: RolloutOptions, again: Again | None, look: Look) -> tuple[E
 
 def _opened(options: RolloutOptions) -> Opened:
     server = Server(options.server, options.served_model, options.concurrency) if options.server else None
-    return open_engine(options.engine, options.model, options.device, options.dtype, server, options.date)
+    with starting():
+        return open_engine(options.engine, options.model, options.device, options.dtype, server, options.date)
 
 
 def _pool(options: RolloutOptions) -> VerifierPool:

@@ -7,7 +7,9 @@ trying out runs later, inside `starting()`.
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,6 +68,25 @@ def starting() -> Iterator[None]:
         yield
     finally:
         _leave()
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Around imports of large libraries: it is start, and Python's search for garbage rests meanwhile.
+
+    Modules are a million objects that all stay. To look through them again and again takes a third of the time of importing torch and
+    transformers, and once more whenever the search comes to the oldest objects; so they are put where it does not look.
+    """
+    with starting():
+        searching, known = gc.isenabled(), len(sys.modules)
+        gc.disable()
+        try:
+            yield
+        finally:
+            if len(sys.modules) > known:
+                gc.freeze()
+            if searching:
+                gc.enable()
 
 
 def _started_for() -> float:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from cropi_tools.data.store import Store
 from cropi_tools.data.store_chunks import Chunks
+from cropi_tools.runtime.clock import importing
 
 BLOCK_BYTES = 8 << 20  # of rows as stored that one task of a thread reads and multiplies
 PLAIN_BELOW = 1 << 24  # coordinates of a store for which compiling a kernel takes longer than going without
@@ -73,7 +74,8 @@ def _way(chunks: Chunks, vectors: NDArray[np.float32]) -> tuple[Multiply, bool]:
     """How to multiply a range of chunks, and whether it keeps all processors busy by itself."""
     if chunks.dtype != np.float16 or chunks.rows * chunks.dim < PLAIN_BELOW:
         return _plain(vectors), True
-    from cropi_tools.scores import row_products_numba as kernels
+    with importing():
+        from cropi_tools.scores import row_products_numba as kernels
 
     spare = local()  # a chunk's room for every thread
 

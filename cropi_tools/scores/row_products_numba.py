@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import config, njit, types
+from numba import config, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from cropi_tools.runtime import compiling as compiling
+from cropi_tools.runtime.compiling import kernel
 
 TILE = 8192  # coordinates; three vectors of it are 96 KiB of the second-level cache
 ROWS, VECTORS = 4, 3
@@ -42,14 +42,14 @@ else:
         return types.float32(types.uint16), generate
 
 
-@njit(nogil=True)  # type: ignore[misc,unused-ignore]
+@kernel(nogil=True)
 def widen(source: NDArray[np.uint16], target: NDArray[np.float32]) -> None:
     """target[j] = the float16 whose bits are source[j]."""
     for place in range(source.size):
         target[place] = _widened(source[place])
 
 
-@njit(nogil=True, fastmath=_REORDERED)  # type: ignore[misc,unused-ignore]
+@kernel(nogil=True, fastmath=_REORDERED)
 def _four_by_three(row0: Any, row1: Any, row2: Any, row3: Any, one: Any, two: Any, three: Any) -> Any:
     """The twelve inner products of four rows of float16 bits with three vectors, by vector."""
     a0 = a1 = a2 = a3 = np.float32(0)
@@ -73,7 +73,7 @@ def _four_by_three(row0: Any, row1: Any, row2: Any, row3: Any, one: Any, two: An
     return (a0, a1, a2, a3), (b0, b1, b2, b3), (c0, c1, c2, c3)
 
 
-@njit(nogil=True)  # type: ignore[misc,unused-ignore]
+@kernel(nogil=True)
 def few_products(bits: NDArray[np.uint16], vectors: NDArray[np.float32], out: NDArray[np.float32]) -> None:
     """out[n, v] = the inner product of row n with vector v, summed in float32.
 

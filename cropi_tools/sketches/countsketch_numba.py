@@ -25,11 +25,11 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import config, njit, prange, types
+from numba import config, prange, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from cropi_tools.runtime import compiling as compiling
+from cropi_tools.runtime.compiling import kernel
 
 PARTIALS = 8  # accumulators a sketch is summed in; part of the result's low bits, so fixed
 LANES = 32  # coordinates under one half-word of signs
@@ -47,7 +47,7 @@ _27, _30, _31, _32 = U(27), U(30), U(31), U(32)
 _LOW_HALF = U(0xFFFFFFFF)
 
 
-@njit(inline="always")  # type: ignore[misc,unused-ignore]
+@kernel(inline="always")
 def mix64(state: np.uint64) -> np.uint64:
     """The finaliser of SplitMix64: a bijection of 64 bits in which every input bit reaches every output bit."""
     state = (state ^ (state >> _30)) * _MIX_1
@@ -202,7 +202,7 @@ def _countsketch(
                 add_block(row, shift + WORD * whole + LANES, tail, LANES, np.uint32(signs >> _32))
 
 
-_countsketch_serial, _countsketch_parallel = njit(_countsketch), njit(parallel=True)(_countsketch)
+_countsketch_serial, _countsketch_parallel = kernel(_countsketch), kernel(_countsketch, parallel=True)
 
 
 def countsketch_add(

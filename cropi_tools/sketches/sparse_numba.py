@@ -16,9 +16,10 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 from numpy.typing import NDArray
 
+from cropi_tools.runtime.compiling import kernel
 from cropi_tools.sketches import countsketch_numba
 from cropi_tools.sketches.countsketch_numba import (
     GROUP,
@@ -58,7 +59,7 @@ def normal_table() -> NDArray[np.float32]:
     return table
 
 
-@njit  # type: ignore[misc,unused-ignore]
+@kernel
 def _add_rows(
     row: NDArray[np.float32],
     keys: NDArray[np.uint64],
@@ -154,9 +155,9 @@ def _sjlt(bits: NDArray[Any], tensor_key: np.uint64, partials: NDArray[np.float3
                     row[places[index, member]] += values[index, member]
 
 
-_sjlt_serial, _sjlt_parallel = njit(_sjlt), njit(parallel=True)(_sjlt)
-_sparse_jl_serial, _sparse_jl_parallel = njit(_sparse_jl), njit(parallel=True)(_sparse_jl)
-_sparse_gaussian_serial, _sparse_gaussian_parallel = njit(_sparse_gaussian), njit(parallel=True)(_sparse_gaussian)
+_sjlt_serial, _sjlt_parallel = kernel(_sjlt), kernel(_sjlt, parallel=True)
+_sparse_jl_serial, _sparse_jl_parallel = kernel(_sparse_jl), kernel(_sparse_jl, parallel=True)
+_sparse_gaussian_serial, _sparse_gaussian_parallel = kernel(_sparse_gaussian), kernel(_sparse_gaussian, parallel=True)
 
 
 def sjlt_add(bits: NDArray[Any], tensor_key: np.uint64, partials: NDArray[np.float32]) -> None:

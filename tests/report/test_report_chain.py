@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import synthetic_run as synthetic
 
+from cropi_tools.report.comparison import unit_curve
+from cropi_tools.report.page import _manifests as shown
 from cropi_tools.report.page import page
 from cropi_tools.report.run import compare_runs, run_input
 from cropi_tools.report.tables import print_tables
@@ -79,6 +81,44 @@ def test_selecting_is_charged_once_wherever_its_files_are(run_folder: Path, monk
     assert ledger.scoring.seconds == 2 * (10 + 2 + 1)
     assert ledger.scoring.scored == 1000
     assert ledger.training.generated == 40000
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "sampling", "scoring"),
+    [
+        ("learnability", "pass-rate", 30.0, 1.0 + 1.0),
+        # scores that the first stage looked at for their pass rates alone are paid for by the second
+        ("learnability", "influence", 30.0 + 5.0, 1.0 + 1.0 + 10.0 + 3.0 + 2.0),
+        ("influence", "learnability", 30.0 + 5.0, 1.0 + 1.0 + 10.0 + 3.0 + 2.0),
+        ("random", "learnability", 30.0, 1.0 + 1.0),
+        ("random", "full", None, 1.0 + 1.0),
+    ],
+)
+def test_a_stage_is_charged_what_its_rule_reads(
+    first: str,
+    second: str,
+    sampling: float | None,
+    scoring: float,
+    run_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Both stages from the same scores: of pass rates the rollouts of the pool, without gradients and validation rollouts."""
+    chain = write_chain(run_folder, monkeypatch)
+    valid, mean, scores = Path("v.jsonl"), Path("v.safetensors"), Path("s1.jsonl")
+    for path in (valid, mean):
+        path.write_text(f"{path}\n")
+    note(valid, "cropi-rollout", {"seconds": 5.0}, {"policy": Path("P0")})
+    note(mean, "cropi-grad", {"seconds": 3.0}, {"rollouts": valid})
+    note(Path("g1.zarr"), "cropi-grad", {"seconds": 10.0}, {"rollouts": Path("r.jsonl"), "mean target": mean})
+    for number, rule in enumerate((first, second), 1):
+        note(Path(f"sel{number}.jsonl"), "cropi-select", {"seconds": 1.0}, {"scores": scores}, options={"by": rule})
+    comparison = compare_runs(chain)
+    ledger = comparison.arms[0].ledger
+    assert (ledger.sampling.seconds, ledger.scoring.seconds) == (sampling, scoring)
+    curve = unit_curve(comparison.arms[0], comparison.arms[0].counted, comparison.targets, "seconds")
+    assert curve is not None
+    assert curve[-1].cost == (sampling or 0.0) + scoring + 2 * 60
+    assert [item.command for item in shown(comparison.arms[0])].count("cropi-score") == 1
 
 
 def test_files_that_are_gone_or_replaced_are_left_out(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

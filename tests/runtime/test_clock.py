@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
@@ -142,3 +143,106 @@ for _ in range(2):
     (start, work), (again, _) = ([float(word) for word in line.split()] for line in shown.stdout.splitlines())
     assert start > 0.9 * (start + work)
     assert again < 1e-4
+
+
+def test_importing_is_start_and_the_collector_rests(
+    hand: Hand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what came with it is never looked through again; what was switched off before stays so."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "cropi_heavy.py").write_text(
+        "import gc\nsearching = gc.isenabled()\nheld = [[] for _ in range(1000)]\n"
+    )
+    started, frozen = clock._started_for(), gc.get_freeze_count()
+    try:
+        with clock.importing():
+            hand.now += 3
+            import cropi_heavy  # type: ignore[import-not-found]
+        assert clock._started_for() - started == 3
+        assert not cropi_heavy.searching
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > frozen + 1000
+        after = gc.get_freeze_count()
+        gc.disable()
+        with clock.importing():
+            kept = [[] for _ in range(1000)]  # type: ignore[var-annotated]
+        assert not gc.isenabled()
+        assert gc.get_freeze_count() == after
+        assert len(kept) == 1000
+    finally:
+        gc.enable()
+        sys.modules.pop("cropi_heavy", None)
+
+
+def test_a_failing_import_leaves_the_collector_as_it_was() -> None:
+    with pytest.raises(ModuleNotFoundError), clock.importing():
+        import no_such_module  # type: ignore[import-not-found]  # noqa: F401
+    assert gc.isenabled()
+    assert clock._open == 0
+
+
+IMPORTS = """
+import sys
+from cropi_tools.runtime import clock
+
+large = {"torch", "transformers", "numpy", "numba", "zarr", "scipy", "pyarrow", "reasoning_gym", "sympy", "matplotlib", "pandas"}
+working = False
+
+def heard(event, words):
+    if event == "import" and words[0].partition(".")[0] in large and working and not clock._open:
+        late.add(words[0].partition(".")[0])
+
+late = set()
+sys.addaudithook(heard)
+begin = clock.Clock.begin_work
+
+def begun(self):
+    global working
+    working = True
+    late.clear()  # everything up to now was start
+    begin(self)
+
+clock.Clock.begin_work = begun
+command = sys.argv.pop(1)
+init = clock.Clock.__init__
+
+def made(self):
+    global working
+    init(self)
+    working = False  # that of an output is made before it is opened
+
+clock.Clock.__init__ = made
+from importlib import import_module
+main = import_module(f"cropi_tools.cli.{command}").main
+sys.argv[0] = f"cropi-{command}"
+try:
+    main()
+finally:
+    print("late:", *sorted(late))
+"""
+
+
+@pytest.mark.slow
+def test_no_command_imports_while_it_works(policy_folder: Path, tmp_path: Path) -> None:
+    """The libraries that take long, in a process of their own each: all is imported before work begins, or counted as start."""
+
+    def late(command: str, *words: object) -> list[str]:
+        line = [sys.executable, "-c", IMPORTS, command, *map(str, words)]
+        done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[-1].startswith("late:")
+        return done.stdout.splitlines()[-1].split()[1:]
+
+    found = {
+        "prompts": late("prompts", "reasoning-gym:basic_arithmetic", "--size", 6, "-o", "p.jsonl"),
+        "rollout": late(
+            *("rollout", "--model", policy_folder, "p.jsonl", "-n", 4, "--max-tokens", 4, "-o", "r.jsonl"),
+            *("--verifier", "maths", "--quiet"),
+        ),
+        "verify": late("verify", "r.jsonl", "--verifier", "maths", "-o", "v.jsonl", "--quiet"),
+        "select to a table": late(
+            "select", "--prompts", "p.jsonl", "--by", "random", "-n", 3, "--format", "verl", "-o", "s.parquet"
+        ),
+        "prompts of a table": late("prompts", "s.parquet", "--map", "prompt=prompt", "-o", "t.jsonl"),
+    }
+    assert not any(found.values()), found
