@@ -38,7 +38,7 @@ from cropi_tools.sketches.spec import Layout, ProjectionSpec
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("real model"), pytest.mark.timeout(600)]
 
-SAMPLES, MAX_TOKENS, DIM = 4, 20, 4096
+SAMPLES, MAX_TOKENS, DIM = 3, 20, 4096
 SETTINGS = GradientSettings(policy_temperature=TEMPERATURE)
 RATE = 1e-5
 # a checksum of the text that is graded: unequal rewards wherever responses differ, and they tell what the verifier saw
@@ -150,12 +150,12 @@ def test_logprobs_are_those_of_one_fresh_pass(rollouts: list[Rollout], plain: An
 
 
 def test_the_librarys_own_decoding_draws_the_same_tokens(rollouts: list[Rollout], policy: Policy) -> None:
-    requests = [Request(r.prompt_token_ids, sample_seed(0, r.id, k)) for r in rollouts[:2] for k in range(SAMPLES)]
+    requests = [Request(r.prompt_token_ids, sample_seed(0, r.id, k)) for r in rollouts[:1] for k in range(SAMPLES)]
     engine = TransformersEngine(policy, loop=False)
     sampling = Sampling(MAX_TOKENS, TEMPERATURE)
     assert TransformersEngine(policy).settings(sampling)["decoder"] == "loop"
     assert engine.settings(sampling)["decoder"] != "loop"
-    known = [sample for rollout in rollouts[:2] for sample in rollout.samples]
+    known = [sample for rollout in rollouts[:1] for sample in rollout.samples]
     for found, sample in zip(engine.sample(requests, sampling), known, strict=True):
         assert found.token_ids == sample.token_ids
         assert found.logprobs == pytest.approx(sample.logprobs, abs=1e-4)
@@ -221,14 +221,14 @@ def test_gradients_are_those_of_float64(way: Any, exact: Exact, policy: Policy) 
     for error, one, gradient in zip(errors, found, exact.gradients, strict=True):
         length = norm(gradient)
         assert math.sqrt(error) < 1e-4 * length
-        assert math.sqrt(one.square) == pytest.approx(length, rel=1e-5)
-        assert one.inner["mean"] == pytest.approx(dot(gradient, mean._tensors), abs=1e-5 * length * norm(mean._tensors))
+        assert math.sqrt(one.square) == pytest.approx(length, rel=5e-5)
+        assert one.inner["mean"] == pytest.approx(dot(gradient, mean._tensors), abs=5e-5 * length * norm(mean._tensors))
         sketcher = Sketcher(spec, layout)
         sketcher.begin()
         for name, tensor in gradient.items():
             sketcher.add(name, tensor)
         expected = torch.as_tensor(sketcher.finish())
-        assert (torch.as_tensor(one.sketch) - expected).norm() < 1e-3 * expected.norm()
+        assert (torch.as_tensor(one.sketch) - expected).norm() < 1e-4 * expected.norm()
         # five standard deviations of a sketch's squared length
         assert float(expected.norm()) ** 2 == pytest.approx(length**2, rel=5 * (2 / DIM) ** 0.5)
 
@@ -246,7 +246,7 @@ def test_forward_mode_gives_the_products_of_float64(exact: Exact, policy: Policy
             small = whole / math.sqrt(134_515_008) if name == "chance" else whole
             product = dot(gradient, direction._tensors)
             assert abs(product) > 0.01 * small
-            assert found.inner[name] == pytest.approx(product, abs=1e-3 * small)
+            assert found.inner[name] == pytest.approx(product, abs=1e-4 * small)
 
 
 class Trained(NamedTuple):
@@ -296,8 +296,8 @@ def test_what_a_training_step_logs(trained: Trained) -> None:
     assert 0 < said["entropy"] < math.log(49152) / 2
 
 
-def test_a_training_step_goes_down_the_float64_gradient(trained: Trained, twin: Any, real_policy: Path) -> None:
-    """AdamW's first step moves every coordinate that has a gradient by the learning rate, against its sign."""
+def test_a_training_step_follows_the_float64_gradient(trained: Trained, twin: Any, real_policy: Path) -> None:
+    """AdamW's first step moves every coordinate by the learning rate, in the direction that raises the objective."""
     before, after = (load_file(folder / "model.safetensors") for folder in (real_policy, trained.folder))
     assert before.keys() == after.keys()
     tokens = [sum(len(sample.token_ids) for sample in rollout.samples) for rollout in trained.rollouts]
@@ -308,15 +308,15 @@ def test_a_training_step_goes_down_the_float64_gradient(trained: Trained, twin: 
     twin.zero_grad(set_to_none=True)
     length = math.sqrt(math.fsum(map(squared_norm, total.values())))
     assert trained.metrics["gradient_norm"] == pytest.approx(length, rel=1e-4)
-    clearly = against = 0
+    clearly = so = 0
     for name, gradient in total.items():
         moved = after[name] - before[name]
         assert float(moved.abs().max()) < 1.1 * RATE
         told = gradient.abs() > 1e-5 * length
         clearly += int(told.sum())
-        against += int(((moved[told] * gradient[told].sign() - RATE).abs() < 0.1 * RATE).sum())
+        so += int(((moved[told] * gradient[told].sign() - RATE).abs() < 0.1 * RATE).sum())
     assert clearly > 1e6
-    assert against > 0.999 * clearly
+    assert so > 0.999 * clearly
 
 
 def test_the_trained_policy_is_one_that_transformers_opens(trained: Trained, plain: Any, policy: Policy) -> None:
@@ -325,7 +325,7 @@ def test_the_trained_policy_is_one_that_transformers_opens(trained: Trained, pla
     tokenizer = transformers.AutoTokenizer.from_pretrained(trained.folder)
     assert tokenizer.chat_template == policy.tokenizer.chat_template
     assert load_policy(str(trained.folder), "cpu", "float32").end_token_ids == [END]
-    # better responses have become likelier than they were, worse ones less likely: to first order by rate times sum of |gradient|
+    # what was better than the others has become likelier, what was worse less likely
     with torch.no_grad():
         gains = [
             value * float((naive_policy.logprobs(model, *pair) - naive_policy.logprobs(plain, *pair)).mean())
