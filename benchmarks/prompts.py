@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from goals import Goal, best_seconds, peak_resident, print_json, print_lines, processor
+from goals import Goal, best_seconds, print_json, print_lines, processor, used_by
 
 from cropi_tools.data.jsonl import read_jsonl
 from cropi_tools.data.records import read_prompts
@@ -53,7 +53,7 @@ def measure(folder: Path, prompts: int) -> list[Goal]:
     further = prompts - prompts // 4
 
     def a_prompt(*words: object) -> float:
-        most, least = (peak_resident([sys.executable, "-c", *words, file]) for file in (many, few))
+        most, least = (used_by([sys.executable, "-c", *words, file]).memory for file in (many, few))
         return (most - least) / further
 
     ours = a_prompt(COMMAND, "--quiet", "-o", "-")

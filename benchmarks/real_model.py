@@ -2,8 +2,9 @@
 
 The pool are a few prompts of each line of examples/smollm2-135m/families.jsonl with three worked examples, so about 175 tokens, each sampled
 8 times with at most 32 new tokens; the mean gradient is that of one family. Seconds and tokens are those that each command wrote into its
-manifest, memory is the most that its process had resident, pages of the mapped weights among it. Tokens are those generated, or those that
-went through the policy (in training both).
+manifest, processor time and memory are those of its whole process: memory is the most that was resident, pages of the mapped weights among it.
+Tokens are those generated, or those that went through the policy (in training both). Processor time says what other load on the machine does
+not change.
 
     python benchmarks/real_model.py              # about six minutes on two cores
     python benchmarks/real_model.py --size 1     # a third of the prompts
@@ -20,7 +21,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from goals import peak_resident, processor
+from goals import Used, processor, used_by
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "examples" / "smollm2-135m"
@@ -38,12 +39,12 @@ STEPS = 2
 
 
 class Row(NamedTuple):
-    """One command: what it did, its ledger, its peak memory in bytes, and how many tokens that was."""
+    """One command: what it did, its ledger, how many tokens that was, and what its process took; None of a part of one."""
 
     name: str
     ledger: dict[str, Any]
-    memory: int
     tokens: int
+    used: Used | None = None
 
 
 def main() -> None:
@@ -69,17 +70,17 @@ def main() -> None:
 def measure(folder: Path, policy: Path, size: int) -> list[Row]:
     """Every command once, one after another, in a folder."""
 
-    def call(line: str, *more: object) -> int:
+    def call(line: str, *more: object) -> Used:
         name, *words = line.split()
-        return peak_resident([BIN / name, *words, "--quiet", *more], folder)
+        return used_by([BIN / name, *words, "--quiet", *more], folder)
 
     def row(name: str, output: str, line: str) -> Row:
-        memory = call(line, "--model", policy, "-o", output)
+        used = call(line, "--model", policy, "-o", output)
         path = folder / output
         manifest = path / "manifest.json" if path.is_dir() else path.with_name(path.name + ".manifest.json")
         ledger = json.loads(manifest.read_text())["ledger"]
         tokens = sum(ledger.get(f"tokens_{kind}", 0) for kind in ("generated", "scored", "trained"))
-        return Row(name, ledger, memory, tokens)
+        return Row(name, ledger, tokens, used)
 
     recipe = f"cropi-prompts recipe:{EXAMPLE / 'families.jsonl'} --size"
     call(f"{recipe} {size} --seed 1 -o pool.jsonl", *SHAPED)
@@ -104,25 +105,27 @@ def halves(trained: Row, policy: Path) -> list[Row]:
     found = []
     for name, tokens in (("sampling", "tokens_generated"), ("update", "tokens_trained")):
         seconds = sum(step[f"seconds_{name}"] for step in steps) / STEPS
-        found.append(Row(f"a step's {name}", {"seconds_work": seconds}, 0, trained.ledger[tokens] // STEPS))
+        found.append(Row(f"a step's {name}", {"seconds_work": seconds}, trained.ledger[tokens] // STEPS))
     return found
 
 
 def as_json(row: Row, threads: int) -> str:
     seconds = {name: row.ledger.get(name) for name in ("seconds_work", "seconds_start")}
-    return json.dumps(
-        {"name": row.name, **seconds, "tokens": row.tokens, "memory": row.memory or None, "device": processor(threads)}
-    )
+    used = {} if row.used is None else row.used._asdict()
+    return json.dumps({"name": row.name, **seconds, "tokens": row.tokens, **used, "device": processor(threads)})
 
 
 def print_table(rows: list[Row], threads: int) -> None:
     """As Markdown."""
     print(f"{processor(threads)}\n")
-    print("| | work, s | start, s | tokens | tokens a second | memory, GiB |\n|---|---|---|---|---|---|")
+    print(
+        "| | work, s | start, s | tokens | tokens a second | processor time, s | memory, GiB |\n|---|---|---|---|---|---|---|"
+    )
     for row in rows:
-        work, start = row.ledger["seconds_work"], row.ledger.get("seconds_start")
+        work, start, used = row.ledger["seconds_work"], row.ledger.get("seconds_start"), row.used
         cells = [f"{work:.1f}", "" if start is None else f"{start:.1f}", f"{row.tokens:,}", f"{row.tokens / work:.0f}"]
-        print(f"| {' | '.join([row.name, *cells, f'{row.memory / 2**30:.2f}' if row.memory else ''])} |")
+        cells += ["", ""] if used is None else [f"{used.processor:.1f}", f"{used.memory / 2**30:.2f}"]
+        print(f"| {' | '.join([row.name, *cells])} |")
 
 
 if __name__ == "__main__":
