@@ -70,7 +70,7 @@ test: setup
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 -m "not slow and not vllm and not peers" -q
 
 test-slow: setup
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 -m "slow and not vllm and not peers" -q
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadgroup -m "slow and not vllm and not peers" -q
 
 lint: setup
 	$(VENV)/bin/ruff check cropi_tools tests benchmarks examples docs

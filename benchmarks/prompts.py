@@ -11,14 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
-from goals import Goal, best_seconds, print_json, print_lines, processor
+from goals import Goal, best_seconds, print_json, print_lines, processor, used_by
 
 from cropi_tools.data.jsonl import read_jsonl
 from cropi_tools.data.records import read_prompts
@@ -51,22 +48,13 @@ def write_prompts(path: Path, count: int) -> Path:
     return path
 
 
-def peak_bytes(words: Sequence[object]) -> int:
-    """Peak resident memory of a Python process."""
-    process = subprocess.Popen([sys.executable, "-c", *map(str, words)], stdout=subprocess.DEVNULL)
-    _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{words}: exit {process.returncode}")
-    return used.ru_maxrss * 1024
-
-
 def measure(folder: Path, prompts: int) -> list[Goal]:
     many, few = write_prompts(folder / "many.jsonl", prompts), write_prompts(folder / "few.jsonl", prompts // 4)
     further = prompts - prompts // 4
 
     def a_prompt(*words: object) -> float:
-        return (peak_bytes([*words, many]) - peak_bytes([*words, few])) / further
+        most, least = (used_by([sys.executable, "-c", *words, file]).memory for file in (many, few))
+        return (most - least) / further
 
     ours = a_prompt(COMMAND, "--quiet", "-o", "-")
     sets = a_prompt(SETS)

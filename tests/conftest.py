@@ -53,6 +53,14 @@ def chat_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def real_policy() -> Path:
+    """A real chat model, SmolLM2-135M-Instruct; for slow tests. Without it they fail: nothing else here is like it."""
+    import real_model
+
+    return real_model.folder()
+
+
+@pytest.fixture(scope="session")
 def trainer_class() -> Any:
     """TRL's GRPOTrainer."""
     with warnings.catch_warnings():

