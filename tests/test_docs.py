@@ -28,7 +28,7 @@ def test_every_command_has_a_page_and_an_entry_point() -> None:
 
     scripts = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"])
     assert {page.stem for page in (ROOT / "docs" / "commands").glob("*.md")} == scripts
-    assert len(scripts) == 9
+    assert len(scripts) == 10
 
 
 def blocks(page: str, *titles: str) -> list[str]:
@@ -70,7 +70,7 @@ def test_readme_is_short() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_quick_start_of_the_readme(real_policy: Path, tmp_path: Path) -> None:
-    """In bash as it stands there, on the real model; then the three commands that it leaves out, on what it made."""
+    """In bash as it stands there, on the real model; then the four commands that it leaves out, on what it made."""
     setup, *lines = blocks("README.md", "Quick start: a real chat model by hand")
     assert setup == "make setup && source .venv/bin/activate"
     place = tmp_path / "runs" / "by-hand"
@@ -79,6 +79,7 @@ def test_quick_start_of_the_readme(real_policy: Path, tmp_path: Path) -> None:
     (place / "P0").symlink_to(real_policy)
     lines += [
         "cropi-verify train.rollouts.jsonl --verifier maths -o regraded.jsonl",
+        "cropi-embed --model P0 train.jsonl -o train.features.safetensors",
         "cropi-project grads.zarr --dim 8192 -o small.zarr",
         "cropi-report P1 -o report.html",
     ]

@@ -157,7 +157,7 @@ def _rules(stage: Stage) -> set[str | None]:
 def _read(manifests: Iterable[Manifest], rules: set[str | None]) -> list[Manifest]:
     """Those that any of the rules reads; for a rule that is not told, all. What another command than ours made counts as read;
     the list of suspects is for people."""
-    found = [item for item in manifests if not _name(item).startswith(SUSPECTS)]
+    found = [item for item in manifests if not item.path.rsplit("/", 1)[-1].startswith(SUSPECTS)]
     if rules <= {*_SCORELESS, *_BY_PASS_RATE}:
         found = [item for item in found if item.command not in ("cropi-grad", "cropi-project", "cropi-score")]
         found = [item for item in found if not (_is_rollout(item) and _is_of_validation(item))]
