@@ -12,7 +12,17 @@ from curriculum_runs import ROOT, BookkeptCurriculum
 MISTAKES = (
     *(f"{name}={value}" for name in ("STAGES", "GPUS") for value in ("abc", "0", "-1", "1.5", "1 2", "01", "x1")),
     *("STEPS=x", "SAMPLES=0", "VALID_SAMPLES=-4", "MAX_TOKENS=1k"),
-    *("FORCE=yes", "FORCE=force", "FORCE=--force --force", "CARRY=all", "ARMS=cropy", "ARMS=cropi randm", "SEEDS=1 b"),
+    *(
+        "FORCE=yes",
+        "FORCE=force",
+        "FORCE=--force --force",
+        "CARRY=all",
+        "AUDIT=yes",
+        "AUDIT=1 1",
+        "ARMS=cropy",
+        "ARMS=cropi randm",
+        "SEEDS=1 b",
+    ),
 )
 
 
