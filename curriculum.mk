@@ -48,13 +48,12 @@ $(foreach name,STAGES STEPS GPUS SAMPLES VALID_SAMPLES MAX_TOKENS,$(if $(call wh
 $(if $(call not-digits,$(subst $(space),,$(SEEDS))),$(error SEEDS=$(SEEDS): expected whole numbers, such as 1 2 3))
 $(if $(filter-out $(ARMS_KNOWN),$(ARMS)),$(error ARMS=$(ARMS): there is no arm $(filter-out $(ARMS_KNOWN),$(ARMS)), only $(ARMS_KNOWN)))
 $(if $(filter-out --force,$(FORCE))$(word 2,$(FORCE)),$(error FORCE=$(FORCE): expected --force, or nothing))
-$(if $(filter-out 1,$(AUDIT))$(word 2,$(AUDIT)),$(error AUDIT=$(AUDIT): expected 1, or nothing))
+$(foreach name,AUDIT FRESH_VALID,$(if $(filter-out 1,$($(name)))$(word 2,$($(name))),$(error $(name)=$($(name)): expected 1, or nothing)))
 $(if $(strip $(AUDIT)),$(if $(strip $(VALID)),,$(error AUDIT=$(AUDIT): there is no target to pull away from; set VALID)))
 $(if $(filter-out weights full,$(CARRY))$(word 2,$(CARRY)),$(error CARRY=$(CARRY): expected weights or full))
 
 # $(call number,VALUE): VALUE if it is a decimal number that is not negative, such as 0.1
 number = $(if $(call not-digits,$(subst .,,$(strip $(1))))$(word 4,$(subst ., . ,$(strip $(1))))$(filter .%,$(strip $(1))),,$(strip $(1)))
-$(if $(filter-out yes,$(FRESH_VALID))$(word 2,$(FRESH_VALID)),$(error FRESH_VALID=$(FRESH_VALID): expected yes, or nothing))
 $(foreach name,PROBE SHORTLIST,$(if $(strip $($(name))),$(if $(call number,$($(name))),,$(error $(name)=$($(name)): expected a number, such as 0.1))))
 $(if $(PROBE),$(if $(REFRESH),$(error PROBE=$(PROBE) samples afresh at every stage and REFRESH=$(REFRESH) renews old rollouts; leave one of them out)))
 $(if $(filter complete,$(ARMS)),$(if $(PROBE),,$(error ARMS=$(ARMS): complete scores the whole pool where cropi probes, and PROBE is not set; leave it out)))

@@ -46,6 +46,7 @@ cropi-project raw.zarr --fidelity NAME=mean.safetensors --json
 cropi-score grads.zarr -o scores.jsonl
 cropi-score grads.zarr --reliability
 cropi-score grads.zarr --reliability --json
+cropi-score grads.zarr --suspects rollouts.jsonl -o suspects.jsonl
 cropi-select scores.jsonl --prompts prompts.jsonl --ratio 0.5 -o selected.jsonl
 cropi-train --model P0 prompts.jsonl --steps 2 --batch 4 -n 4 --eval-every 1 {SAMPLED} -o run/NAME/1/1/policy --eval NAME=valid.jsonl
 cropi-report run -o page.html --png picture.png

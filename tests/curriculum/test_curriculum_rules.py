@@ -512,7 +512,7 @@ def test_probing_and_refreshing_exclude_each_other(tmp_path: Path) -> None:
 
 
 def test_targets_can_be_sampled_again_by_every_policy(tmp_path: Path) -> None:
-    curriculum = BookkeptCurriculum(tmp_path, FRESH_VALID="yes", STAGES=2, ARMS="cropi random")
+    curriculum = BookkeptCurriculum(tmp_path, FRESH_VALID="1", STAGES=2, ARMS="cropi random")
     curriculum.make()
     asked = {str(Path(entry["output"]).relative_to(curriculum.run)): entry["words"] for entry in curriculum.asked()}
     policy = f"{curriculum.run}/cropi/1/1/policy"

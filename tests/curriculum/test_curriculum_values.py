@@ -18,7 +18,8 @@ MISTAKES = (
         for name in ("PROBE", "SHORTLIST")
         for value in ("x", "-1", "1.2.3", "1..2", ".1", "1 2", "1e-1")
     ),
-    *("ARMS=complete", "FRESH_VALID=no", "FRESH_VALID=yes yes"),
+    *(f"{name}={value}" for name in ("AUDIT", "FRESH_VALID") for value in ("yes", "0", "1 1")),
+    "ARMS=complete",
 )
 
 
