@@ -6,7 +6,8 @@ from typing import Literal
 
 from cropi_tools import runtime
 from cropi_tools.gradients.estimates import GradientPath
-from cropi_tools.gradients.per_sample import GRADIENT_BYTES, FastGradients, NoRule
+from cropi_tools.gradients.per_sample import GRADIENT_BYTES, FastGradients
+from cropi_tools.gradients.per_sample_rules import NoRule
 from cropi_tools.gradients.prompt_objective import GradientSettings
 from cropi_tools.gradients.reference import ReferenceGradients
 from cropi_tools.policy.loading import Policy
