@@ -1,5 +1,6 @@
 """What --against adds to an update of cropi-train: the same update observed and not, in turns in one process; the best time of each.
 
+With one thread on a CPU time is that of the processor, so that what else runs there counts little; else it is the clock's.
 An update is what `seconds_update` of timings.jsonl counts: forward and backward passes of all micro-batches, clipping, the step of AdamW,
 and with --against the lines of influence.jsonl. Weights do not move (learning rate 0), every turn does the same work.
 
@@ -13,6 +14,7 @@ import argparse
 import math
 import random
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,6 +47,8 @@ WIDE: dict[str, Any] = {
     "tie_word_embeddings": True,
 }
 
+NARROW = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 3, "num_attention_heads": 4}
+
 
 class Case(NamedTuple):
     """A policy and the rollouts of a step."""
@@ -63,17 +67,21 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object a goal")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    wide = random_policy(options.device)
+    wide, narrow = random_policy(options.device), random_policy(options.device, **NARROW)
     cases = {
-        "hidden 512, 64 tokens": Case(wide, random_rollouts(4, 64), 1),
-        "hidden 512, 64 tokens, 4 means": Case(wide, random_rollouts(4, 64), 4),
+        "hidden 512, 64 tokens": Case(wide, random_rollouts(2, 64), 1),
+        "hidden 512, 64 tokens, 4 means": Case(wide, random_rollouts(2, 64), 4),
+        "hidden 128, 64 tokens": Case(narrow, random_rollouts(8, 64), 1),
         "hidden 512, 8 tokens": Case(wide, random_rollouts(16, 8), 1),
     }
     if (Path(options.demo) / "start").exists():
         cases["demo"] = demo(Path(options.demo), options.device)
+        cases["demo, its 2 means"] = cases["demo"]._replace(means=2)
+    alone = options.device == "cpu" and options.threads == 1
+    clock = time.process_time if alone else time.perf_counter
     goals, seconds = [], {}
     for name, case in cases.items():
-        found = best_seconds(tasks(case, options.device), options.rounds)
+        found = best_seconds(tasks(case, options.device), options.rounds, clock)
         seconds[name] = found
         ratio = found["with"] / found["without"]
         goals.append(Goal(f"byproduct: {name}", ratio, GOAL, "the update without --against", at_most=True))
@@ -122,9 +130,11 @@ def direction(policy: Policy, seed: int) -> Direction:
         return Direction(path)
 
 
-def random_policy(device: str) -> Policy:
+def random_policy(device: str, **settings: int) -> Policy:
     torch.manual_seed(0)
-    model = Qwen2ForCausalLM(Qwen2Config(**WIDE, bos_token_id=None, eos_token_id=1, pad_token_id=0)).eval()
+    model = Qwen2ForCausalLM(
+        Qwen2Config(**{**WIDE, **settings}, bos_token_id=None, eos_token_id=1, pad_token_id=0)
+    ).eval()
     return Policy(model.to(device), None, [1], "memory")
 
 
@@ -158,7 +168,7 @@ def demo(folder: Path, device: str) -> Case:
         rollouts.append({**record, "samples": record["samples"][:SAMPLES]})
         if len(rollouts) == 32:
             break
-    return Case(policy, rollouts, 2)
+    return Case(policy, rollouts, 1)
 
 
 if __name__ == "__main__":
