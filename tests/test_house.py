@@ -31,7 +31,11 @@ BELOW: dict[str, set[str]] = {
     "gradients": {"sketches", "objective", "policy", "data", "options", "runtime"},
     "selection": {"data", "options", "runtime"},
     "scores": {"selection", "sketches", "rewards", "data", "options", "runtime"},
-    "training": {"rollouts", "engines", "rewards", "objective", "policy", "data", "options", "runtime"},
+    # an update tells its prompts' gradients apart by the rules of `gradients`, with --against
+    "training": {
+        *{"rollouts", "gradients", "sketches", "engines", "rewards", "objective", "policy"},
+        *{"data", "options", "runtime"},
+    },
     "verl_backend": {"training", "prompts", "rollouts", "rewards", "policy", "data", "options", "runtime"},
     "report": {"data", "intervals", "options", "runtime"},
 }

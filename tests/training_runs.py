@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from cropi_tools.data.output import Output
 from cropi_tools.engines.protocol import Completion, Request, Sampling
 from cropi_tools.engines.transformers_engine import TransformersEngine
 from cropi_tools.policy.adapters import inject_adapters
-from cropi_tools.policy.loading import load_policy
+from cropi_tools.policy.loading import Policy, load_policy
 from cropi_tools.rewards.pool import VerifierPool
 from cropi_tools.runtime import signals
 from cropi_tools.training.batches import advantage_groups
@@ -66,6 +66,7 @@ OTHER: dict[str, Any] = {
     "carry": "full",
     "collapse": 0.2,
     "lora": 4,
+    "against": (("t", "mean.safetensors"),),
     "evaluations": (("t", "test.jsonl"),),
     "eval_every": 3,
     "eval_samples": 4,
@@ -165,9 +166,10 @@ def train(
     lora: int = 0,
     carried: Path | None = None,
     trackers: Sequence[str] = (),
+    observe: Callable[[Policy], Any] | None = None,
     **watch: int,
 ) -> list[int]:
-    """What cropi-train does, without its process. Returns the seeds sampled for training."""
+    """What cropi-train does, without its process. observe: makes what watches the updates. Returns the seeds sampled for training."""
     inputs = {"policy": Input(str(model), "0" * 64)}
     output = Output(path, Fingerprint("cropi-train", {}, {}), inputs, folder=True)
     assert output.open()
@@ -191,6 +193,7 @@ def train(
                 trackers=open_trackers(trackers, path, {}, 0),
                 adapters=adapters,
                 carried=carried,
+                by_product=None if observe is None else observe(policy),
             )
             counters = trainer.run()
         output.finish(rows=settings.steps, ledger=counters)

@@ -10,6 +10,7 @@ EXAMPLE = """
 cropi-train --model P0 selected.jsonl --steps 50 -o P1
 cropi-train --model P0 selected.jsonl --steps 50 --preset dapo --batch 128 --minibatch 128 -o P1
 cropi-train --model P0 selected.jsonl --steps 50 --eval target=test.jsonl --eval-every 10 -o P1
+cropi-train --model P0 selected.jsonl --steps 50 --against target=valid.mean.safetensors -o P1
 torchrun --nproc-per-node 8 --no-python cropi-train --model P0 selected.jsonl --steps 50 -o P1
 """
 
@@ -18,7 +19,7 @@ def train(options: TrainOptions) -> None:
     """GRPO: sample responses from the policy, verify them, follow the objective's gradient, repeat.
 
     Writes a policy folder that transformers opens, with training.json (the resolved options), metrics.jsonl, evaluations.jsonl and
-    timings.jsonl in it. Under torchrun the policy and the work are shared out over all processes.
+    timings.jsonl in it, with --against also influence.jsonl. Under torchrun the policy and the work are shared out over all processes.
     """
     from cropi_tools import runtime
     from cropi_tools.cli.common import warn_of_other_dates

@@ -119,11 +119,7 @@ class Measure:
         if fused is not None and len(whole) == len(means):
             yield fused(row, whole)
             return
-        size = _BLOCK if row.device.type == "cpu" else _DEVICE_BLOCK
-        for start in range(0, len(row), size):
-            block = at_least_float32(row[start : start + size])
-            parts = [None if mean is None else mean[start : start + size].to(block.dtype) for mean in means]
-            yield torch.stack([torch.dot(block, block), *(_dot(block, part) for part in parts)])
+        yield from block_products(row, means)
 
     def finish(self) -> list[Measured]:
         """The figures of each gradient; InputError if a sketch is not finite."""
@@ -133,6 +129,15 @@ class Measure:
             row = self._sketchers[place].finish() if self._spec is not None else None
             found.append(Measured(square, dict(zip(self._directions, inner, strict=True)), row))
         return found
+
+
+def block_products(row: torch.Tensor, means: Sequence[torch.Tensor | None]) -> Iterator[torch.Tensor]:
+    """Of a flat gradient: its squared norm and its product with each mean, block by block; these are to be added up in double."""
+    size = _BLOCK if row.device.type == "cpu" else _DEVICE_BLOCK
+    for start in range(0, len(row), size):
+        block = at_least_float32(row[start : start + size])
+        parts = [None if mean is None else mean[start : start + size].to(block.dtype) for mean in means]
+        yield torch.stack([torch.dot(block, block), *(_dot(block, part) for part in parts)])
 
 
 def _dot(block: torch.Tensor, part: torch.Tensor | None) -> torch.Tensor:

@@ -8,7 +8,8 @@ import torch
 
 from cropi_tools import runtime
 from cropi_tools.gradients.estimates import GradientPath
-from cropi_tools.gradients.per_sample import GRADIENT_BYTES, FastGradients, NoRule
+from cropi_tools.gradients.per_sample import GRADIENT_BYTES, FastGradients
+from cropi_tools.gradients.per_sample_rules import NoRule
 from cropi_tools.gradients.prompt_objective import GradientSettings
 from cropi_tools.gradients.reference import ReferenceGradients
 from cropi_tools.policy.loading import Policy

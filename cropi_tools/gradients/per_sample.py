@@ -15,11 +15,11 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise, zip_longest
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-from cropi_tools.gradients.per_sample_rules import Rows, Rule, rule_of
+from cropi_tools.gradients.per_sample_rules import NoRule, Rows, RuledModule, refusal_of, ruled_modules
 from cropi_tools.gradients.prompt_objective import (
     GradientSettings,
     GradientTask,
@@ -35,7 +35,6 @@ from cropi_tools.policy.loading import Policy
 from cropi_tools.policy.logprobs import CHUNK_ELEMENTS, at_least_float32, has_plain_head, response_logprobs
 from cropi_tools.policy.packing import PackedBatch, can_pack, packed, packed_batch, packs
 from cropi_tools.policy.trials import trial_prompts, trial_tolerance
-from cropi_tools.runtime.errors import UsageError
 
 CPU_TOKENS = 2048  # on a CPU, where wider states leave its caches with more tokens than that
 CPU_STATES = 1 << 17  # tokens times width of a pass on a CPU, which allows narrow policies more tokens
@@ -44,21 +43,6 @@ _TRIAL_BLOCK = 1 << 22  # coordinates that are compared at a time, in float64
 _NOISE = 1e-2  # times the tolerance and the whole gradient: what is below counts as zero
 
 Derive = Callable[[torch.Tensor], torch.Tensor]
-
-
-class NoRule(UsageError):
-    """The fast path cannot be taken with this policy and these parameters; the message says why."""
-
-
-class _Ruled(NamedTuple):
-    """A module with trained parameters: its name in the model, and each parameter with its rule."""
-
-    name: str
-    module: Any
-    rules: list[tuple[torch.nn.Parameter, Rule]]
-
-    def refusal(self) -> NoRule:
-        return _refusal(self.name, self.module)
 
 
 class FastGradients:
@@ -90,7 +74,7 @@ class FastGradients:
         useful = max(CPU_TOKENS, CPU_STATES // model.get_input_embeddings().embedding_dim)
         self._max_tokens = min(max_tokens, useful) if policy.device.type == "cpu" else max_tokens
         self.parameters = policy.trained
-        self._modules = _ruled_modules(model)
+        self._modules = ruled_modules(model)
         self._largest = max((p.nbytes for _, p in self.parameters), default=0)
         self._memory = torch.empty(0)
         self._reference: ReferenceGradients | None = None
@@ -216,15 +200,11 @@ class FastGradients:
             size = 0.0 if known is None else _norm(known)
             allowed = trial_tolerance(gradients.dtype) * (size + _NOISE * whole)
             if not _norm(gradients[0], known) <= allowed:
-                raise self._refusal(name)
+                raise refusal_of(model, name)
 
         self._differentiate(batch, lambda logprobs: derivative.to(logprobs), compare)
         for name in expected:  # what no module was seen to use
-            raise self._refusal(name)
-
-    def _refusal(self, parameter: str) -> NoRule:
-        name = parameter.rpartition(".")[0]
-        return _refusal(name, self._policy.model.get_submodule(name))
+            raise refusal_of(model, name)
 
 
 class _Pass:
@@ -246,7 +226,7 @@ class _Pass:
         self._sums: dict[torch.nn.Parameter, torch.Tensor] = {}  # of parameters used more than once
 
     @contextlib.contextmanager
-    def watching(self, modules: Sequence[_Ruled]) -> Iterator[None]:
+    def watching(self, modules: Sequence[RuledModule]) -> Iterator[None]:
         """Catch what the modules take and what their outputs' gradients are; meanwhile no parameter has a gradient of its own."""
         with contextlib.ExitStack() as stack:
             for parameter in self._names:
@@ -259,7 +239,7 @@ class _Pass:
                 stack.callback(handle.remove)
             yield
 
-    def _called(self, ruled: _Ruled, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+    def _called(self, ruled: RuledModule, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         """A module was called: wait for the gradient of its output, which is where the graph begins if nothing below is trained."""
         rows = self._responses if ruled.module is self._head else self._body
         if not inputs or output.shape[: 1 if rows is self._responses else 2].numel() != rows.tokens:
@@ -270,7 +250,7 @@ class _Pass:
         self._awaited.update(parameter for parameter, _ in ruled.rules)
         output.register_hook(lambda gradient: self._arrived(ruled, states, gradient, rows))
 
-    def _arrived(self, ruled: _Ruled, states: torch.Tensor, gradient: torch.Tensor, rows: Rows) -> None:
+    def _arrived(self, ruled: RuledModule, states: torch.Tensor, gradient: torch.Tensor, rows: Rows) -> None:
         for parameter, rule in ruled.rules:
             self._awaited[parameter] -= 1
             target, fresh = self._sums.pop(parameter, None), False
@@ -308,24 +288,3 @@ def _by_prompt(values: torch.Tensor, batch: PackedBatch) -> tuple[torch.Tensor, 
     """Values of response tokens [T, ...], cut by prompt."""
     bounds = batch.response_bounds
     return values.split([end - start for start, end in pairwise(bounds)])
-
-
-def _ruled_modules(model: Any) -> list[_Ruled]:
-    """The modules with trained parameters; NoRule if one of these has no rule."""
-    found = []
-    for name, module in model.named_modules():
-        rules = []
-        for own, parameter in module.named_parameters(recurse=False):
-            if not parameter.requires_grad:
-                continue
-            rule = rule_of(module, own)
-            if rule is None:
-                raise _refusal(name, module)
-            rules.append((parameter, rule))
-        if rules:
-            found.append(_Ruled(name, module, rules))
-    return found
-
-
-def _refusal(name: str, module: Any) -> NoRule:
-    return NoRule(f"{name} ({type(module).__name__}) has no rule for per-prompt gradients")

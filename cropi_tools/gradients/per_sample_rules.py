@@ -7,15 +7,15 @@ prompt's own is the same sum over its part of the row. With x_t the input and d_
     Embedding   E[id]:   sum of d_t where x_t is that id
     norms       w: sum of d_t n(x_t), n the normalized input, whether the module multiplies by w or by 1 + w; bias: sum of d_t
 
-`rule_of` names the rule of a parameter, or none. It goes by the class alone; `fast_gradients.py` tries the rules out against automatic
-differentiation before it trusts them.
+`rule_of` names the rule of a parameter, or none. It goes by the class alone; whoever takes the rules tries them out against automatic
+differentiation before they are trusted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -23,6 +23,11 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from cropi_tools.policy.logprobs import at_least_float32
+from cropi_tools.runtime.errors import UsageError
+
+
+class NoRule(UsageError):
+    """Gradients cannot be told apart by prompt with this policy and these parameters; the message says why."""
 
 
 class Rows:
@@ -41,6 +46,21 @@ class Rows:
     @property
     def tokens(self) -> int:
         return self.bounds[-1]
+
+    def parts(self, prompts: int) -> Iterator[tuple[slice, slice, Rows]]:
+        """At most so many prompts at a time: which ones, which tokens, and their own rows."""
+        for first in range(0, self.prompts, prompts):
+            bounds = self.bounds[first : first + prompts + 1]
+            own = Rows([bound - bounds[0] for bound in bounds], self._device)
+            yield slice(first, first + own.prompts), slice(bounds[0], bounds[-1]), own
+
+    @cached_property
+    def table(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The places of each prompt's tokens, [prompts, longest], 0 where it has no more; and where it has one, 1.0, else 0.0."""
+        sizes, starts = torch.tensor(self.bounds).diff()[:, None], torch.tensor(self.bounds[:-1])[:, None]
+        count = torch.arange(int(sizes.max()))
+        inside = count < sizes
+        return torch.where(inside, starts + count, 0).to(self._device), inside.float().to(self._device)
 
     @cached_property
     def prompt_of(self) -> torch.Tensor:
@@ -85,16 +105,54 @@ def rule_of(module: Any, name: str) -> Rule | None:
     forward = type(module).forward
     rules: dict[str, Rule] = {}
     if forward is nn.Linear.forward:
-        rules = {"weight": _linear, "bias": _sum}
+        rules = {"weight": linear, "bias": _sum}
     elif forward is Conv1D.forward:
-        rules = {"weight": _transposed_linear, "bias": _sum}
+        rules = {"weight": transposed_linear, "bias": _sum}
     elif _is_embedding(module):
-        rules = {"weight": _embedding}
+        rules = {"weight": embedding}
     elif forward is nn.LayerNorm.forward and len(module.normalized_shape) == 1:
         rules = {"weight": _layer_norm, "bias": _layer_norm_bias}
     elif type(module).__name__.endswith("RMSNorm") and _epsilon(module) is not None:
         rules = {"weight": _rms_norm}
     return rules.get(name)
+
+
+class RuledModule(NamedTuple):
+    """A module with trained parameters: its name in the model, and each parameter with its rule."""
+
+    name: str
+    module: Any
+    rules: list[tuple[torch.nn.Parameter, Rule]]
+
+    def refusal(self) -> NoRule:
+        return refusal(self.name, self.module)
+
+
+def ruled_modules(model: Any) -> list[RuledModule]:
+    """The modules with trained parameters; NoRule if one of these has no rule."""
+    found = []
+    for name, module in model.named_modules():
+        rules = []
+        for own, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad:
+                continue
+            rule = rule_of(module, own)
+            if rule is None:
+                raise refusal(name, module)
+            rules.append((parameter, rule))
+        if rules:
+            found.append(RuledModule(name, module, rules))
+    return found
+
+
+def refusal(name: str, module: Any) -> NoRule:
+    return NoRule(f"{name} ({type(module).__name__}) has no rule for per-prompt gradients")
+
+
+def refusal_of(model: Any, parameter: str) -> NoRule:
+    """The refusal of the module that a parameter belongs to."""
+    name = parameter.rpartition(".")[0]
+    return refusal(name, model.get_submodule(name))
 
 
 def _is_embedding(module: Any) -> bool:
@@ -104,13 +162,13 @@ def _is_embedding(module: Any) -> bool:
     return type(module).forward is nn.Embedding.forward or hasattr(module, "embed_scale")
 
 
-def _linear(
+def linear(
     module: Any, states: torch.Tensor, gradient: torch.Tensor, rows: Rows, target: torch.Tensor, fresh: bool
 ) -> None:
     rows.products(gradient.reshape(rows.tokens, -1), states.reshape(rows.tokens, -1), target, fresh)
 
 
-def _transposed_linear(
+def transposed_linear(
     module: Any, states: torch.Tensor, gradient: torch.Tensor, rows: Rows, target: torch.Tensor, fresh: bool
 ) -> None:
     """The Conv1D of GPT-2: a linear layer with the weight [in, out]."""
@@ -124,18 +182,23 @@ def _sum(
     rows.sums(gradient, target, fresh)
 
 
-def _embedding(
+def embedding(
     module: Any, states: torch.Tensor, gradient: torch.Tensor, rows: Rows, target: torch.Tensor, fresh: bool
 ) -> None:
     if fresh:
         target.zero_()
     places = rows.prompt_of * module.num_embeddings + states.reshape(-1)
-    gradient = gradient.reshape(rows.tokens, -1)
+    target.view(-1, target.shape[-1]).index_add_(0, places, row_gradients(module, states, gradient).to(target.dtype))
+
+
+def row_gradients(module: Any, ids: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """Of an embedding, what each token adds to the gradient of the row of its id, [tokens, width]."""
+    found = gradient.reshape(ids.numel(), -1)
     if module.padding_idx is not None:  # this row learns nothing as an input
-        gradient = gradient.masked_fill((states.reshape(-1) == module.padding_idx)[:, None], 0)
+        found = found.masked_fill((ids.reshape(-1) == module.padding_idx)[:, None], 0)
     if hasattr(module, "embed_scale"):
-        gradient = (gradient * module.embed_scale).to(target.dtype)
-    target.view(-1, target.shape[-1]).index_add_(0, places, gradient)
+        found = found * module.embed_scale
+    return found
 
 
 def _layer_norm(

@@ -34,10 +34,11 @@ class Response(NamedTuple):
 
 
 class Group(NamedTuple):
-    """A prompt and its responses that get a gradient."""
+    """A prompt and its responses that get a gradient. number: its place among the rollouts of the mini-batch."""
 
     prompt: list[int]
     responses: list[Response]
+    number: int = 0
 
     @property
     def longest(self) -> int:
@@ -55,7 +56,7 @@ def advantage_groups(rollouts: Sequence[Record], settings: LossSettings, ranks: 
     responses, tokens = ranks.sum([float(len(samples)), float(sum(len(sample["token_ids"]) for sample in counted))])
     totals = {"sequence": responses, "token": tokens, "constant": responses * settings.fixed_length}
     groups = []
-    for record in rollouts:
+    for number, record in enumerate(rollouts):
         advantages = group_advantages([sample["reward"] for sample in record["samples"]], settings.advantage)
         if advantages is None:
             continue
@@ -67,7 +68,7 @@ def advantage_groups(rollouts: Sequence[Record], settings: LossSettings, ranks: 
             if sample["token_ids"] and not _masked(sample, settings)
         ]
         if found:
-            groups.append(Group(record["prompt_token_ids"], found))
+            groups.append(Group(record["prompt_token_ids"], found, number))
     return groups
 
 
@@ -96,7 +97,7 @@ def micro_batches(groups: Sequence[Group], limit: int, models: Sequence[Any]) ->
         if same:
             part[-1].responses.append(response)
         else:
-            part.append(Group(group.prompt, [response]))
+            part.append(Group(group.prompt, [response], group.number))
         prompts, rows, longest, kind = prompts + added, rows + 1, wide, own
     return [*parts, part] if part else parts
 

@@ -22,6 +22,8 @@ def check_available(options: TrainOptions, several: bool) -> None:
 
     several: whether this process is one of several.
     """
+    if several and options.against:
+        raise UsageError("--against watches the passes of one process; leave it out, or run without torchrun")
     if several and options.engine == "vllm":
         raise UsageError(
             "--engine vllm samples for one process; under torchrun give --engine transformers, or --engine verl without torchrun"
@@ -51,6 +53,7 @@ def inputs_of(options: TrainOptions) -> dict[str, Input]:
     """All that is read, by the roles that it has. InputError: something is not there."""
     inputs = {"policy": policy_input(options.model), **numbered("prompts", options.prompts)}
     inputs |= {f"evaluation set {name}": file_input(path) for name, path in options.evaluations}
+    inputs |= {f"mean {name}": file_input(path) for name, path in options.against}
     reference = reference_folder(options)
     if reference is not None:
         inputs["reference"] = policy_input(reference)

@@ -1,6 +1,6 @@
-"""The files that a run is watched by: metrics.jsonl, evaluations.jsonl, timings.jsonl; and the line on the terminal.
+"""The files that a run is watched by: metrics.jsonl, evaluations.jsonl, timings.jsonl, with --against influence.jsonl; and the live line.
 
-The first two are reproducible to the byte; times are kept apart from them. Each record also goes to the trackers.
+All but the timings are reproducible to the byte. Each record also goes to the trackers, but for those of influence.
 """
 
 from __future__ import annotations
@@ -18,35 +18,38 @@ from cropi_tools.runtime.errors import CropiError, InputError
 from cropi_tools.training.trackers import Tracker
 
 LOGS = ("metrics.jsonl", "evaluations.jsonl", "timings.jsonl")
+INFLUENCE = "influence.jsonl"
 
 
 class Logs:
     """Writes into the folder `part`; None: nowhere (the other processes of a run). As a context it tells the trackers how the run ended.
 
     sizes: how many bytes of each file a resumed run's last commit counts; what was written after it is dropped, torn lines included.
-    InputError: a file is shorter than that.
+    influence: whether INFLUENCE is one of the files. InputError: a file is shorter than that.
     """
 
-    def __init__(self, part: Path | None, sizes: Mapping[str, int], trackers: Sequence[Tracker] = ()) -> None:
+    def __init__(
+        self, part: Path | None, sizes: Mapping[str, int], trackers: Sequence[Tracker] = (), influence: bool = False
+    ) -> None:
         self._part, self._trackers = part, trackers
         self._streams = {}
         if part is None:
             return
         try:
-            for name in LOGS:
+            for name in (*LOGS, INFLUENCE) if influence else LOGS:
                 self._streams[name] = open_cut(part / name, sizes.get(name, 0), part)
         except InputError:
             self.close(failed=True)
             raise
 
     def write(self, name: str, record: Record) -> None:
-        """Append a record to one of LOGS; a number that is not finite, which JSON lacks, as null. CropiError: the disk is full."""
+        """Append a record to one of the files; a number that is not finite, which JSON lacks, as null. CropiError: the disk is full."""
         if self._part is None:
             return
         with self._told(name):
             self._streams[name].write(dump_line({key: _finite(value) for key, value in record.items()}) + "\n")
             self._streams[name].flush()
-        for tracker in self._trackers:
+        for tracker in self._trackers if name != INFLUENCE else ():
             tracker.write(name.partition(".")[0], record)
 
     def sync(self) -> dict[str, int]:

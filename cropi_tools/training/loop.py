@@ -10,7 +10,7 @@ import shutil
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -46,11 +46,14 @@ from cropi_tools.training.divergence import Watch
 from cropi_tools.training.engine_sync import EngineSync
 from cropi_tools.training.evaluation import evaluate
 from cropi_tools.training.learning_rate import learning_rate
-from cropi_tools.training.logs import Logs, live_note
+from cropi_tools.training.logs import INFLUENCE, Logs, live_note
 from cropi_tools.training.options import TrainOptions
 from cropi_tools.training.sampling import Sampled, StepSampler, Stopped
 from cropi_tools.training.trackers import Tracker
 from cropi_tools.training.update import NotFinite, Updater
+
+if TYPE_CHECKING:
+    from cropi_tools.training.influence import ByProduct
 
 FAILURE = "failure.txt"  # in the part: what a failed engine said at length
 
@@ -61,7 +64,8 @@ class Trainer:
     """Trains `policy` in place on `prompts`, writing into an opened `Output` folder (the first of several processes does).
 
     evaluations: prompts by set name. reference: the policy the KL term holds on to, or None; the policy itself where adapters are trained, whose
-    peft settings are `adapters`. carried: a policy folder whose optimizer state a new run starts with.
+    peft settings are `adapters`. carried: a policy folder whose optimizer state a new run starts with. by_product: what each update says of
+    its prompts.
     """
 
     def __init__(
@@ -80,11 +84,13 @@ class Trainer:
         adapters: Any = None,
         carried: Path | None = None,
         trackers: Sequence[Tracker] = (),
+        by_product: ByProduct | None = None,
     ) -> None:
         self._policy, self._engine, self._pool = policy, engine, pool
         self._evaluations, self._options, self._output = evaluations, options, output
         self._ranks, self._autocast, self._adapters = ranks or Ranks(), autocast, adapters
-        self._updater = Updater(policy, reference, options, self._ranks, autocast)
+        self._by_product = by_product
+        self._updater = Updater(policy, reference, options, self._ranks, autocast, by_product)
         self._sampler = StepSampler(engine, policy.tokens, pool, prompts, options, self._ranks)
         state = output.state
         self._step, self._place = state.get("step", 0), state.get("place", 0)
@@ -101,7 +107,9 @@ class Trainer:
                 load_optimizer(found, policy, self._updater.optimizer)
             if adapters is not None:
                 load_adapters(policy.model, found)
-        self._logs = Logs(output.part if self._ranks.first else None, state.get("logs", {}), trackers)
+        self._logs = Logs(
+            output.part if self._ranks.first else None, state.get("logs", {}), trackers, by_product is not None
+        )
         self._sync = None
         if engine.own_weights:
             self._sync = EngineSync(engine, policy, prompts, options.sampling, autocast, options.seed)
@@ -145,6 +153,8 @@ class Trainer:
         except NotFinite as error:
             raise self._failed(f"{error} at step {step}", "lower --learning-rate") from None
         self._place, self._pending = sampled.place, {}
+        for record in self._by_product.records(step, sampled.parts) if self._by_product else ():
+            self._logs.write(INFLUENCE, record)
         self._count(step, sampled, figures, rate)
         self._hand_over(step)
         seconds = {"seconds_sampling": between - started, "seconds_update": work_time() - between}

@@ -34,6 +34,7 @@ from cropi_tools.options import (
     setting,
 )
 from cropi_tools.runtime.errors import UsageError
+from cropi_tools.training.against import REFUSED, Against
 from cropi_tools.training.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -195,6 +196,7 @@ class TrainOptions(CommandOptions):
             at_least(0),
         ),
     ] = 0
+    against: Against = ()
     evaluations: Annotated[
         tuple[tuple[str, str], ...],
         Option("--eval", "Evaluate on these prompts; may be repeated.", "Evaluation", "NAME=FILE", read=named),
@@ -313,6 +315,7 @@ class TrainOptions(CommandOptions):
                 self.lora and self.carry == "full",
                 "--carry full with --lora: adapters begin again, so there is no optimizer state of them to carry",
             ),
+            *((bool(self.against) and is_so(self), said) for is_so, said in REFUSED),
             *(
                 (
                     given and self.engine not in engines,

@@ -53,6 +53,11 @@ def train(
     adapters = None
     if options.lora:
         adapters = inject_adapters(policy, options.lora, options.lora_alpha, options.seed)
+    observed = None
+    if options.against:
+        from cropi_tools.training.influence import by_product
+
+        observed = by_product(policy, options, autocast)
     reference = _reference(options, policy, loaded_on)
     if options.checkpoint_activations:
         checkpoint_activations(policy.model)
@@ -81,6 +86,7 @@ def train(
             adapters=adapters,
             carried=Path(options.model) if options.carry == "full" else None,
             trackers=trackers,
+            by_product=observed,
         ).run()
         facts = {
             "tokenizer": tokenizer_digest(options.model),

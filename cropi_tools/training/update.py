@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -37,11 +37,27 @@ class NotFinite(Exception):
     """The loss or the gradient is NaN or infinite."""
 
 
+class Observer(Protocol):
+    """Watches the passes of an update, and changes nothing of them."""
+
+    def begin(self, parts: Sequence[Sequence[Group]]) -> None:
+        """These micro-batches come, from the first one on; what was seen before does not count."""
+
+    def watching(
+        self, part: Sequence[Group], batch: PackedBatch | SequenceBatch
+    ) -> contextlib.AbstractContextManager[None]:
+        """Around the forward pass of a micro-batch."""
+
+    def passed(self, part: Sequence[Group]) -> None:
+        """The backward pass of a micro-batch was made."""
+
+
 class Updater:
     """Updates a policy in place.
 
     reference: the policy of the KL term, or None; the policy itself, where adapters are trained, stands for itself without them.
     autocast: matrix products in bfloat16. tokens_per_pass: tokens in one forward pass; halved when memory runs out.
+    observer: watches every pass that has a gradient; in a single process, where activations are held.
     """
 
     def __init__(
@@ -51,8 +67,10 @@ class Updater:
         options: TrainOptions,
         ranks: Ranks,
         autocast: bool = False,
+        observer: Observer | None = None,
     ) -> None:
         self._policy, self._reference, self._ranks, self._autocast = policy, reference, ranks, autocast
+        self._observer = observer
         self._loss, self._max_gradient_norm = loss_settings(options), options.max_gradient_norm
         self._models = [policy.model, *([] if reference is None else [reference.model])]  # that take the same passes
         self.parameters = [parameter for _, parameter in policy.trained]
@@ -120,6 +138,8 @@ class Updater:
 
     def _accumulate(self, parts: Sequence[Sequence[Group]]) -> dict[str, float]:
         sums = dict.fromkeys((*FIGURES, "loss", "tokens_trained"), 0.0)
+        if self._observer is not None:
+            self._observer.begin(parts)
         missing = self._missing_passes(len(parts))  # asked now: in between, the others would be in the middle of a pass
         for part in parts:
             for name, value in self._pass(part).items():
@@ -140,14 +160,18 @@ class Updater:
         given = token_inputs(part, batch.lengths, policy.device)
         if self._reference is not None:
             given = given._replace(reference=self._reference_logprobs(batch))
+        observer = self._observer
+        watching = contextlib.nullcontext() if observer is None else observer.watching(part, batch)
         with attending(policy.model, batch):
-            with mixed_precision(policy.device, self._autocast):
+            with mixed_precision(policy.device, self._autocast), watching:
                 logprobs, entropy = response_logprobs(
                     policy.model, batch, settings.temperature, "gradient" if settings.entropy else "value"
                 )
             loss, sums = token_loss(logprobs, entropy, given, batch.lengths, settings)
             # gradients are averaged over the processes that share a policy; the loss's denominators are global already, so they should add up
             (loss * self._ranks.size).backward()
+        if observer is not None:
+            observer.passed(part)
         return {**sums, "loss": float(loss.detach()), "tokens_trained": float(len(batch.targets))}
 
     @torch.no_grad()

@@ -124,6 +124,7 @@ REFUSED: Mapping[str, tuple[Callable[[TrainOptions], bool], str]] = {
     "reference": (_foreign_reference, "its reference is the policy it starts from; give --reference stage"),
     "carry": (lambda asked: asked.carry == "full", "it starts with no optimizer state; give --carry weights"),
     "lora": (lambda asked: asked.lora > 0, "its adapters cannot be brought back as a policy; take another --engine"),
+    "against": (lambda asked: bool(asked.against), "its passes are not watched; leave it out"),
     "save_dtype": (
         lambda asked: asked.save_dtype != "float32",
         "its checkpoint is brought back as it is; leave it out",

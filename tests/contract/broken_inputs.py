@@ -318,6 +318,13 @@ BROKEN = [
         ("P0", "tokenizer"),
     ),
     Broken("train: greedy", row("train") + " --temperature 0", nothing, ("--temperature 0",), 2),
+    Broken(
+        "train: a mean of another objective",
+        row("train") + " --against t=mean.safetensors",
+        nothing,
+        ("mean.safetensors", "--mean --aggregation token"),
+    ),
+    Broken("train: no mean", row("train") + " --against t=none", nothing, ("none", "no such file")),
     Broken("train: evaluation set missing", row("train"), gone("valid.jsonl"), ("valid.jsonl", "no such file")),
     Broken(
         "grad: a token beyond the vocabulary",

@@ -22,7 +22,8 @@ from cropi_tools.engines.generating import EQUAL_LENGTHS, GENERATE, WITHOUT_CACH
 from cropi_tools.engines.protocol import Completion, Request, Sampling, sample_seed
 from cropi_tools.engines.transformers_engine import TransformersEngine
 from cropi_tools.gradients.jvp import ForwardMode
-from cropi_tools.gradients.per_sample import FastGradients, NoRule
+from cropi_tools.gradients.per_sample import FastGradients
+from cropi_tools.gradients.per_sample_rules import NoRule
 from cropi_tools.gradients.prompt_objective import GradientSettings, GradientTask, prepare
 from cropi_tools.gradients.reference import ReferenceGradients
 from cropi_tools.objective import Estimator, group_advantages

@@ -14,7 +14,8 @@ import transformers
 
 from cropi_tools.data.records import Rollout
 from cropi_tools.gradients import per_sample
-from cropi_tools.gradients.per_sample import FastGradients, NoRule
+from cropi_tools.gradients.per_sample import FastGradients
+from cropi_tools.gradients.per_sample_rules import NoRule
 from cropi_tools.gradients.prompt_objective import GradientSettings, GradientTask, PromptGradient, prepare
 from cropi_tools.gradients.reference import ReferenceGradients
 from cropi_tools.objective import Estimator

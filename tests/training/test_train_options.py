@@ -17,7 +17,17 @@ from cropi_tools.training.presets import PRESETS
 
 NEEDED = {"prompts": ("p.jsonl",), "model": "P0", "output": "P1", "steps": 2}
 # what decides nothing by itself: inputs count by content, the rest leaves the policy the same beyond rounding
-UNDECISIVE = {"prompts", "model", "output", "evaluations", "reference", "allow_verifier", "verl_python", "preset"}
+UNDECISIVE = {
+    "prompts",
+    "model",
+    "output",
+    "against",
+    "evaluations",
+    "reference",
+    "allow_verifier",
+    "verl_python",
+    "preset",
+}
 UNDECISIVE |= {"track", "engine_memory", "device", "tokens_per_pass", "checkpoint_activations"}
 UNDECISIVE |= {"dry_run", "as_json", "force", "quiet"}
 # options that another engine has no use for
@@ -107,7 +117,14 @@ def test_an_estimate_follows_every_option(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(estimate, "train", train)
     test = tiny_policy.write_jsonl(tmp_path / "test.jsonl", tiny_policy.prompts(3))
     given = options(
-        **{**OTHER, "carry": "weights", "engine": "verl", "evaluations": (("t", str(test)),), "as_json": False}
+        **{
+            **OTHER,
+            "carry": "weights",
+            "engine": "verl",
+            "evaluations": (("t", str(test)),),
+            "as_json": False,
+            "against": (),
+        }
     )
     with pytest.raises(Probed):
         estimate.estimate(given, {})

@@ -61,11 +61,12 @@ def test_a_translated_option_reaches_verl(field: str) -> None:
 @pytest.mark.parametrize("field", sorted(REFUSED))
 def test_a_refused_option_is_refused_by_name(field: str) -> None:
     value = {"schedule": "linear"}.get(field, OTHER[field])
-    refuse_what_verl_cannot(asked(kl=0.1))
+    kl = 0.0 if field == "against" else 0.1
+    refuse_what_verl_cannot(asked(kl=kl))
     with pytest.raises(
         UsageError, match=f"^--engine verl cannot follow {described(TrainOptions)[field].flag}: "
     ) as said:
-        refuse_what_verl_cannot(asked(kl=0.1, **{field: value}))
+        refuse_what_verl_cannot(asked(kl=kl, **{field: value}))
     assert "\n" not in str(said.value)
 
 
