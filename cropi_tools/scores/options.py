@@ -65,7 +65,8 @@ class ScoreOptions(CommandOptions):
         tuple[str, ...],
         Option(
             "--old",
-            "With --predict: scores of an earlier stage, which count as far as they help; may be repeated, the newest first.",
+            "With --predict: scores of an earlier stage, or its policy's influence.jsonl (cropi-train --against), which count as far as they "
+            "help; may be repeated, the newest first.",
             "Prediction",
             "SCORES",
         ),

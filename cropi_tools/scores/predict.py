@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from cropi_tools import runtime
 from cropi_tools.data.features import Features
-from cropi_tools.data.jsonl import Record, is_stream
+from cropi_tools.data.fields import SCORES, TEXT, check_fields
+from cropi_tools.data.jsonl import Record, is_stream, read_jsonl
 from cropi_tools.data.manifest import read_manifest
 from cropi_tools.data.records import read_prompts, read_scores
 from cropi_tools.data.store import Store
@@ -19,6 +21,9 @@ from cropi_tools.scores.prediction import FEWEST, Observations, Predictor, Trust
 from cropi_tools.scores.reliability import measure
 
 PROMPTS_AT_ONCE = 8192
+BY_PRODUCTS = "influence.jsonl"
+"""In a policy's folder: the scores that cropi-train --against made on the side."""
+SCORE_FIELDS = ("source", "scores", "pass_rate", "status")
 _EQUAL = frozenset({"zero-advantage", "zero-gradient"})  # what the samples say of such prompts is: no influence
 
 
@@ -67,7 +72,7 @@ def _read_old(path: str, names: Sequence[str], similarity: str) -> Iterator[Reco
     before = (made or {}).get("options", {}).get("similarity", similarity)
     if before != similarity:
         raise InputError(f"{path}: its scores are by --similarity {before}, those of now by {similarity}")
-    for record in read_scores([path]):
+    for record in _by_prompt(path):
         if not record.get("measured", True) or not _tells(record):
             continue
         if record["scores"] is not None and sorted(record["scores"]) != list(names):
@@ -75,6 +80,28 @@ def _read_old(path: str, names: Sequence[str], similarity: str) -> Iterator[Reco
                 f"{path}: its scores are on {', '.join(sorted(record['scores']))}, those of now on {', '.join(names)}"
             )
         yield record
+
+
+def _by_prompt(path: str) -> Iterator[Record]:
+    """Score records; those that training made on the side, one a step (cropi-train --against), as one a prompt with the mean of its scores."""
+    if Path(path).name != BY_PRODUCTS:
+        yield from read_scores([path])
+        return
+    steps: dict[str, list[Record]] = {}
+    for number, record in read_jsonl(path):
+        check_fields(record, {**SCORES, "id": TEXT}, f"{path}:{number}")
+        for field in ("id", *SCORE_FIELDS):
+            if field not in record:
+                raise InputError(f"{path}:{number}: no field '{field}'; expected what cropi-train --against writes")
+        steps.setdefault(record["id"], []).append(record)
+    for identity, records in steps.items():
+        found = [record["scores"] for record in records if record["scores"] is not None]
+        if any(scores.keys() != found[0].keys() for scores in found):
+            raise InputError(
+                f"{path}: prompt '{identity}' has scores on other sets at one step than at another; train again"
+            )
+        mean = {name: float(np.mean([scores[name] for scores in found])) for name in found[0]} if found else None
+        yield {**records[0], "scores": mean, "status": "ok" if found else "zero-advantage"}
 
 
 def fitted(options: ScoreOptions, known: Measured, features: Features) -> Predictor:

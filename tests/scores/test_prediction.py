@@ -238,6 +238,30 @@ def test_old_scores_are_read_from_files(chain: World, capsys: pytest.CaptureFixt
     assert [record["id"] for record in found if record["measured"]] == chain.ids[:60]
 
 
+def test_scores_that_training_made_on_the_side_are_one_a_prompt(
+    chain: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_old("once.jsonl", chain, range(60, 160))
+    lines = [json.loads(line) for line in Path("once.jsonl").read_text().splitlines()]
+    steps = [
+        {**line, "step": step, "scores": {"target": line["scores"]["target"] + shift}}
+        for line in lines
+        for step, shift in ((1, 0.1), (2, -0.1))
+    ]
+    steps += [{**line, "step": 3, "scores": None, "status": "zero-advantage"} for line in lines[:50]]
+    Path("influence.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
+    on_the_side = run(old=("influence.jsonl",))
+    assert "and 100 of earlier stages" in capsys.readouterr().err
+    plain = run(old=("once.jsonl",), output="plain.jsonl")
+    for one, other in zip(on_the_side, plain, strict=True):
+        assert (one["scores"] is None) == (other["scores"] is None)
+        if one["scores"]:
+            assert one["scores"]["target"] == pytest.approx(other["scores"]["target"], abs=1e-9)
+    Path("influence.jsonl").write_text(json.dumps({**steps[0], "pass_rate": 7}) + "\n")
+    with pytest.raises(InputError, match=r"influence\.jsonl:1: 'pass_rate' must be"):
+        run(old=("influence.jsonl",), output="again.jsonl")
+
+
 def broken(name: str, world: World) -> dict[str, Any]:
     if name == "not in the pool":
         Path("small.jsonl").write_text("".join(Path("pool.jsonl").read_text().splitlines(keepends=True)[:30]))
