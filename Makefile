@@ -101,8 +101,8 @@ real: setup
 
 # one stage of two steps on a few prompts
 real-smoke:
-	@$(MAKE) --no-print-directory real RUN=runs/smollm2-smoke DATA=runs/smollm2-smoke/data STAGES=1 STEPS=2 SAMPLES=4 VALID_SAMPLES=4 POOL_SIZE=3 VALID_SIZE=3 \
-	  TEST_SIZE=3 RATIO=0.4
+	@$(MAKE) --no-print-directory real RUN=runs/smollm2-smoke DATA=runs/smollm2-smoke/data STAGES=1 STEPS=2 SAMPLES=4 VALID_SAMPLES=4 BATCH=4 POOL_SIZE=2 \
+	  VALID_SIZE=3 TEST_SIZE=3 RATIO=0.25
 
 TEMPLATE := examples/config.mk
 define config-file

@@ -22,13 +22,14 @@ ARMS ?= random cropi
 SEEDS ?= 1
 SAMPLES ?= 8
 VALID_SAMPLES ?= 16
+BATCH ?= 8
 MAX_TOKENS := 32
 # at 1.0 this model is incoherent, and a policy is measured at the temperature it is sampled at
 ROLLOUT_TEMPERATURE := 0.7
 GRAD_OPTIONS := --policy-temperature 0.7
 VERIFIER := maths
 STORE_OPTIONS := --dim 8192
-TRAIN_OPTIONS := --temperature 0.7 --batch 8 --learning-rate 5e-6 --eval-every $(STEPS) --eval-samples 1
+TRAIN_OPTIONS := --temperature 0.7 --batch $(BATCH) --learning-rate 5e-6 --eval-every $(STEPS) --eval-samples 1
 
 # prompts of each line of families.jsonl, of each target for validation, and for testing
 POOL_SIZE ?= 16

@@ -77,11 +77,11 @@ def test_killed_while_finishing(case: Case, place: Path, shell: Shell) -> None:
 @pytest.mark.timeout(1200)
 @each
 def test_killed_all_the_way(case: Case, place: Path, shell: Shell) -> None:
-    """Before every change at the beginning and at the end, and a fifth of those between, where commits repeat."""
+    """Before every change at the beginning and at the end, and a tenth of those between, where commits repeat."""
     total = CHANGES[case.name]
-    between = range(7, total - ENDING - 3)
-    drawn = random.Random(case.name).sample(between, len(between) // 5)
-    for point in sorted({*range(1, 7), *drawn, *range(max(1, total - ENDING - 3), total + 1)}):
+    between = range(7, total - ENDING)
+    drawn = random.Random(case.name).sample(between, (len(between) + 9) // 10)
+    for point in sorted({*range(1, 7), *drawn, *range(max(1, total - ENDING), total + 1)}):
         killed(case, place, shell, [point])
         fresh(place)
 
