@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
+from collections.abc import Callable
+
 import pytest
 
 from cropi_tools import runtime
@@ -24,3 +28,19 @@ def test_quiet_silences_messages(
         entry(CommandOptions, work, name="cropi-some", example="cropi-some")()
     assert not ended.value.code
     assert capsys.readouterr().err == ("" if quiet else "a message\n")
+
+
+def test_the_end_of_a_command_is_not_searched_for_garbage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With torch that takes longer than a second. It is the first that is registered, so the last that is done."""
+    registered: list[Callable[[], None]] = []
+    monkeypatch.setattr(atexit, "register", registered.append)
+    monkeypatch.setattr(runtime, "install_signal_handlers", lambda: None)
+    monkeypatch.setattr("sys.argv", ["cropi-some"])
+
+    def work(options: CommandOptions) -> None:
+        """Have something to do at the end."""
+        atexit.register(print)
+
+    with pytest.raises(SystemExit):
+        entry(CommandOptions, work, name="cropi-some", example="cropi-some")()
+    assert registered == [gc.freeze, print]

@@ -55,12 +55,14 @@ event.register("numba:compile", _Compiling())
 def kernel(function: Callable[..., Any] | None = None, **options: Any) -> Any:
     """`numba.njit` whose code is kept on disk; without a function a decorator, as there.
 
-    A kernel takes functions and constants from files of its own folder only: these decide under which name its code is kept.
+    A kernel takes functions and constants from files of its own folder only: these decide under which name its code is kept. Without
+    them, as in an installation of compiled files alone, it is not.
     """
     if function is None:
         return lambda found: kernel(found, **options)
     made = numba.njit(**options)(function)
-    if isinstance(made, Dispatcher):  # under NUMBA_DISABLE_JIT=1 it is the function itself
+    # under NUMBA_DISABLE_JIT=1 it is the function itself
+    if isinstance(made, Dispatcher) and Path(function.__code__.co_filename).is_file():
         made._cache = _Kept(made)  # type: ignore[attr-defined,unused-ignore]
     return made
 

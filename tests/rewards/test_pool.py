@@ -17,6 +17,7 @@ from pool_processes import pids
 
 from cropi_tools.rewards import Grade, VerifierPool, allow_files, grade
 from cropi_tools.rewards.pool import default_workers
+from cropi_tools.runtime.clock import work_time
 from cropi_tools.runtime.errors import InputError, Interrupted, UsageError
 
 # One function that does what the response says.
@@ -135,6 +136,25 @@ def test_a_thread_that_is_not_the_main_one_may_grade(obedient: str) -> None:
     work = [({"id": "p", "answer": "x+1"}, r"\boxed{1+x}"), ({"id": "q", "answer": "12", "verifier": obedient}, "hang")]
     with VerifierPool(seconds=1) as pool, ThreadPoolExecutor(1) as thread:
         assert [one.outcome for one in thread.submit(pool.grade_many, work).result(60)] == ["correct", "timeout"]
+
+
+def test_who_waits_for_verifiers_to_load_starts(tmp_path: Path) -> None:
+    """Where nothing else goes on meanwhile; where an engine samples, its work counts."""
+    path = tmp_path / "late.py"
+    path.write_text(
+        "import time\ntime.sleep(0.3)\n\ndef score(data_source, solution_str, ground_truth, extra_info):\n    time.sleep(0.1)\n    return 1.0\n"
+    )
+    allow_files([str(path)])
+    for stoppable in (True, False):
+        with VerifierPool(f"{path}:score", workers=1, stoppable=stoppable) as pool:
+            before, worked = time.monotonic(), work_time()
+            pool.grade_many(items("12", "13"))
+            whole, work = time.monotonic() - before, work_time() - worked
+            assert work >= 0.2 - 0.01
+            assert (whole - work >= 0.3) is stoppable
+            again = work_time()
+            pool.grade_many(items("14"))
+            assert work_time() - again >= 0.1
 
 
 def test_cancelled_from_another_thread(obedient: str) -> None:

@@ -251,3 +251,29 @@ def test_a_verifier_that_answers_nothing_ends_the_command(tmp_path: Path) -> Non
         assert "no answer on any of the first 10 responses: it died (10)" in said.getvalue()
         assert run(*line, "--verifier", f"{tmp_path}/dying.py:sometimes", "-o", str(tmp_path / "b.jsonl")) == 0
         assert "warning: the verifier gave no answer on 1 responses" in said.getvalue()
+
+
+def test_reading_prompts_is_work_and_loading_is_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In cropi-rollout as in cropi-grad."""
+    from cropi_tools.rollouts import run as room
+
+    def slowed(name: str, seconds: float) -> None:
+        real = getattr(room, name)
+
+        def late(*words: Any, **named: Any) -> Any:
+            time.sleep(seconds)
+            return real(*words, **named)
+
+        monkeypatch.setattr(room, name, late)
+
+    policy, prompts, target = tiny_policy.save(tmp_path / "P0"), tmp_path / "p.jsonl", tmp_path / "r.jsonl"
+    prompts.write_text("".join(json.dumps(record) + "\n" for record in tiny_policy.prompts(2)))
+    line = ["--model", str(policy), str(prompts), "-n", "2", "--max-tokens", "2", "--verifier", "exact", "--quiet"]
+    assert run(*line, "-o", str(target)) == 0  # imports
+    slowed("check_record", 0.2)  # of two prompts
+    slowed("load_tokens", 0.7)
+    slowed("open_engine", 0.7)
+    assert run(*line, "-o", str(target), "--force") == 0
+    ledger = json.loads((tmp_path / "r.jsonl.manifest.json").read_text())["ledger"]
+    assert ledger["seconds_start"] >= 1.4
+    assert 0.4 <= ledger["seconds_work"] < 1.8

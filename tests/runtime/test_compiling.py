@@ -111,6 +111,16 @@ def test_sources_are_all_files_of_the_folder(tmp_path: Path) -> None:
     assert len({first, second, compiling._sources.__wrapped__(tmp_path)}) == 3
 
 
+def test_without_sources_nothing_is_kept(folder: Path, compiled: list[str]) -> None:
+    """In an archive, or where only what Python compiled is installed: they could have been any."""
+    names: dict[str, Any] = {}
+    exec(compile("def spread(values):\n    values[0] = 1.0\n", "archive.zip/kernels.py", "exec"), names)
+    for _ in range(2):
+        kernel(names["spread"])(np.ones(3))
+    assert compiled == ["spread"] * 2
+    assert not folder.exists()
+
+
 def test_kernels_take_nothing_from_other_folders() -> None:
     """Their names say nothing of files elsewhere."""
     files = [path for path in PACKAGE.rglob("*.py") if "import kernel" in path.read_text()]
