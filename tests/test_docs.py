@@ -143,9 +143,10 @@ def test_documented_lines_run_as_they_stand(
         "Training",
         "Is the ranking worth anything?",
         "Cheaper influence",
+        "Scoring a part of the pool",
     )
     guide = blocks("docs/guide.md")
-    assert (len(pipeline), len(recipes), len(guide)) == (15, 20, 12)
+    assert (len(pipeline), len(recipes), len(guide)) == (15, 26, 12)
     (tmp_path / "gsm8k.csv").write_text("question,final\nWhat is 1+1?,2\nWhat is 1+2?,3\n")
     (tmp_path / "mine.py").write_text((ROOT / "tests" / "parity.py").read_text())
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)  # where torchrun looks
@@ -170,6 +171,7 @@ def smaller(line: str) -> str:
         ("--size 900", "--size 4"),
         ("-o P0", "--steps 2 --mistake-steps 1 -o P0"),
         ("-n 16", "-n 4"),
+        ("--ratio 0.1 -o part", "--ratio 0.7 -o part"),
         ("--steps 25 --batch 32", "--steps 2 --batch 2"),
         ("--steps 50", "--steps 2 --batch 2"),
     ):
