@@ -131,13 +131,14 @@ def _formed(left: torch.Tensor, right: torch.Tensor, rows: Rows, means: Means) -
     tall = min(height, max(1, block // width))
     together = min(rows.prompts, max(1, several // (tall * width)))
     memory = left.new_empty(together * tall * width)
-    for prompts, tokens, own in rows.parts(together):
-        for top in range(0, height, tall):
-            lines = slice(top, min(top + tall, height))
-            size = (lines.stop - top) * width
+    some = list(rows.parts(together))
+    for top in range(0, height, tall):  # a block of the means serves all prompts before the next one is read
+        lines = slice(top, min(top + tall, height))
+        size = (lines.stop - top) * width
+        parts = [None if mean is None else mean[top * width : top * width + size] for mean in means]
+        for prompts, tokens, own in some:
             target = memory[: own.prompts * size].view(own.prompts, lines.stop - top, width)
             own.products(left[tokens, lines], right[tokens], target, True)
-            parts = [None if mean is None else mean[top * width : top * width + size] for mean in means]
             found[prompts] += dense_figures(target.flatten(1), parts)
     return found
 
