@@ -59,7 +59,9 @@ def of_seed(folder: Path, seed: int) -> list[tuple[float, float]]:
     # training adds up tokens, and so does what it tells on the side
     as_trained = {name: folder / f"{name}.trained.safetensors" for name in TARGETS}
     for name, mean in as_trained.items():
-        run(f"cropi-grad --model {DEMO}/P0 {DEMO}/start/valid-{name}.rollouts.jsonl --mean --aggregation token -o {mean}")
+        run(
+            f"cropi-grad --model {DEMO}/P0 {DEMO}/start/valid-{name}.rollouts.jsonl --mean --aggregation token -o {mean}"
+        )
     run(f"cropi-train --model {DEMO}/P0 {selected} {SAMPLED} {TRAINED} {against(as_trained)} --seed {seed} -o {policy}")
     now = {name: folder / f"{name}.mean.safetensors" for name in TARGETS}
     for name, mean in now.items():
