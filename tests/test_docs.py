@@ -68,7 +68,7 @@ def test_readme_is_short() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1200)
 def test_quick_start_of_the_readme(real_policy: Path, tmp_path: Path) -> None:
     """In bash as it stands there, on the real model; then the four commands that it leaves out, on what it made."""
     setup, *lines = blocks("README.md", "Quick start: a real chat model by hand")
