@@ -102,6 +102,6 @@ def test_a_selection_rule(tmp_path: Path) -> None:
         for prompt, rate in zip(pool, (0.5, 0.125, 1.0, 0.25), strict=True)
     ]
     tiny_policy.write_jsonl(tmp_path / "s.jsonl", scores)
-    line = ("s.jsonl", "--prompts", "p.jsonl", "--by", "hardest", "--ratio", "0.5", "-o", "out.jsonl")
+    line = ("s.jsonl", "--prompts", "p.jsonl", "--by", "easiest", "--ratio", "0.5", "-o", "out.jsonl")
     command(tmp_path, "select", *line)
-    assert [(found["id"], found["score"]) for found in records(tmp_path / "out.jsonl")] == [("p1", 0.125), ("p3", 0.25)]
+    assert [(found["id"], found["score"]) for found in records(tmp_path / "out.jsonl")] == [("p2", 1.0), ("p0", 0.5)]

@@ -29,8 +29,8 @@ def score(options: ScoreOptions) -> None:
 
     Without --valid the exact inner products in the stores are used (cropi-grad --against); with it, the sketches of both sides.
     With --predict the stores are a part of a pool, and the rest of it gets predicted scores, marked as such: select the best of
-    them to measure next. --reliability scores nothing: it compares the halves that cropi-grad --halves has stored, on stdout.
-    --suspects, too, needs halves; it lists the prompts to look at, most suspicious first.
+    them to measure next. Two options score nothing and look at the halves that cropi-grad --halves has
+    stored: --reliability compares them, on stdout; --suspects lists prompts to look at, most suspicious first.
     """
     from cropi_tools import runtime
     from cropi_tools.cli.common import stoppable

@@ -224,7 +224,7 @@ def options_for_policies() -> list[tuple[str, str]]:
             if option.metavar == POLICY:
                 found.append((name, option.flag))
             assert option.metavar != "FOLDER" or field == "output", f"{option.flag}: a policy's metavar is {POLICY}"
-    assert len(found) == 7
+    assert len(found) == 8
     return found
 
 
