@@ -231,6 +231,7 @@ def options_for_policies() -> list[tuple[str, str]]:
 LINES: dict[str, list[str]] = {
     "rollout": ["p.jsonl", "-o", "out.jsonl"],
     "grad": ["p.jsonl", "--mean", "-o", "out.safetensors"],
+    "embed": ["p.jsonl", "-o", "out.safetensors"],
     "verify": ["p.jsonl", "-o", "out.jsonl"],
     "train": ["p.jsonl", "--steps", "1", "--kl", "1", "-o", "out"],
 }
