@@ -61,7 +61,7 @@ def test_the_documented_lines_switch_completion_on(tmp_path: Path) -> None:
     """bash itself, with the lines of the documentation in it."""
     block = (ROOT / "docs" / "install.md").read_text().split("## Completion")[1].split("```")[1]
     script = f"""{block}
-for name in prompts rollout verify grad project score select train report; do complete -p cropi-$name; done
+for name in prompts rollout verify grad embed project score select train report; do complete -p cropi-$name; done
 COMP_WORDS=(cropi-select --ra) COMP_CWORD=1; _cropi_select_completion cropi-select; echo "${{COMPREPLY[@]}}"
 """
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
