@@ -55,9 +55,9 @@ def chat_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def real_policy() -> Path:
     """A real chat model, SmolLM2-135M-Instruct; for slow tests. Without it they fail: nothing else here is like it."""
-    import real_model
+    import smollm2
 
-    return real_model.folder()
+    return smollm2.folder()
 
 
 @pytest.fixture(scope="session")

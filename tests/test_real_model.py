@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 import in_process
 import naive_policy
 import pytest
-import real_model
+import smollm2
 import torch
 import transformers
-from real_model import END, TEMPERATURE
 from safetensors.torch import load_file
+from smollm2 import END, TEMPERATURE
 
 from cropi_tools.data.records import Rollout, Sample, read_rollouts
 from cropi_tools.engines.protocol import Request, Sampling, sample_seed
@@ -66,7 +66,7 @@ class Given(Direction):
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with prompts and a verifier; policies of half a gigabyte do not stay in it."""
     folder = tmp_path_factory.mktemp("real")
-    (folder / "prompts.jsonl").write_text("".join(json.dumps(record) + "\n" for record in real_model.prompts()))
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(record) + "\n" for record in smollm2.prompts()))
     (folder / "checksum.py").write_text(VERIFIER)
     yield folder
     shutil.rmtree(folder)
@@ -107,8 +107,8 @@ def twin(policy: Policy) -> Any:
 
 
 def test_prompts_are_those_of_its_chat_template(rollouts: list[Rollout], policy: Policy) -> None:
-    for rollout, question in zip(rollouts, real_model.QUESTIONS, strict=True):
-        text = real_model.rendered(question)
+    for rollout, question in zip(rollouts, smollm2.QUESTIONS, strict=True):
+        text = smollm2.rendered(question)
         assert policy.tokenizer.decode(rollout.prompt_token_ids) == text
         assert rollout.prompt_token_ids == policy.tokenizer(text, add_special_tokens=False).input_ids
 
@@ -260,7 +260,7 @@ class Trained(NamedTuple):
 @pytest.fixture(scope="module")
 def trained(real_policy: Path, place: Path, policy: Policy) -> Trained:
     """One step, and its samples once more, by their seeds."""
-    records = real_model.prompts()[2:]
+    records = smollm2.prompts()[2:]
     (place / "two.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     line = (
         f"cropi-train {SHAPE} --steps 1 --batch 2 --learning-rate {RATE} --state drop --quiet two.jsonl -o P1 --model"

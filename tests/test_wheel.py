@@ -117,6 +117,7 @@ def test_a_pipeline_of_all_commands_runs_without_the_repository(elsewhere: Path,
         cropi-verify valid.rollouts.jsonl --verifier exact -o graded.jsonl
         cropi-grad --model P0 valid.rollouts.jsonl --mean -o mean.safetensors
         cropi-grad --model P0 train.rollouts.jsonl --against target=mean.safetensors --sketch none -o grads.zarr
+        cropi-embed --model P0 train.jsonl -o features.safetensors
         cropi-project grads.zarr --dim 64 -o sketch.zarr
         cropi-score grads.zarr -o scores.jsonl
         cropi-select scores.jsonl --prompts train.jsonl --ratio 0.5 -o selected.jsonl

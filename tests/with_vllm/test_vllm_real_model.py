@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import real_model
+import smollm2
 from killing import facts_of, finish
-from real_model import END, TEMPERATURE
+from smollm2 import END, TEMPERATURE
 
 from cropi_tools.data.records import Rollout, read_rollouts
 from cropi_tools.policy.loading import load_policy
@@ -24,7 +24,7 @@ SAMPLES, MAX_TOKENS = 4, 24
 
 def sampled(place: Path, policy: Path, *words: str) -> list[Rollout]:
     """What cropi-rollout makes of a few prompts, by the engine that `words` name."""
-    (place / "prompts.jsonl").write_text("".join(json.dumps(record) + "\n" for record in real_model.prompts()))
+    (place / "prompts.jsonl").write_text("".join(json.dumps(record) + "\n" for record in smollm2.prompts()))
     line = f"--model {policy} -n {SAMPLES} --max-tokens {MAX_TOKENS} --temperature {TEMPERATURE} --dtype float32 --verifier maths --quiet"
     finish(place, [*words, *line.split(), "prompts.jsonl", "-o", "rollouts.jsonl"])
     return list(read_rollouts([str(place / "rollouts.jsonl")]))
@@ -44,8 +44,8 @@ def check(rollouts: list[Rollout], folder: Path) -> None:
         assert (sample["token_ids"][-1] == END) == (sample in stopped)
         assert "<|" not in sample["text"]
     assert {sample["outcome"] for sample in samples} >= {"correct", "wrong"}
-    for rollout, question in zip(rollouts, real_model.QUESTIONS, strict=True):
-        assert policy.tokenizer.decode(rollout.prompt_token_ids) == real_model.rendered(question)
+    for rollout, question in zip(rollouts, smollm2.QUESTIONS, strict=True):
+        assert policy.tokenizer.decode(rollout.prompt_token_ids) == smollm2.rendered(question)
         for sample in rollout.samples:
             sequence = torch.tensor([rollout.prompt_token_ids + sample.token_ids])
             with torch.no_grad():
