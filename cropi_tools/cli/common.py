@@ -94,13 +94,23 @@ def console_script(
     return main
 
 
+def _leave_garbage() -> None:
+    """Spare the end of the process Python's search for garbage among all objects of all modules.
+
+    It takes longer than a second with torch and transformers, and what is left goes with the process. Extensions of vLLM, though, complain
+    on stderr of types that nobody collected, those too that were put aside while they were imported.
+    """
+    if "vllm" in sys.modules:
+        gc.unfreeze()
+    else:
+        gc.freeze()
+
+
 def _run(app: typer.Typer, name: str, renamed: Mapping[str, str], moved: Mapping[str, str]) -> int:
     from cropi_tools import runtime
 
     command_begins()
-    # At its end Python looks through all objects of all modules for garbage, for longer than a second with torch and transformers. What
-    # is left goes with the process.
-    atexit.register(gc.freeze)
+    atexit.register(_leave_garbage)
     keeps(None)
     _hold_descriptors()
     prepare_streams()
