@@ -97,10 +97,10 @@ def console_script(
 def _leave_garbage() -> None:
     """Spare the end of the process Python's search for garbage among all objects of all modules.
 
-    It takes longer than a second with torch and transformers, and what is left goes with the process. Extensions of vLLM, though, complain
-    on stderr of types that nobody collected, those too that were put aside while they were imported.
+    It takes longer than a second with torch and transformers, and what is left goes with the process. Extensions made with nanobind, though,
+    Triton's and vLLM's, complain on stderr of types that nobody collected, those too that were put aside while they were imported.
     """
-    if "vllm" in sys.modules:
+    if {"triton", "vllm"} & sys.modules.keys():
         gc.unfreeze()
     else:
         gc.freeze()
