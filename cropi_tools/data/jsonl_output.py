@@ -17,15 +17,15 @@ from cropi_tools.runtime.errors import InputError, UsageError
 _TABLES = (".parquet", ".csv", ".tsv", ".arrow")  # names that readers take for tables
 
 
-def open_cut(path: Path, size: int, part: Path) -> IO[str]:
+def open_cut(path: Path, size: int, part: Path, binary: bool = False) -> IO[Any]:
     """A file of unfinished work, opened to write on from its last commit; what came after that is dropped. InputError: it holds less.
 
-    size: bytes that the commit counts. part: the unfinished work, for the message.
+    size: bytes that the commit counts. part: the unfinished work, for the message. binary: of bytes, not of text.
     """
     found = path.stat().st_size if path.exists() else 0
     if found < size:
         raise InputError(f"{path}: has {found} bytes, {size} were saved; restore it, or remove {part} to start again")
-    stream = open(path, "a", encoding="utf-8")
+    stream: IO[Any] = open(path, "ab") if binary else open(path, "a", encoding="utf-8")
     stream.truncate(size)
     stream.seek(0, os.SEEK_END)
     return stream

@@ -129,11 +129,16 @@ def rollout_of(record: Record, where: str, vocabulary: int | None = None) -> Rol
 def read_scores(paths: Sequence[str | Path]) -> Iterator[Record]:
     """Yield score records (id, source, scores or null, pass_rate, status) of all files in order. Errors as `read_prompts`."""
     for path, number, record in _unique(paths, _SCORE_READ):
-        for field in ("source", "scores", "pass_rate", "status"):
-            if field not in record:
-                raise InputError(f"{shown(path)}:{number}: no field '{field}'; expected the output of cropi-score")
-        check_fields(record, fields.SCORES, f"{shown(path)}:{number}")
+        check_score(record, f"{shown(path)}:{number}", "the output of cropi-score")
         yield record
+
+
+def check_score(record: Record, where: str, expected: str) -> None:
+    """InputError: a record is no score. expected: what it should be, for the message."""
+    for field in ("source", "scores", "pass_rate", "status"):
+        if field not in record:
+            raise InputError(f"{where}: no field '{field}'; expected {expected}")
+    check_fields(record, fields.SCORES, where)
 
 
 def _check_template_kwargs(value: Any, where: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from cropi_tools import runtime
 from cropi_tools.data.features import as_rows, header
+from cropi_tools.data.jsonl_output import open_cut
 from cropi_tools.data.metadata import COUNT
 from cropi_tools.data.output import Output
 from cropi_tools.data.policies import tokenizer_digest
@@ -24,7 +25,6 @@ from cropi_tools.data.records import read_prompts, shard_range
 from cropi_tools.features.options import EmbedOptions
 from cropi_tools.policy.loading import Policy, load_policy
 from cropi_tools.policy.logprobs import sequence_batch, token_limited
-from cropi_tools.policy.packing import unpacked
 from cropi_tools.policy.prompts import check_room, encoded_prompt
 from cropi_tools.policy.rotary_lengths import pass_lengths
 from cropi_tools.runtime.errors import InputError
@@ -42,7 +42,7 @@ def embed(options: EmbedOptions, policy_digest: str, target: Output) -> int:
     done: int = saved.get("rows", 0)
     tokens: int = saved.get("counters", {"tokens": 0})["tokens"]
     facts = {"policy": policy_digest, "pooling": POOLING}
-    with _opened(target, saved.get("bytes", 0)) as stream:
+    with open_cut(target.part, saved.get("bytes", 0), target.part, binary=True) as stream:
         target.begin_work()
         runtime.keeps_of(done, stop - start, "prompts")
         with runtime.progress("prompts", stop - start, done) as shown:
@@ -73,18 +73,6 @@ def embed(options: EmbedOptions, policy_digest: str, target: Output) -> int:
     return done
 
 
-def _opened(target: Output, size: int) -> IO[bytes]:
-    """The work, cut to what was committed, `size` bytes. InputError: it holds less."""
-    stream = open(target.part, "ab")
-    found = stream.seek(0, os.SEEK_END)
-    if found < size:
-        stream.close()
-        raise InputError(f"{target.part}: has {found} bytes, {size} were saved; remove it to start again")
-    stream.truncate(size)
-    stream.seek(size)
-    return stream
-
-
 def hidden_states(policy: Policy, prompts: Sequence[list[int]], limit: int) -> NDArray[np.float32]:
     """The features of prompts (token ids), float32 [n, 2 x hidden width]: mean over tokens, then last token.
 
@@ -92,7 +80,7 @@ def hidden_states(policy: Policy, prompts: Sequence[list[int]], limit: int) -> N
     """
     found: dict[int, torch.Tensor] = {}
     order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
-    with torch.no_grad(), unpacked(policy.model):
+    with torch.no_grad():
         for some in _passes(policy.model, [prompts[place] for place in order], limit):
             places = [order[number] for number in some]
             batch = sequence_batch([(prompts[place], []) for place in places], policy.device)

@@ -157,7 +157,7 @@ def _rules(stage: Stage) -> set[str | None]:
 def _read(manifests: Iterable[Manifest], rules: set[str | None]) -> list[Manifest]:
     """Those that any of the rules reads; for a rule that is not told, all. What another command than ours made counts as read;
     the list of suspects is for people."""
-    found = [item for item in manifests if not item.path.rsplit("/", 1)[-1].startswith(SUSPECTS)]
+    found = [item for item in manifests if not _name(item).startswith(SUSPECTS)]
     if rules <= {*_SCORELESS, *_BY_PASS_RATE}:
         found = [item for item in found if item.command not in ("cropi-grad", "cropi-project", "cropi-score")]
         found = [item for item in found if not (_is_rollout(item) and _is_of_validation(item))]
@@ -171,7 +171,11 @@ def _is_rollout(manifest: Manifest) -> bool:
 
 
 def _is_of_validation(manifest: Manifest) -> bool:
-    return manifest.of_validation or manifest.path.rsplit("/", 1)[-1].startswith(_VALIDATION)
+    return manifest.of_validation or _name(manifest).startswith(_VALIDATION)
+
+
+def _name(manifest: Manifest) -> str:
+    return manifest.path.rsplit("/", 1)[-1]
 
 
 def _selecting(manifests: Iterable[Manifest]) -> tuple[Cost, Cost]:

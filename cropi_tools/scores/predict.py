@@ -10,10 +10,9 @@ import numpy as np
 
 from cropi_tools import runtime
 from cropi_tools.data.features import Features
-from cropi_tools.data.fields import SCORES, TEXT, check_fields
 from cropi_tools.data.jsonl import Record, is_stream, read_jsonl
 from cropi_tools.data.manifest import read_manifest
-from cropi_tools.data.records import read_prompts, read_scores
+from cropi_tools.data.records import check_score, read_prompts, read_scores
 from cropi_tools.data.store import Store
 from cropi_tools.runtime.errors import InputError
 from cropi_tools.scores.options import PREDICTED, ScoreOptions
@@ -23,7 +22,6 @@ from cropi_tools.scores.reliability import measure
 PROMPTS_AT_ONCE = 8192
 BY_PRODUCTS = "influence.jsonl"
 """In a policy's folder: the scores that cropi-train --against made on the side."""
-SCORE_FIELDS = ("source", "scores", "pass_rate", "status")
 _EQUAL = frozenset({"zero-advantage", "zero-gradient"})  # what the samples say of such prompts is: no influence
 
 
@@ -89,10 +87,9 @@ def _by_prompt(path: str) -> Iterator[Record]:
         return
     steps: dict[str, list[Record]] = {}
     for number, record in read_jsonl(path):
-        check_fields(record, {**SCORES, "id": TEXT}, f"{path}:{number}")
-        for field in ("id", *SCORE_FIELDS):
-            if field not in record:
-                raise InputError(f"{path}:{number}: no field '{field}'; expected what cropi-train --against writes")
+        check_score(record, f"{path}:{number}", "what cropi-train --against writes")
+        if not isinstance(record.get("id"), str):
+            raise InputError(f"{path}:{number}: no 'id' (text) in the record")
         steps.setdefault(record["id"], []).append(record)
     for identity, records in steps.items():
         found = [record["scores"] for record in records if record["scores"] is not None]

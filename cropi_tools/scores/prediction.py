@@ -15,7 +15,8 @@ that harm. The best are to be measured before they are trained on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -34,7 +35,6 @@ DECAYS = (0.0, 0.3, 1.0)
 SHARE = 0.1  # of the prompts, whose precision is told
 _ROUNDS = 400  # of the bootstrap
 _WIDER = 1.5  # intervals: predictions of different folds share what they were fitted on, which a bootstrap over prompts does not see
-_SOURCE_SCALE = 1.0  # of a source's own column beside the kernel's, whose rows have about unit length
 
 Values = NDArray[np.float64]
 
@@ -94,9 +94,10 @@ class Predictor:
         ).fit(standard)
         rows = self._rows(known.features, known.sources)
         fresh = np.flatnonzero(known.ages == 0)
-        self.ridge, self.decay, foretold = _chosen(rows, known, fresh)
+        folds = _folds([known.ids[place] for place in fresh.tolist()])
+        self.ridge, self.decay, foretold = _chosen(rows, known, fresh, folds)
         truth = known.scores[fresh]
-        by_source = _source_means(known, fresh)
+        by_source = _source_means(truth, np.array([known.sources[place] for place in fresh.tolist()]), folds)
         self.trust = [
             _trust(name, truth[:, place], foretold[:, place], by_source[:, place]) for place, name in enumerate(names)
         ]
@@ -125,7 +126,7 @@ class Predictor:
         """The columns of the ridge: the kernel's, then one a source; a source that was not measured has none."""
         kernel = self._kernel.transform(self._standardized(features))
         own = np.array([[source == name for name in self._sources] for source in sources], np.float64)
-        return np.hstack([kernel, _SOURCE_SCALE * own.reshape(len(sources), len(self._sources))])
+        return np.hstack([kernel, own.reshape(len(sources), len(self._sources))])
 
 
 def _squared_width(standard: Values) -> float:
@@ -141,65 +142,60 @@ def _weights(ages: NDArray[np.int64], decay: float) -> Values:
     return np.where(ages == 0, 1.0, float(decay) ** ages)
 
 
-def _folds(ids: Sequence[str], fresh: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Which of the fresh observations are foretold together: told by a hash of their ids."""
-    order = sorted(fresh.tolist(), key=lambda place: (hash64(f"fold:{ids[place]}"), ids[place]))
+def _folds(ids: Sequence[str]) -> list[NDArray[np.int64]]:
+    """Which of the fresh observations, by their places among these, are foretold together: told by a hash of their ids."""
+    order = sorted(range(len(ids)), key=lambda place: (hash64(f"fold:{ids[place]}"), ids[place]))
     return [np.array(order[number::FOLDS]) for number in range(FOLDS)]
 
 
-def _chosen(rows: Values, known: Observations, fresh: NDArray[np.int64]) -> tuple[float, float, Values]:
+def _chosen(
+    rows: Values, known: Observations, fresh: NDArray[np.int64], folds: Sequence[NDArray[np.int64]]
+) -> tuple[float, float, Values]:
     """The ridge and the decay that foretell fresh scores best in cross-validation, and foretold scores [fresh, sets].
 
     A fold is foretold by what was best on the other folds: the best of all would be the best by chance too, and would
     find something where there is nothing.
     """
-    place_of = {place: number for number, place in enumerate(fresh.tolist())}
-    folds = _folds(known.ids, fresh)
     # squared errors relative to each set's variance, so that every set counts alike
     scale = np.var(known.scores[fresh], axis=0)
     scale = np.where(scale > 0, scale, 1.0)
     settings = [(ridge, decay) for decay in (DECAYS if (known.ages > 0).any() else (1.0,)) for ridge in RIDGES]
     sets = known.scores.shape[1]
     found = np.zeros((len(settings), len(fresh), sets))
-    targets = [np.array([place_of[place] for place in fold.tolist()]) for fold in folds]
     for first in range(0, len(settings), len(RIDGES)):
         weights = _weights(known.ages, settings[first][1])
-        for fold, target in zip(folds, targets, strict=True):
+        for fold in folds:
             kept = weights.copy()
-            kept[fold] = 0.0
+            kept[fresh[fold]] = 0.0
             used = kept > 0
             # all ridges in one fit: the scores again for each of them
             model = Ridge(alpha=np.repeat(RIDGES, sets), solver="cholesky")
             model.fit(rows[used], np.tile(known.scores[used], len(RIDGES)), sample_weight=kept[used])
-            predictions = model.predict(rows[fold]).reshape(len(fold), len(RIDGES), sets)
-            found[first : first + len(RIDGES), target] = predictions.transpose(1, 0, 2)
+            predictions = model.predict(rows[fresh[fold]]).reshape(len(fold), len(RIDGES), sets)
+            found[first : first + len(RIDGES), fold] = predictions.transpose(1, 0, 2)
     errors = (((found - known.scores[fresh]) ** 2) / scale).mean(2)
     foretold = np.empty(found.shape[1:])
-    for target in targets:
-        others = np.setdiff1d(np.arange(len(fresh)), target)
-        foretold[target] = found[int(np.argmin(errors[:, others].mean(1))), target]
+    for fold in folds:
+        others = np.setdiff1d(np.arange(len(fresh)), fold)
+        foretold[fold] = found[int(np.argmin(errors[:, others].mean(1))), fold]
     return *settings[int(np.argmin(errors.mean(1)))], foretold
 
 
-def _source_means(known: Observations, fresh: NDArray[np.int64]) -> Values:
-    """For each fresh prompt the mean score of its source's other prompts in the same folds as above, [fresh, sets]; of all, without any."""
-    place_of = {place: number for number, place in enumerate(fresh.tolist())}
-    found = np.zeros((len(fresh), known.scores.shape[1]))
-    sources = np.array(known.sources)
-    for fold in _folds(known.ids, fresh):
-        rest = np.setdiff1d(fresh, fold)
-        for place in fold.tolist():
+def _source_means(scores: Values, sources: NDArray[np.str_], folds: Sequence[NDArray[np.int64]]) -> Values:
+    """For each fresh prompt the mean score of its source's prompts in other folds, [fresh, sets]; of all others, without any."""
+    found = np.zeros_like(scores)
+    for fold in folds:
+        rest = np.setdiff1d(np.arange(len(scores)), fold)
+        for place in fold:
             same = rest[sources[rest] == sources[place]]
-            found[place_of[place]] = known.scores[same if len(same) else rest].mean(0)
+            found[place] = scores[same if len(same) else rest].mean(0)
     return found
 
 
 def _trust(name: str, truth: Values, foretold: Values, by_source: Values) -> Trust:
-    def interval(statistic: str) -> tuple[float, float, float]:
+    def interval(agreement: Callable[[Values, Values], float]) -> tuple[float, float, float]:
         def of(places: NDArray[np.int64]) -> float:
-            if statistic == "spearman":
-                return spearman(foretold[places], truth[places])
-            return precision_at(foretold[places], truth[places], SHARE)
+            return agreement(foretold[places], truth[places])
 
         low, high = bootstrap_interval(of, len(truth), rounds=_ROUNDS)
         value = of(np.arange(len(truth)))
@@ -209,8 +205,8 @@ def _trust(name: str, truth: Values, foretold: Values, by_source: Values) -> Tru
     return Trust(
         name,
         len(truth),
-        interval("spearman"),
-        interval("precision"),
+        interval(spearman),
+        interval(partial(precision_at, share=SHARE)),
         spearman(by_source, truth),
         precision_at(by_source, truth, SHARE),
         size / len(truth),
