@@ -2,6 +2,7 @@
 #
 #   make demo                                  set up and run the whole curriculum on a tiny policy (CPU, minutes)
 #   make real                                  the same on a real chat model, SmolLM2-135M-Instruct (CPU, about half an hour)
+#   make reproduce                             the evidence in docs/results/reproduce: all arms, beds and seeds (hours)
 #   make test                                  set up and pass the tests
 #   make config CONFIG=FILE                    write a config to fill in (without CONFIG to the terminal)
 #   make curriculum CONFIG=examples/tiny/config.mk [GPUS=n] [STAGES=n] [FORCE=--force]
@@ -27,7 +28,7 @@ INSTALLED := $(VENV)/installed
 INSTALLED_VLLM := $(VENV_VLLM)/installed
 INSTALLED_PEERS := $(VENV_PEERS)/installed
 
-.PHONY: help setup test test-slow demo real real-smoke config lint format docs clean setup-vllm test-vllm setup-peers test-peers
+.PHONY: help setup test test-slow demo real real-smoke reproduce config lint format docs clean setup-vllm test-vllm setup-peers test-peers
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -11
 
@@ -103,6 +104,12 @@ real: setup
 real-smoke:
 	@$(MAKE) --no-print-directory real RUN=runs/smollm2-smoke DATA=runs/smollm2-smoke/data STAGES=1 STEPS=2 SAMPLES=4 VALID_SAMPLES=4 BATCH=4 POOL_SIZE=2 \
 	  VALID_SIZE=3 TEST_SIZE=3 RATIO=0.25
+
+# the evidence: every bed, arm and seed of benchmarks/reproduce/plan.toml, hours on two cores; resumes, and REPRODUCE="--beds wrong --seeds 2" runs a part
+REPRODUCE ?=
+reproduce: setup
+	@$(VENV)/bin/python benchmarks/reproduce/run.py $(REPRODUCE)
+	@$(VENV)/bin/python benchmarks/reproduce/analyze.py
 
 TEMPLATE := examples/config.mk
 define config-file

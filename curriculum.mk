@@ -20,6 +20,7 @@ ROLLOUT_TEMPERATURE ?= 1.0
 VERIFIER ?=
 ROLLOUT_OPTIONS ?=
 REFRESH ?=
+DRAW ?= 0
 PROBE ?=
 SHORTLIST ?= 2
 FRESH_VALID ?=
@@ -43,10 +44,22 @@ space := $(empty) $(empty)
 not-digits = $(subst 0,,$(subst 1,,$(subst 2,,$(subst 3,,$(subst 4,,$(subst 5,,$(subst 6,,$(subst 7,,$(subst 8,,$(subst 9,,$(1)))))))))))
 whole = $(if $(call not-digits,$(strip $(1))),,$(filter-out 0%,$(strip $(1))))
 ARMS_KNOWN := cropi complete full random static shuffled learnability hardest pass-rate
+# an arm of the config's own selects as the arm RULE.NAME does; POOL.NAME, SELECT_OPTIONS.NAME and TRAIN_OPTIONS.NAME are what it has of its own
+of-arm = $(if $(strip $(value $(1).$(2))),$($(1).$(2)))
+kind-of-arm = $(strip $(or $(call of-arm,RULE,$(1)),$(1)))
+# $(call arms-of,KINDS): the arms that select as one of these
+arms-of = $(strip $(foreach arm,$(ARMS),$(if $(filter $(1),$(call kind-of-arm,$(arm))),$(arm))))
+OWN_POOLS := $(strip $(foreach arm,$(ARMS),$(if $(call of-arm,POOL,$(arm)),$(arm))))
 $(foreach name,STAGES STEPS GPUS SAMPLES VALID_SAMPLES MAX_TOKENS,$(if $(call whole,$($(name))),,$(error $(name)=$($(name)): expected a \
   whole number above 0)))
 $(if $(call not-digits,$(subst $(space),,$(SEEDS))),$(error SEEDS=$(SEEDS): expected whole numbers, such as 1 2 3))
-$(if $(filter-out $(ARMS_KNOWN),$(ARMS)),$(error ARMS=$(ARMS): there is no arm $(filter-out $(ARMS_KNOWN),$(ARMS)), only $(ARMS_KNOWN)))
+$(if $(call not-digits,$(DRAW))$(word 2,$(DRAW)),$(error DRAW=$(DRAW): expected a whole number))
+$(foreach arm,$(ARMS),$(if $(filter-out $(ARMS_KNOWN),$(call kind-of-arm,$(arm))),$(error $(if $(call of-arm,RULE,$(arm)),RULE.$(arm)=$(call \
+  of-arm,RULE,$(arm)): there is no arm $(call of-arm,RULE,$(arm)),ARMS=$(ARMS): there is no arm $(arm)), only $(ARMS_KNOWN)$(if $(call \
+  of-arm,RULE,$(arm)),, and those with a RULE of their own))))
+$(if $(filter start settings,$(ARMS)),$(error ARMS=$(ARMS): start and settings are folders of the run; give the arm another name))
+$(foreach arm,$(OWN_POOLS),$(if $(filter full random,$(call kind-of-arm,$(arm))),,$(error POOL.$(arm)=$(call of-arm,POOL,$(arm)): $(arm) selects by \
+  scores, which are of POOL; only RULE.$(arm) full and random can have a pool of their own)))
 $(if $(filter-out --force,$(FORCE))$(word 2,$(FORCE)),$(error FORCE=$(FORCE): expected --force, or nothing))
 $(foreach name,AUDIT FRESH_VALID,$(if $(filter-out 1,$($(name)))$(word 2,$($(name))),$(error $(name)=$($(name)): expected 1, or nothing)))
 $(if $(strip $(AUDIT)),$(if $(strip $(VALID)),,$(error AUDIT=$(AUDIT): there is no target to pull away from; set VALID)))
@@ -56,7 +69,7 @@ $(if $(filter-out weights full,$(CARRY))$(word 2,$(CARRY)),$(error CARRY=$(CARRY
 number = $(if $(call not-digits,$(subst .,,$(strip $(1))))$(word 4,$(subst ., . ,$(strip $(1))))$(filter .%,$(strip $(1))),,$(strip $(1)))
 $(foreach name,PROBE SHORTLIST,$(if $(strip $($(name))),$(if $(call number,$($(name))),,$(error $(name)=$($(name)): expected a number, such as 0.1))))
 $(if $(PROBE),$(if $(REFRESH),$(error PROBE=$(PROBE) samples afresh at every stage and REFRESH=$(REFRESH) renews old rollouts; leave one of them out)))
-$(if $(filter complete,$(ARMS)),$(if $(PROBE),,$(error ARMS=$(ARMS): complete scores the whole pool where cropi probes, and PROBE is not set; leave it out)))
+$(if $(call arms-of,complete),$(if $(PROBE),,$(error ARMS=$(ARMS): complete scores the whole pool where cropi probes, and PROBE is not set; leave it out)))
 
 $(foreach kind,VALID TEST,$(foreach name,$($(kind)),$(if $(strip $(value $(kind)_FILE.$(name))),,$(error $(kind)=$($(kind)): the prompts of \
   $(name) are not told; set $(kind)_FILE.$(name)))))
@@ -69,7 +82,7 @@ $(if $(MODEL_MADE)$(if $(wildcard $(MODEL)),,$(hub-name)),,$(error MODEL=$(MODEL
 makeable = $(shell MAKEFLAGS='n -- $(subst ','\'',$(MAKEOVERRIDES))' $(MAKE) -f $(firstword $(MAKEFILE_LIST)) CHECKING=1 $(1) >/dev/null 2>&1 && echo yes)
 check-files = $(foreach file,$($(1)),$(if $(wildcard $(file))$(call makeable,$(file)),,$(error $(1)=$($(1)): there is no file $(file), and no rule \
   that makes it)))
-$(if $(value CHECKING),,$(foreach name,MODEL_MADE POOL $(VALID:%=VALID_FILE.%) $(TEST:%=TEST_FILE.%),$(call check-files,$(name))))
+$(if $(value CHECKING),,$(foreach name,MODEL_MADE POOL $(OWN_POOLS:%=POOL.%) $(VALID:%=VALID_FILE.%) $(TEST:%=TEST_FILE.%),$(call check-files,$(name))))
 
 # -- how a step runs: here, or, with SUBMIT and `make -n`, it is shown as SUBMIT PARTS 'TARGETS' 'PREREQUISITES' COMMAND... for a script
 # to hand on (examples/slurm). Without -n make would take a step that is only handed on for one that changed nothing.
@@ -121,26 +134,28 @@ cells = $(foreach arm,$(1),$(foreach seed,$(SEEDS),$(foreach k,$(2),$(RUN)/$(arm
 part = $(word $(2),$(subst /, ,$(patsubst $(RUN)/%,%,$(1))))
 before = $(RUN)/$(call part,$(1),1)/$(call part,$(1),2)/$(words $(wordlist 2,$(call part,$(1),3),$(NUMBERS)))
 first = $(filter 1,$(call part,$(1),3))
+kind = $(call kind-of-arm,$(call part,$(1),1))
+own = $(call of-arm,$(1),$(call part,$(2),1))
 # $(call policy,CELL): the policy a stage starts from; RUN/start is stage 1 of every arm
 policy = $(if $(filter $(S),$(1))$(call first,$(1)),$(MODEL),$(call before,$(1))/policy)
 policy-made = $(if $(filter $(S),$(1))$(call first,$(1)),$(MODEL_MADE),$(call before,$(1))/policy/manifest.json)
 # the arms that score every stage again, by the policy they have then; those of them that score a part of the pool and predict the rest
-RESCORED := cropi complete shuffled
-PROBING := $(if $(PROBE),cropi)
+RESCORED := $(call arms-of,cropi complete shuffled)
+PROBING := $(if $(PROBE),$(call arms-of,cropi))
 probing = $(filter $(PROBING),$(call part,$(1),1))
 # $(call measured-at,CELL): where a stage's validation means are, and but for arms that probe its scores
 measured-at = $(if $(call first,$(1)),$(S),$(1))
 # $(call scores,CELL): where the scores a stage selects by are
-scores = $(strip $(if $(filter full random,$(call part,$(1),1)),,$(if $(call probing,$(1)),$(1),$(if $(filter $(RESCORED),$(call part,$(1),1)),$(call measured-at,$(1)),$(S)))))
+scores = $(strip $(if $(filter full random,$(call kind,$(1))),,$(if $(call probing,$(1)),$(1),$(if $(filter $(RESCORED),$(call part,$(1),1)),$(call measured-at,$(1)),$(S)))))
 # the seed of a cell: of its seed and stage, the same for all arms
 cell-seed = $(call part,$(1),2)00$(call part,$(1),3)
 # that of its selection: shuffled keeps one permutation for all stages, so that its selections overlap as those of cropi do
-select-seed = $(if $(filter shuffled,$(call part,$(1),1)),$(call part,$(1),2)001,$(cell-seed))
+select-seed = $(if $(filter shuffled,$(call kind,$(1))),$(call part,$(1),2)001,$(cell-seed))
 rule = $(if $(filter cropi complete static,$(1)),influence,$(1))
 
 ALL := $(call cells,$(ARMS),$(NUMBERS))
-SCORED := $(S) $(call cells,$(filter-out $(PROBING),$(filter $(RESCORED),$(ARMS))),$(filter-out 1,$(NUMBERS)))
-PROBED := $(call cells,$(filter $(PROBING),$(ARMS)),$(NUMBERS))
+SCORED := $(S) $(call cells,$(filter-out $(PROBING),$(RESCORED)),$(filter-out 1,$(NUMBERS)))
+PROBED := $(call cells,$(PROBING),$(NUMBERS))
 # where validation means are made: at the start, and for every policy that is scored later
 MEANS_AT := $(SCORED) $(foreach cell,$(PROBED),$(if $(call first,$(cell)),,$(cell)))
 # $(call rollouts-at,CELL): the folder of the rollouts that a cell's gradients are of
@@ -182,7 +197,9 @@ $(RUN)/report.html: $(ALL:%=%/policy/manifest.json) $(SUSPECTS)
 VERIFYING = $(if $(strip $(VERIFIER)),--verifier $(VERIFIER))
 SAMPLING = --max-tokens $(MAX_TOKENS) --temperature $(ROLLOUT_TEMPERATURE) $(VERIFYING) $(ROLLOUT_OPTIONS)
 ROLLOUT = cropi-rollout --model $(MODEL) $(SAMPLING)
-TRAIN_ROLLOUT = $(ROLLOUT) $(POOL) -n $(SAMPLES) --seed 0
+# a run's draw of the starting policy's rollouts: seeds of the pool and of validation
+DRAWN := $(shell echo $$((2 * $(DRAW))) $$((2 * $(DRAW) + 1)))
+TRAIN_ROLLOUT = $(ROLLOUT) $(POOL) -n $(SAMPLES) --seed $(firstword $(DRAWN))
 $(eval $(call remember,train-rollouts,TRAIN_ROLLOUT))
 $(firstword $(ROLLOUT_PARTS.$(S))): $(POOL) $(MODEL_MADE) $(RUN)/settings/train-rollouts
 	@mkdir -p $(S)
@@ -196,7 +213,7 @@ $(if $(AUDITED),$(eval $(call remember,audit,AUDITING)))
 of-start = $(if $(filter $(S),$(1)),$(2))
 $(eval $(call remember,means,GRAD_OPTIONS))
 define valid-rules
-VALID_ROLLOUT.$(1) = $$(ROLLOUT) $$(VALID_FILE.$(1)) -n $$(VALID_SAMPLES) --seed 1
+VALID_ROLLOUT.$(1) = $$(ROLLOUT) $$(VALID_FILE.$(1)) -n $$(VALID_SAMPLES) --seed $(lastword $(DRAWN))
 $$(eval $$(call remember,valid-rollouts.$(1),VALID_ROLLOUT.$(1)))
 $(S)/valid-$(1).rollouts.jsonl.manifest.json: $(VALID_FILE.$(1)) $(MODEL_MADE) $(RUN)/settings/valid-rollouts.$(1)
 	@mkdir -p $(S)
@@ -300,12 +317,21 @@ among = $(if $(call probing,$(1)),$(if $(filter shortlist,$(ASKED)),,--among all
 $(S)/suspects.jsonl.manifest.json: $(STORE_PARTS.$(S)) $(ROLLOUT_PARTS.$(S))
 	$(call run,cropi-score $(call STORES,$(S)) $(patsubst %,--suspects %,$(call ROLLOUTS,$(S))),$(S)/suspects.jsonl)
 
+# $(call remember-own,KIND,NAMES): the arms with values of these names of their own remember them each
+remember-own = $(strip $(foreach arm,$(ARMS),$(if $(strip $(foreach name,$(2),$(call of-arm,$(name),$(arm)))),$(eval \
+  OWN_$(1).$(arm) = $(foreach name,$(2),$(name)=$(call of-arm,$(name),$(arm))))$(eval $(call remember,$(1).$(arm),OWN_$(1).$(arm)))$(arm))))
+own-settings = $(if $(filter $(call part,$(3),1),$(2)),$(RUN)/settings/$(1).$(call part,$(3),1))
+SELECTING_OWN := $(call remember-own,selections,POOL SELECT_OPTIONS)
+TRAINING_OWN := $(call remember-own,training,TRAIN_OPTIONS)
+
 SELECT = cropi-select --prompts $(POOL) --ratio $(RATIO)
 $(eval $(call remember,selections,SELECT))
-$(ALL:%=%/selected.jsonl.manifest.json): %/selected.jsonl.manifest.json: \
-    $(POOL) $$(addsuffix /scores.jsonl.manifest.json,$$(call scores,$$*)) $(RUN)/settings/selections
+pool = $(or $(call own,POOL,$(1)),$(POOL))
+select = cropi-select --prompts $(call pool,$(1)) $(or $(call own,SELECT_OPTIONS,$(1)),--ratio $(RATIO))
+$(ALL:%=%/selected.jsonl.manifest.json): %/selected.jsonl.manifest.json: $$(call pool,$$*) \
+    $$(addsuffix /scores.jsonl.manifest.json,$$(call scores,$$*)) $(RUN)/settings/selections $$(call own-settings,selections,$(SELECTING_OWN),$$*)
 	@mkdir -p $*
-	$(call run,$(SELECT) $(addsuffix /scores.jsonl,$(call scores,$*)) --by $(call rule,$(call part,$*,1)) $(call among,$*) --seed $(call select-seed,$*),$*/selected.jsonl)
+	$(call run,$(call select,$*) $(addsuffix /scores.jsonl,$(call scores,$*)) --by $(call rule,$(call kind,$*)) $(call among,$*) --seed $(call select-seed,$*),$*/selected.jsonl)
 
 # the optimizer's state takes twice the disk of a policy: it is kept only where something will read it
 STATELESS := $(if $(filter full,$(CARRY))$(filter --preconditioner% --state% --carry%,$(GRAD_OPTIONS) $(STORE_OPTIONS) $(TRAIN_OPTIONS)),,--state drop)
@@ -316,8 +342,9 @@ TRAINED = $(TRAIN)$(if $(filter full,$(CARRY)), --carry full)
 carried = $(if $(call first,$(1)),,$(if $(filter full,$(CARRY)),--carry full))
 $(eval $(call remember,training,TRAINED))
 $(ALL:%=%/policy/manifest.json): %/policy/manifest.json: \
-    %/selected.jsonl.manifest.json $(foreach name,$(TEST),$(TEST_FILE.$(name))) $$(call policy-made,$$*) $(RUN)/settings/training
-	$(call run,$(TRAIN) $(call carried,$*) --model $(call policy,$*) $*/selected.jsonl --seed $(call cell-seed,$*),$*/policy)
+    %/selected.jsonl.manifest.json $(foreach name,$(TEST),$(TEST_FILE.$(name))) $$(call policy-made,$$*) $(RUN)/settings/training \
+    $$(call own-settings,training,$(TRAINING_OWN),$$*)
+	$(call run,$(TRAIN) $(call carried,$*) $(call own,TRAIN_OPTIONS,$*) --model $(call policy,$*) $*/selected.jsonl --seed $(call cell-seed,$*),$*/policy)
 
 # -- what all of it will take, from a few prompts that go through every command in a temporary folder
 quoted = '$(subst ','\'',$(strip $(1)))'
@@ -325,5 +352,5 @@ estimate: $(POOL) $(MODEL_MADE) $(foreach name,$(VALID),$(VALID_FILE.$(name))) $
 	@python $(HERE)examples/estimate.py --pool $(POOL) --samples $(SAMPLES) --valid-samples $(VALID_SAMPLES) \
 	  $(foreach name,$(VALID),--valid $(name)=$(VALID_FILE.$(name))) --rollout $(call quoted,$(ROLLOUT)) \
 	  --grad $(call quoted,cropi-grad --model $(MODEL) $(GRAD_OPTIONS)) --store=$(call quoted,$(STORE_OPTIONS)) \
-	  --train $(call quoted,$(TRAIN) --model $(MODEL)) --arms $(call quoted,$(ARMS)) --refresh $(call quoted,$(REFRESH)) $(if $(PROBING),--probe $(PROBED_SHARE)) \
+	  --train $(call quoted,$(TRAIN) --model $(MODEL)) --arms $(call quoted,$(foreach arm,$(ARMS),$(call kind-of-arm,$(arm)))) --refresh $(call quoted,$(REFRESH)) $(if $(PROBING),--probe $(PROBED_SHARE)) \
 	  --stages $(STAGES) --seeds $(words $(SEEDS)) --gpus $(GPUS)

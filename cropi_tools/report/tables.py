@@ -33,6 +33,7 @@ from cropi_tools.report.formatting import (
     summary,
     threshold_words,
 )
+from cropi_tools.report.points import seed_points
 from cropi_tools.report.speeds import Null, Speed
 from cropi_tools.report.structures import ArmFigures, Comparison, SetFigure
 from cropi_tools.runtime.errors import printable
@@ -234,6 +235,7 @@ def _arm_json(arm: ArmFigures) -> dict[str, Any]:
         "sets": {name: _figure_json(item) for name, item in arm.sets.items()},
         "target": _figure_json(arm.target),
         "curve": [[step, value] for step, value in arm.curve],
+        "points": seed_points(arm),
         "difference": gap
         and {
             "baseline": gap.baseline,

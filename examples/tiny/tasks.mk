@@ -12,6 +12,7 @@ POOL_SIZE ?= 70
 VALID_SIZE ?= 40
 TEST_SIZE ?= 120
 WARMUP_SIZE ?= 900
+WARMUP_SEED ?= 0
 
 TINY_TASKS := $(DATA)/pool.jsonl $(TINY_TARGETS:%=$(DATA)/valid.%.jsonl) $(TINY_TARGETS:%=$(DATA)/test.%.jsonl)
 without = $(1:%=--exclude %)
@@ -34,5 +35,5 @@ $(DATA)/warmup.jsonl: $(TINY_TASKS)
 	@touch $@
 
 $(START)/manifest.json: $(DATA)/warmup.jsonl $(TINY)warmup.py
-	python $(TINY)warmup.py $< -o $(START) $(FORCE)
+	python $(TINY)warmup.py $< --seed $(WARMUP_SEED) -o $(START) $(FORCE)
 	@touch $@

@@ -20,6 +20,8 @@ MISTAKES = (
     ),
     *(f"{name}={value}" for name in ("AUDIT", "FRESH_VALID") for value in ("yes", "0", "1 1")),
     "ARMS=complete",
+    *(f"DRAW={value}" for value in ("x", "-1", "1 2", "1.5")),
+    *("ARMS=start", "ARMS=random settings"),
 )
 
 
