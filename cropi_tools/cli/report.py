@@ -11,7 +11,8 @@ cropi-report runs/tiny
 cropi-report runs/tiny -o report.html --png curves.png
 cropi-report runs/tiny --target gcd --threshold 0.6
 cropi-report P1 P2 P3
-cropi-report runs/a runs/b --json | jq '.arms[] | {arm, mean}'
+cropi-report runs/a runs/b --json | jq '.arms | map_values(.target.mean)'
+cropi-report --join runs/seed-*
 """
 
 
@@ -28,7 +29,9 @@ def report(options: ReportOptions) -> None:
     from cropi_tools.report.tables import as_json, print_tables
 
     runs = [Path(folder) for folder in options.runs]
-    comparison = compare_runs(runs, options.baseline, options.speedup_over, options.target, options.threshold)
+    comparison = compare_runs(
+        runs, options.baseline, options.speedup_over, options.target, options.threshold, options.join
+    )
     inputs = {f"run {place}": run_input(folder) for place, folder in enumerate(runs, 1)}
     if options.png is not None:
         write(options.png, "picture", comparison, options, inputs)

@@ -98,7 +98,7 @@ def _figures(run: Run, arm: Arm, label: str, sets: Sequence[str], chosen: Sequen
     curve = mean_curve([seed_curve(seed, chosen) for seed in counted])
     step = curve[-1][0] if curve else None
     at_end = {} if step is None else {name: set_figure(counted, step, (name,)) for name in sets}
-    ledgers = {seed.name: seed_ledger(run, arm, seed) for seed in arm.seeds}
+    ledgers = {seed.name: seed_ledger(arm, seed) for seed in arm.seeds}
     return ArmFigures(
         label=label,
         kind=arm.name,
@@ -183,7 +183,7 @@ def _curves(
     if unit == "steps":
         at = np.broadcast_to(np.array(steps, dtype=np.float64), values.shape)
         return steps, Curves(values, at, at)
-    costs = [cumulative(arm.run, arm.arm, seed, unit) for seed in seeds]
+    costs = [cumulative(arm.arm, seed, unit) for seed in seeds]
     known = [cost for cost in costs if cost is not None]
     if len(known) < len(costs) or any(step not in cost for cost in known for step in steps):
         return None

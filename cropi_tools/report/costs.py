@@ -18,7 +18,7 @@ from typing import Any
 
 from cropi_tools.data.fields import AMOUNT
 from cropi_tools.report.pool import SUSPECTS
-from cropi_tools.report.reading import SELECTION_MANIFEST, Arm, Manifest, Run, Seed, Stage
+from cropi_tools.report.reading import SELECTION_MANIFEST, Arm, Manifest, Seed, Stage
 
 UNITS = ("seconds", "tokens")
 _SCORELESS = ("random", "full")
@@ -116,12 +116,12 @@ def uses_scores(arm: Arm) -> bool:
     )
 
 
-def read_of_start(run: Run, arm: Arm) -> list[Manifest]:
-    """The manifests of the shared first stage that the arm's selections read, directly or through what was made of them."""
+def read_of_start(arm: Arm, seed: Seed) -> list[Manifest]:
+    """The manifests of the shared first stage that the arm's selections read for a seed, directly or through what was made of them."""
     if not uses_scores(arm):
         return []
     rules = {rule for seed in arm.seeds for stage in seed.stages for rule in _rules(stage)}
-    found = _read(run.start, rules - set(_SCORELESS))
+    found = _read(seed.start, rules - set(_SCORELESS))
     if all(_probes(stage) for seed in arm.seeds for stage in seed.stages):
         # all that it reads of the pool it sampled and scored itself
         return [item for item in found if _is_of_validation(item) or item.command == _EMBED]
@@ -222,9 +222,9 @@ def _timed(stage: Stage, *keys: str) -> float | None:
     return _sum(_amount(record, key) for record in stage.timings for key in keys)
 
 
-def seed_ledger(run: Run, arm: Arm, seed: Seed) -> Ledger:
+def seed_ledger(arm: Arm, seed: Seed) -> Ledger:
     """Everything one seed took, all its stages, with what it read of the shared first stage."""
-    read = read_of_start(run, arm)
+    read = read_of_start(arm, seed)
     sampling, scoring = _selecting(read)
     training = Cost()
     evaluations: list[float | None] = []
@@ -254,13 +254,13 @@ def mean_ledger(ledgers: list[Ledger]) -> Ledger:
     )
 
 
-def cumulative(run: Run, arm: Arm, seed: Seed, unit: str) -> dict[int, tuple[float, float]] | None:
+def cumulative(arm: Arm, seed: Seed, unit: str) -> dict[int, tuple[float, float]] | None:
     """Cost up to each global step, in device seconds or in tokens; None where the files do not say.
 
     Each step has two costs: on arriving there, and when the selection for the next stage is made, if a stage begins
     there. Seconds are those of work: evaluation, which every arm pays for being measured, and starting are left out.
     """
-    spent = sum((manifest_cost(item) for item in read_of_start(run, arm)), Cost()).of(unit) or 0.0
+    spent = sum((manifest_cost(item) for item in read_of_start(arm, seed)), Cost()).of(unit) or 0.0
     keys = ("seconds_sampling", "seconds_update") if unit == "seconds" else ("tokens_generated", "tokens_trained")
     at = {0: (0.0, spent)}
     for stage, own in zip(seed.stages, read_of_stages(seed), strict=True):

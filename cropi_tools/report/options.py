@@ -27,6 +27,10 @@ class ReportOptions(CommandOptions):
     ] = None
     png: Annotated[str | None, Option("--png", "Write the learning curves as a picture.", metavar="FILE")] = None
     as_json: AsJson = False
+    join: Annotated[
+        bool,
+        Option("--join", "Take the runs for one: arms of one name are one arm, with seeds RUN/SEED.", "Report"),
+    ] = False
     baseline: Annotated[str, Option("--baseline", "Arm that differences in accuracy are to.", "Report", "ARM")] = (
         "random"
     )
@@ -54,6 +58,8 @@ class ReportOptions(CommandOptions):
             "reference": self.speedup_over,
             "target": list(self.target),
         }
+        if self.join:
+            found["join"] = True
         if self.threshold is not None:
             found["threshold"] = self.threshold
         return {**found, "kind": kind}

@@ -21,7 +21,7 @@ def seed_points(arm: ArmFigures) -> dict[str, dict[str, Any]]:
             for step in steps:
                 there = seed.evaluations.get((step, name))
                 values.append(None if there is None else there.accuracy)
-        costs = {unit: cumulative(arm.run, arm.arm, seed, unit) for unit in UNITS}
+        costs = {unit: cumulative(arm.arm, seed, unit) for unit in UNITS}
         found[seed.name] = {
             "finished": seed.finished,
             "steps": steps,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,11 +76,12 @@ class Stage:
 
 @dataclass(frozen=True)
 class Seed:
-    """One seed of an arm: its stages in order and its evaluations by (global step, set)."""
+    """One seed of an arm: its stages in order, its evaluations by (global step, set), and the manifests of the first stage it shares."""
 
     name: str
     stages: tuple[Stage, ...]
     evaluations: Mapping[tuple[int, str], Evaluation]
+    start: tuple[Manifest, ...] = ()
 
     @property
     def finished(self) -> bool:
@@ -137,16 +138,36 @@ def read_run(folder: Path) -> Run:
     known: dict[str, Selection] = {}
     pool = read_pool(folder / START)
     rates = pool.rates if pool else {}
+    start = tuple(_manifests(folder / START, folder))
     for arm in _folders(folder):
         if arm.name == START:
             continue
-        seeds = [_read_seed(seed, folder, known, rates) for seed in _folders(arm) if _stage_folders(seed)]
+        seeds = [
+            replace(_read_seed(seed, folder, known, rates), start=start)
+            for seed in _folders(arm)
+            if _stage_folders(seed)
+        ]
         if seeds:
             arms.append(Arm(arm.name, tuple(seeds)))
     if not arms:
         raise InputError(f"{folder}: no arm in it; expected ARM/SEED/1 with a training stage, such as cropi/1/1")
     name = folder.name or folder.resolve().name
-    return Run(name, folder, tuple(_manifests(folder / START, folder)), tuple(arms), pool)
+    return Run(name, folder, start, tuple(arms), pool)
+
+
+def joined(runs: Sequence[Run]) -> Run:
+    """The runs as one: arms of one name are one arm, and its seeds are named RUN/SEED, each with the first stage of its own run.
+
+    What the pools hold is left out, since each run may have one of its own.
+    """
+    arms: dict[str, list[Seed]] = {}
+    for run in runs:
+        for arm in run.arms:
+            seeds = arms.setdefault(arm.name, [])
+            seeds += [replace(seed, name=f"{run.name}/{seed.name}") for seed in arm.seeds]
+    folder = Path(os.path.commonpath([run.folder.absolute() for run in runs]))
+    start = tuple(replace(made, path=f"{run.name}/{made.path}") for run in runs for made in run.start)
+    return Run(folder.name, folder, start, tuple(Arm(name, tuple(seeds)) for name, seeds in arms.items()))
 
 
 class Place(NamedTuple):

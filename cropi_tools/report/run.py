@@ -13,7 +13,7 @@ from cropi_tools.report.chain import is_policy, read_chain
 from cropi_tools.report.comparison import compare
 from cropi_tools.report.options import ReportOptions
 from cropi_tools.report.pool import SUSPECTS, read_texts
-from cropi_tools.report.reading import read_run
+from cropi_tools.report.reading import joined, read_run
 from cropi_tools.report.structures import Comparison
 from cropi_tools.runtime.errors import InputError
 
@@ -34,9 +34,10 @@ def compare_runs(
     speedup_over: str = "full",
     targets: Sequence[str] = (),
     threshold: float | None = None,
+    join: bool = False,
 ) -> Comparison:
     """Compare the arms of all runs: differences to the arm `baseline`, speed-ups over the arm `speedup_over`, means over the sets `targets`
-    (by default every set all arms have); `threshold` as `compare` takes it.
+    (by default every set all arms have); `threshold` as `compare` takes it; `join` makes the runs one.
 
     Policies of cropi-train among the folders are one run more, their chain. InputError: a folder that is neither, a broken file, policies of
     several chains, two runs of one name.
@@ -48,7 +49,7 @@ def compare_runs(
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise InputError(f"{twice}: two run folders of this name; rename one, since arms are shown as RUN/ARM")
-    return compare(runs, baseline=baseline, reference=speedup_over, targets=targets, threshold=threshold)
+    return compare([joined(runs)] if join else runs, baseline=baseline, reference=speedup_over, targets=targets, threshold=threshold)
 
 
 def run_input(folder: Path) -> Input:

@@ -50,8 +50,8 @@ class Examples(NamedTuple):
     end: np.ndarray
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a byte: every text can be written and read back.
+def make_tokenizer(context: int = CONTEXT) -> PreTrainedTokenizerFast:
+    """One token a byte: every text can be written and read back. context: the most tokens of a prompt with its response.
 
     Bytes rather than a list of characters, because transformers opens the tokenizer of any Qwen2 model as a byte-level
     one.
@@ -64,23 +64,23 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         tokenizer_object=bytewise,
         pad_token=PAD,
         eos_token=END,
-        model_max_length=CONTEXT,
+        model_max_length=context,
         padding_side="left",
         clean_up_tokenization_spaces=False,
     )
 
 
-def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
-    """A Qwen2 of about 0.6 million parameters."""
+def make_model(tokenizer: PreTrainedTokenizerFast, width: int = 128, layers: int = 3, inner: int = 384) -> Qwen2ForCausalLM:
+    """A Qwen2, as it is of about 0.6 million parameters. inner: the width of the feed-forward layers."""
     return Qwen2ForCausalLM(
         Qwen2Config(
             vocab_size=len(tokenizer),
-            hidden_size=128,
-            intermediate_size=384,
-            num_hidden_layers=3,
+            hidden_size=width,
+            intermediate_size=inner,
+            num_hidden_layers=layers,
             num_attention_heads=4,
             num_key_value_heads=2,
-            max_position_embeddings=CONTEXT,
+            max_position_embeddings=tokenizer.model_max_length,
             tie_word_embeddings=True,
             initializer_range=0.06,  # about 1/sqrt(width) learns several times faster here than the default of 0.02
             bos_token_id=None,
@@ -173,7 +173,9 @@ def answer_loss(model: Qwen2ForCausalLM, examples: Examples, rows: np.ndarray) -
     return torch.nn.functional.cross_entropy(logits, tokens[:, 1:][mask], reduction="sum")
 
 
-def train(model: Qwen2ForCausalLM, phases: list[tuple[Examples, int]], seed: int) -> None:
+def train(
+    model: Qwen2ForCausalLM, phases: list[tuple[Examples, int]], seed: int, learning_rate: float = LEARNING_RATE
+) -> None:
     """Train through the phases, (examples, steps) each; the learning rate falls linearly to 0 over all of them."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, betas=(0.9, 0.99), weight_decay=0.01)
     model.train()
@@ -183,7 +185,7 @@ def train(model: Qwen2ForCausalLM, phases: list[tuple[Examples, int]], seed: int
         for examples, steps in phases:
             for _, rows in zip(range(steps), batches(examples, chance), strict=False):
                 done += 1
-                optimizer.param_groups[0]["lr"] = LEARNING_RATE * min(done / WARMING_STEPS, 1 - (done - 1) / total)
+                optimizer.param_groups[0]["lr"] = learning_rate * min(done / WARMING_STEPS, 1 - (done - 1) / total)
                 rows = rows[np.argsort(examples.end[rows], kind="stable")]
                 targets = float((examples.end[rows] - examples.answer_start[rows] + 1).sum())
                 loss = 0.0

@@ -1,0 +1,283 @@
+"""From the records of `run.py` to the figures of plan.toml: docs/results/reproduce.json, tables and pictures.
+
+    python benchmarks/reproduce/analyze.py                # print the tables, write the JSON and the pictures
+    python benchmarks/reproduce/analyze.py --no-pictures
+
+Every rule is plan.toml's. Arms are compared over the seeds that all arms of a bed have a record of.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import permutations
+from statistics import median
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from plan import RECORDS, ROOT, Bed, read_plan, record_path
+
+from cropi_tools.report.speeds import LATE, Curves, Factor, Speed, factors, speed
+from cropi_tools.report.statistics import Interval, holm, mean, paired_interval, t_quantile
+
+RESULT = ROOT / "docs" / "results" / "reproduce.json"
+UNITS = {"steps": "steps", "tokens": "tokens", "work_seconds": "seconds"}
+"""Our names of the units by those of the result."""
+CONFIDENCE = 0.95
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One arm over the seeds of a bed: the accuracy on each set [seeds, points], and what was spent at each point."""
+
+    name: str
+    steps: tuple[int, ...]
+    accuracy: Mapping[str, Floats]
+    spent: Mapping[str, tuple[Floats, Floats]]
+    selected: tuple[Sequence[Mapping[str, int]], ...]
+    costs: tuple[Mapping[str, Any], ...]
+
+    def on(self, sets: Sequence[str]) -> Floats:
+        """The mean accuracy over sets, [seeds, points]."""
+        found: Floats = np.mean([self.accuracy[name] for name in sets], axis=0)
+        return found
+
+    def curves(self, sets: Sequence[str], unit: str) -> Curves:
+        values = self.on(sets)
+        if unit == "steps":
+            at = np.broadcast_to(np.array(self.steps, dtype=np.float64), values.shape)
+            return Curves(values, at, at)
+        return Curves(values, *self.spent[unit])
+
+    def final(self, sets: Sequence[str]) -> Floats:
+        """By seed the mean of the last evaluations."""
+        found: Floats = self.on(sets)[:, -LATE:].mean(1)
+        return found
+
+
+class Final(NamedTuple):
+    """A mean over seeds with its 95 % interval of Student's t."""
+
+    mean: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Floats) -> Final:
+        center = float(values.mean())
+        if len(values) < 2:
+            return cls(center, math.nan, math.nan)
+        reach = t_quantile(CONFIDENCE, len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
+        return cls(center, max(center - reach, 0.0), min(center + reach, 1.0))
+
+
+class Contrast(NamedTuple):
+    """The subject's final accuracy less a control's: by seed, its t interval, that with Bonferroni's correction, Holm's p."""
+
+    control: str
+    by_seed: tuple[float, ...]
+    interval: Interval | None
+    corrected: tuple[float, float] | None
+    p: float | None
+
+
+class Bench:
+    """A bed with the records of its seeds."""
+
+    def __init__(self, bed: Bed) -> None:
+        self.bed = bed
+        self.records = {
+            seed: json.loads(record_path(bed.name, seed).read_text())
+            for seed in range(1, bed.seeds + 1)
+            if record_path(bed.name, seed).exists()
+        }
+        self.seeds = tuple(self.records)
+
+    @cached_property
+    def arms(self) -> dict[str, Measured]:
+        return {name: self._measured(name) for name in self.bed.arms} if self.records else {}
+
+    def _measured(self, name: str) -> Measured:
+        each = [record["arms"][name] for record in self.records.values()]
+        points = [one["points"] for one in each]
+        (steps,) = {tuple(found["steps"]) for found in points}
+        return Measured(
+            name,
+            steps,
+            {
+                sets: np.array([found["accuracy"][sets] for found in points], dtype=np.float64)
+                for sets in points[0]["accuracy"]
+            },
+            {
+                unit: (
+                    np.array([found[unit]["arrived"] for found in points], dtype=np.float64),
+                    np.array([found[unit]["ready"] for found in points], dtype=np.float64),
+                )
+                for unit in ("seconds", "tokens")
+            },
+            tuple(one["selected"] for one in each),
+            tuple(one["cost"] for one in each),
+        )
+
+    @cached_property
+    def finals(self) -> dict[str, Final]:
+        return {name: Final.of(arm.final(self.bed.targets)) for name, arm in self.arms.items()}
+
+    @cached_property
+    def untargeted(self) -> dict[str, Final]:
+        return {name: Final.of(arm.final(self.bed.untargeted)) for name, arm in self.arms.items()}
+
+    def speed(self, name: str, unit: str, over: str = "full") -> Speed:
+        """How many times less of a unit an arm needs than full up to the bed's threshold."""
+        ours, theirs = (self.arms[arm].curves(self.bed.targets, UNITS[unit]) for arm in (name, over))
+        return speed(ours, theirs, [str(seed) for seed in self.seeds], over, self.bed.threshold, None)
+
+    def null(self, unit: str) -> list[Factor]:
+        """The same figure for each two seeds of full that have one starting policy, which differ by nothing but luck."""
+        curves = self.arms["full"].curves(self.bed.targets, UNITS[unit])
+        goal = np.array([self.bed.threshold])
+        pairs = [
+            (one, other)
+            for one, other in permutations(range(len(self.seeds)), 2)
+            if self.bed.shared_by(self.seeds[one]) == self.bed.shared_by(self.seeds[other])
+        ]
+        single = [curves.of(np.eye(len(self.seeds))[[place]]) for place in range(len(self.seeds))]
+        return [factors(single[one], single[other], goal)[0] for one, other in pairs]
+
+    @cached_property
+    def contrasts(self) -> list[Contrast]:
+        """The subject against every control."""
+        ours = self.arms[self.bed.subject].final(self.bed.targets)
+        gaps = {name: ours - self.arms[name].final(self.bed.targets) for name in self.bed.controls}
+        intervals = {name: paired_interval(list(gap)) for name, gap in gaps.items()}
+        tested = {name: interval for name, interval in intervals.items() if interval is not None}
+        adjusted = dict(zip(tested, holm([interval.p for interval in tested.values()]), strict=True))
+        return [
+            Contrast(name, tuple(gap), intervals[name], self._corrected(gap), adjusted.get(name))
+            for name, gap in gaps.items()
+        ]
+
+    def _corrected(self, gap: Floats) -> tuple[float, float] | None:
+        count = len(gap)
+        if count < 2:
+            return None
+        level = 1 - (1 - CONFIDENCE) / len(self.bed.controls)
+        reach = t_quantile(level, count - 1) * float(gap.std(ddof=1)) / math.sqrt(count)
+        return float(gap.mean()) - reach, float(gap.mean()) + reach
+
+
+def log_interval(found: Speed) -> tuple[float, float] | None:
+    """The t interval of the seeds' own factors, on a logarithmic scale; None unless every seed has one."""
+    ratios = [factor.exact for factor in found.by_seed.values()]
+    known = [math.log(ratio) for ratio in ratios if ratio]
+    if len(known) < len(ratios):
+        return None
+    interval = paired_interval(known)
+    return None if interval is None else (math.exp(interval.low), math.exp(interval.high))
+
+
+def as_json(benches: Sequence[Bench]) -> dict[str, Any]:
+    """The result: null for what has no end or was not reached."""
+    return {"beds": {bench.bed.name: bed_json(bench) for bench in benches}}
+
+
+def bed_json(bench: Bench) -> dict[str, Any]:
+    reached = {(name, unit): speed_json(bench, name, unit) for name in bench.arms if name != "full" for unit in UNITS}
+    return {
+        "seeds": len(bench.seeds),
+        "threshold": bench.bed.threshold,
+        "dates": sorted({record["date"] for record in bench.records.values()}),
+        "devices": sorted({record["device"] for record in bench.records.values()}),
+        "start": float(np.mean([arm.on(bench.bed.targets)[:, 0].mean() for arm in bench.arms.values()])),
+        "arms": {
+            name: {
+                "final": bench.finals[name]._asdict(),
+                "untargeted": bench.untargeted[name]._asdict(),
+                "curve": [
+                    [step, float(value)]
+                    for step, value in zip(arm.steps, arm.on(bench.bed.targets).mean(0), strict=True)
+                ],
+            }
+            for name, arm in bench.arms.items()
+        },
+        "speedup": {name: {unit: reached[name, unit] for unit in UNITS} for name in bench.arms if name != "full"},
+        "null": {unit: null_json(bench.null(unit)) for unit in UNITS},
+        "differences": {
+            contrast.control: {
+                "mean": mean(contrast.by_seed),
+                "low": contrast.interval and contrast.interval.low,
+                "high": contrast.interval and contrast.interval.high,
+                "corrected": contrast.corrected and list(contrast.corrected),
+                "p_holm": contrast.p,
+            }
+            for contrast in bench.contrasts
+        },
+    }
+
+
+def speed_json(bench: Bench, name: str, unit: str) -> dict[str, Any]:
+    found = bench.speed(name, unit)
+    low, high = found.interval or (0.0, math.inf)
+    return {
+        "mean": found.ratio,
+        "low": low or None,
+        "high": None if math.isinf(high) else high,
+        "reached": sum(factor.arm_reached for factor in found.by_seed.values()),
+        "t": log_interval(found),
+    }
+
+
+def null_json(found: Sequence[Factor]) -> dict[str, Any]:
+    known = sorted(factor.exact for factor in found if factor.exact is not None)
+    return {
+        "pairs": len(found),
+        "missed": len(found) - len(known),
+        "median": median(known) if known else None,
+        "low": min(known, default=None),
+        "high": max(known, default=None),
+    }
+
+
+def rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return None if math.isnan(value) else float(f"{value:.4g}")
+    if isinstance(value, dict):
+        return {name: rounded(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [rounded(item) for item in value]
+    return value
+
+
+def main() -> None:
+    from tables import fill_page, goals_of, tables
+
+    parser = argparse.ArgumentParser(description="Figures, tables and pictures of the comparison.")
+    parser.add_argument("--no-pictures", action="store_true", help="figures and tables alone")
+    options = parser.parse_args()
+    benches = [bench for bench in map(Bench, read_plan().values()) if bench.records]
+    if not benches:
+        raise SystemExit(f"analyze.py: no records in {RECORDS}; run.py makes them")
+    RESULT.write_text(json.dumps(rounded(as_json(benches)), indent=1) + "\n")
+    found = {bench.bed.name: tables(bench) for bench in benches}
+    fill_page(found)
+    for bench in benches:
+        print(f"\n{bench.bed.title}\n\n{found[bench.bed.name]}")
+        for line in goals_of(bench):
+            print(line)
+    if not options.no_pictures:
+        from pictures import draw_curves, draw_main
+
+        for bench in benches:
+            draw_curves(bench, RECORDS.with_name(f"reproduce-{bench.bed.name}.png"))
+        draw_main(benches, RECORDS.with_name("reproduce.png"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,261 @@
+"""The tasks of bed (c): ten families of short sums whose answers are worked out step by step, in 20 to 80 characters.
+
+    python benchmarks/reproduce/worked_tasks.py --size 50 --seed 1 -o pool.jsonl
+    python benchmarks/reproduce/worked_tasks.py --size 40 --seed 2 --only mod --exclude pool.jsonl -o valid.mod.jsonl
+
+A record is a prompt as the commands take it; `extra.worked` is the right solution, `extra.slipped` one with a slip in a single step, from
+which the rest follows as it should: what the policy is warmed up with. A solution ends with `#### ANSWER`, which the verifier `maths` reads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from cropi_tools.data.jsonl import read_jsonl
+
+LEVELS = (0, 1)
+TRIES = 200  # draws for one prompt that is not there yet
+
+
+class Pen:
+    """Writes down the numbers of a solution; with a place of a slip, the number written there is wrong, and so is what follows from it."""
+
+    def __init__(self, chance: random.Random, slip: int | None = None) -> None:
+        self.chance, self.slip, self.written = chance, slip, 0
+
+    def __call__(self, value: int) -> int:
+        place, self.written = self.written, self.written + 1
+        if place != self.slip:
+            return value
+        return max(0, value + self.chance.choice([-10, -1, 1, 10] if value >= 10 else [-1, 1, 1, 2]))
+
+
+class Task(NamedTuple):
+    """A prompt, and its solution for a pen: the steps and the answer."""
+
+    prompt: str
+    solve: Callable[[Pen], tuple[list[str], int]]
+
+
+def digits(chance: random.Random, count: int) -> list[int]:
+    return [chance.randint(1, 9), *(chance.randint(0, 9) for _ in range(count - 1))]
+
+
+def number(places: list[int]) -> int:
+    return int("".join(map(str, places)))
+
+
+def add(chance: random.Random, level: int) -> Task:
+    one, two = digits(chance, 4 + level), digits(chance, 4 + level)
+
+    def solve(pen: Pen) -> tuple[list[str], int]:
+        steps, found, carry = [], 0, 0
+        for place, (a, b) in enumerate(zip(reversed(one), reversed(two), strict=True)):
+            total = pen(a + b + carry)
+            steps.append(f"{a}+{b}+{carry}={total}")
+            found += total % 10 * 10**place
+            carry = total // 10
+        return steps, found + carry * 10 ** len(one)
+
+    return Task(f"add {number(one)}+{number(two)}", solve)
+
+
+def multiply(chance: random.Random, level: int) -> Task:
+    one, by = digits(chance, 4 + level), chance.randint(3, 9)
+
+    def solve(pen: Pen) -> tuple[list[str], int]:
+        steps, found, carry = [], 0, 0
+        for place, a in enumerate(reversed(one)):
+            total = pen(a * by + carry)
+            steps.append(f"{a}*{by}+{carry}={total}")
+            found += total % 10 * 10**place
+            carry = total // 10
+        return steps, found + carry * 10 ** len(one)
+
+    return Task(f"mul {number(one)}*{by}", solve)
+
+
+def remainder(chance: random.Random, level: int) -> Task:
+    one, by = digits(chance, 6 + level), chance.randint(3, 9)
+
+    def solve(pen: Pen) -> tuple[list[str], int]:
+        steps, left = [], 0
+        for a in one:
+            whole = left * 10 + a
+            left = pen(whole % by)
+            steps.append(f"{whole}%{by}={left}")
+        return steps, left
+
+    return Task(f"mod {number(one)}%{by}", solve)
+
+
+def divisor(chance: random.Random, level: int) -> Task:
+    one, two = (chance.randint(2, 9) * chance.randint(10, 40 + 40 * level) for _ in range(2))
+
+    def solve(pen: Pen) -> tuple[list[str], int]:
+        steps, high, low = [], max(one, two), min(one, two)
+        while low and len(steps) < 8:
+            left = pen(high % low)
+            steps.append(f"{high}%{low}={left}")
+            high, low = low, left
+        return steps, high
+
+    return Task(f"gcd {one},{two}", solve)
+
+
+def digit_sum(chance: random.Random, level: int) -> Task:
+    one = digits(chance, 6 + level)
+
+    def solve(pen: Pen) -> tuple[list[str], int]:
+        steps, total = [], one[0]
+        for a in one[1:]:
+            after = pen(total + a)
+            steps.append(f"{total}+{a}={after}")
+            total = after
+        return steps, total
+
+    return Task(f"dig {number(one)}", solve)
+
+
+def chain(chance: random.Random, level: int) -> Task:
+    terms = [chance.randint(2, 60) for _ in range(5 + level)]
+
+    def solve(pen: Pen) -> tuple[list[str], int]:
+        steps, total = [], terms[0]
+        for term in terms[1:]:
+            after = pen(total + term)
+            steps.append(f"{total}+{term}={after}")
+            total = after
+        return steps, total
+
+    return Task("sum " + "+".join(map(str, terms)), solve)
+
+
+def backwards(chance: random.Random, level: int) -> Task:
+    one = [chance.randint(1, 9) for _ in range(6 + level)]
+
+    def solve(pen: Pen) -> tuple[list[str], int]:
+        steps, found = [], 0
+        for a in reversed(one):
+            found = pen(found * 10 + a)
+            steps.append(str(found))
+        return steps[1:], found
+
+    return Task(f"rev {number(one)}", solve)
+
+
+def ordered(chance: random.Random, level: int) -> Task:
+    one = [chance.randint(1, 9) for _ in range(5 + level)]
+
+    def solve(pen: Pen) -> tuple[list[str], int]:
+        steps, left, found = [], list(one), []
+        while len(left) > 1:
+            least = min(9, max(1, pen(min(left))))
+            left.remove(least if least in left else min(left))
+            found.append(least)
+            steps.append(f"{least},{number(left)}")
+        return steps, number(found + left)
+
+    return Task(f"ord {number(one)}", solve)
+
+
+def greatest(chance: random.Random, level: int) -> Task:
+    terms = [chance.randint(10, 99) for _ in range(5 + level)]
+
+    def solve(pen: Pen) -> tuple[list[str], int]:
+        steps, high = [], terms[0]
+        for term in terms[1:]:
+            after = pen(max(high, term))
+            steps.append(f"{high},{term}>{after}")
+            high = after
+        return steps, high
+
+    return Task("max " + ",".join(map(str, terms)), solve)
+
+
+def polynomial(chance: random.Random, level: int) -> Task:
+    factors, at = [chance.randint(1, 9) for _ in range(4 + level)], chance.randint(2, 4)
+
+    def solve(pen: Pen) -> tuple[list[str], int]:
+        steps, value = [], factors[0]
+        for factor in factors[1:]:
+            after = pen(value * at + factor)
+            steps.append(f"{value}*{at}+{factor}={after}")
+            value = after
+        return steps, value
+
+    return Task(f"pol {','.join(map(str, factors))}@{at}", solve)
+
+
+FAMILIES: dict[str, Callable[[random.Random, int], Task]] = {
+    "add": add,
+    "mul": multiply,
+    "mod": remainder,
+    "gcd": divisor,
+    "dig": digit_sum,
+    "sum": chain,
+    "rev": backwards,
+    "ord": ordered,
+    "max": greatest,
+    "pol": polynomial,
+}
+
+
+def solution(task: Task, pen: Pen) -> tuple[str, str]:
+    """(the whole text, the answer)."""
+    steps, answer = task.solve(pen)
+    return f"{' '.join(steps)} #### {answer}", str(answer)
+
+
+def records(sources: list[str], size: int, seed: int, taken: set[str]) -> Iterator[dict[str, object]]:
+    """`size` prompts of each level of each family, none of them in `taken`; fewer where no more are found."""
+    for source in sources:
+        for level in LEVELS:
+            chance = random.Random(f"{seed}:{source}:{level}")
+            made = tries = 0
+            while made < size and tries < TRIES:
+                task = FAMILIES[source](chance, level)
+                tries += 1
+                if task.prompt in taken:
+                    continue
+                taken.add(task.prompt)
+                tries = 0
+                pen = Pen(chance)
+                worked, answer = solution(task, pen)
+                slipped, wrong = worked, answer
+                for _ in range(20):
+                    slipped, wrong = solution(task, Pen(chance, chance.randrange(pen.written)))
+                    if wrong != answer:
+                        break
+                yield {
+                    "id": f"{source}-{level}-{seed}-{made}",
+                    "prompt": task.prompt + ": ",
+                    "answer": answer,
+                    "source": source,
+                    "verifier": "maths",
+                    "extra": {"worked": worked, "slipped": slipped},
+                }
+                made += 1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Make prompts with worked answers.")
+    parser.add_argument("--size", type=int, required=True, help="prompts of each level of each family")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="+", default=list(FAMILIES), choices=list(FAMILIES))
+    parser.add_argument("--exclude", nargs="*", default=[], help="files whose prompts are left out")
+    parser.add_argument("-o", "--output", required=True, type=Path)
+    options = parser.parse_args()
+    taken = {record["prompt"].removesuffix(": ") for path in options.exclude for _, record in read_jsonl(path)}
+    options.output.write_text(
+        "".join(json.dumps(record) + "\n" for record in records(options.only, options.size, options.seed, taken))
+    )
+
+
+if __name__ == "__main__":
+    main()
