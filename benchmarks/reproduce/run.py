@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -20,7 +21,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import FrameType
+from typing import Any, NamedTuple, NoReturn
 
 from plan import PLAN, RECORDS, ROOT, Bed, read_plan, record_path
 from warm import Warm
@@ -32,6 +34,7 @@ from cropi_tools.data.jsonl import read_jsonl
 
 WORK = ROOT / "runs" / "reproduce"
 AT_ONCE = 2
+RUNNING: list[subprocess.Popen[bytes]] = []
 
 
 class Unit(NamedTuple):
@@ -65,6 +68,8 @@ def main() -> None:
         return
     WORK.mkdir(parents=True, exist_ok=True)
     RECORDS.mkdir(parents=True, exist_ok=True)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
     with Warm(WORK / "warm") as warm:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": warm.path}
         words = [f"VENV={warm.bin.parent}"]
@@ -90,7 +95,11 @@ def complete(unit: Unit, words: Sequence[str], environment: dict[str, str]) -> b
     if code := make(unit, "curriculum", words, environment):
         say(f"{unit.name}: make ended with {code}; see {log_of(unit)}")
         return False
-    write_record(unit, environment)
+    try:
+        write_record(unit, environment)
+    except (OSError, subprocess.CalledProcessError) as error:
+        say(f"{unit.name}: no record: {error}")
+        return False
     say(f"{unit.name}: {time.monotonic() - begun:.0f} s")
     return True
 
@@ -98,9 +107,19 @@ def complete(unit: Unit, words: Sequence[str], environment: dict[str, str]) -> b
 def make(unit: Unit, target: str, words: Sequence[str], environment: dict[str, str]) -> int:
     command = ["make", "--no-print-directory", f"CONFIG={unit.bed.config}", f"SEED={unit.seed}", *words, target]
     with open(log_of(unit), "ab") as log:
-        return subprocess.run(
-            command, cwd=ROOT, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL
-        ).returncode
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        RUNNING.append(process)
+        return process.wait()
+
+
+def stop(number: int, frame: FrameType | None) -> NoReturn:
+    """End with everything that was started: the same command goes on from there."""
+    for process in RUNNING:
+        if process.poll() is None:
+            process.terminate()
+    for process in RUNNING:
+        process.wait()
+    os._exit(128 + number)
 
 
 def log_of(unit: Unit) -> Path:

@@ -73,6 +73,8 @@ def contrast_row(contrast: Contrast) -> list[str]:
 
 def null_words(bench: Bench) -> str:
     """What two equal arms come to."""
+    if not bench.null("steps"):
+        return "Null: no two seeds have one starting policy."
     said = []
     for unit, word in (("steps", "steps"), ("work_seconds", "seconds")):
         found = bench.null(unit)
@@ -113,8 +115,10 @@ def goals_of(bench: Bench) -> list[str]:
 
 def speedup(bench: Bench, name: str, unit: str) -> str:
     found = bench.speed(name, unit)
-    if found.interval is None or found.ratio is None:
+    if found.ratio is None:
         return "not reached" if found.needed is None else NOTHING
+    if found.interval is None:
+        return f"{found.ratio:.2f}"
     low, high = found.interval
     ends = ("0" if low == 0 else f"{low:.2f}", "∞" if math.isinf(high) else f"{high:.2f}")
     return f"{found.ratio:.2f} [{', '.join(ends)}]"

@@ -166,6 +166,11 @@ def run(request: dict[str, Any], streams: list[int]) -> NoReturn:
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
+    # Python opened its own for those of this process
+    sys.stdin, sys.stdout, sys.stderr = (
+        open(number, mode, errors=errors, closefd=False)
+        for number, mode, errors in ((0, "r", "strict"), (1, "w", "strict"), (2, "w", "backslashreplace"))
+    )
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])

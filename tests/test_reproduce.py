@@ -1,0 +1,197 @@
+"""The comparison of benchmarks/reproduce: its plan, its figures on records worked out by hand, and commands run from one warm process."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "benchmarks" / "reproduce"
+STEPS = list(range(0, 101, 5))
+
+
+@pytest.fixture(scope="module")
+def modules() -> Iterator[dict[str, ModuleType]]:
+    import importlib
+
+    sys.path[:0] = [str(FOLDER), str(FOLDER.parent)]
+    try:
+        yield {name: importlib.import_module(name) for name in ("plan", "analyze", "tables", "pictures", "warm")}
+    finally:
+        del sys.path[:2]
+
+
+def record(seed: int, rises: dict[str, float], start: float = 0.3) -> dict[str, Any]:
+    """A record whose arms rise linearly to the same ceiling; a step takes 2 seconds and 10 tokens, selecting 30 seconds and 100 tokens first."""
+    arms = {}
+    for name, rise in rises.items():
+        accuracy = [min(0.9, start + 0.001 * seed + rise * step) for step in STEPS]
+        first = {"seconds": 0.0, "tokens": 0.0} if name == "full" else {"seconds": 30.0, "tokens": 100.0}
+        spent = {
+            unit: {
+                "arrived": [0.0, *(first[unit] + each * step for step in STEPS[1:])],
+                "ready": [first[unit] + each * step for step in STEPS],
+            }
+            for unit, each in (("seconds", 2.0), ("tokens", 10.0))
+        }
+        sets = {name: accuracy for name in ("reverse", "gcd", "others")}
+        arms[name] = {
+            "points": {"finished": True, "steps": STEPS, "accuracy": sets, **spent},
+            "cost": {},
+            "selected": [{"prompts": 10, "targets": 4, "wrong": 1}, {"prompts": 10, "targets": 6, "wrong": 1}],
+        }
+    return {"bed": "families", "seed": seed, "date": "2026-01-01", "device": "x", "arms": arms}
+
+
+@pytest.fixture
+def bench(modules: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Four seeds, two starting policies: full rises by .003 a step, cropi by .009, the controls by less."""
+    bed = replace(
+        modules["plan"].read_plan()["families"],
+        seeds=4,
+        policies=2,
+        threshold=0.48,
+        arms=("full", "random", "learnability", "cropi"),
+        controls=("random", "learnability"),
+    )
+    for name in ("plan", "analyze"):
+        monkeypatch.setattr(modules[name], "record_path", lambda bed, seed: tmp_path / f"{bed}-{seed}.json")
+    for seed in range(1, 5):
+        rises = {"full": 0.003, "random": 0.001, "learnability": 0.002 + 0.0001 * seed, "cropi": 0.009}
+        (tmp_path / f"families-{seed}.json").write_text(json.dumps(record(seed, rises)))
+    return modules["analyze"].Bench(bed)
+
+
+def test_the_figures_of_known_curves(bench: Any, modules: dict[str, ModuleType]) -> None:
+    found = modules["analyze"].bed_json(bench)
+    assert (found["seeds"], found["threshold"]) == (4, 0.48)
+    # full is there after (.48 - .3025) / .003 steps, cropi after a third of that; seconds count 30 for selecting first
+    speed = found["speedup"]["cropi"]
+    assert speed["steps"]["mean"] == pytest.approx(3.0, rel=1e-6)
+    needed = 0.1775 / 0.009
+    assert speed["work_seconds"]["mean"] == pytest.approx(2 * 0.1775 / 0.003 / (30 + 2 * needed), rel=1e-6)
+    assert speed["tokens"]["mean"] == pytest.approx(10 * 0.1775 / 0.003 / (100 + 10 * needed), rel=1e-6)
+    assert speed["steps"]["reached"] == 4
+    assert speed["steps"]["low"] == pytest.approx(3.0, rel=0.05)
+    assert found["speedup"]["random"]["steps"] == {
+        "mean": None,
+        "low": None,
+        "high": pytest.approx(1.0, rel=0.5),
+        "reached": 0,
+        "t": None,
+    }
+    # finals: the mean of steps 90, 95 and 100
+    assert found["arms"]["random"]["final"]["mean"] == pytest.approx(0.3025 + 0.001 * 95)
+    assert found["arms"]["cropi"]["final"]["mean"] == pytest.approx(0.9)
+    gap = found["differences"]["learnability"]
+    assert gap["mean"] == pytest.approx(0.9 - (0.3025 + 0.00225 * 95))
+    assert gap["corrected"][0] < gap["low"] < gap["mean"] < gap["high"] < gap["corrected"][1]
+    assert bench.arms["cropi"].selected[0][0]["targets"] == 4
+
+
+def test_the_null_compares_seeds_of_one_starting_policy_alone(bench: Any) -> None:
+    found = bench.null("steps")
+    assert len(found) == 4  # 1 and 3, 2 and 4, either way
+    assert sorted(factor.exact for factor in found) == pytest.approx(
+        sorted([0.177 / 0.179, 0.176 / 0.178, 0.178 / 0.176, 0.179 / 0.177]), rel=1e-6
+    )
+
+
+def test_tables_and_pictures_show_what_the_figures_say(
+    bench: Any, modules: dict[str, ModuleType], tmp_path: Path
+) -> None:
+    table = modules["tables"].tables(bench)
+    row = next(line for line in table.splitlines() if line.startswith("| CROPI, probing |"))
+    assert "3.00 [" in row
+    assert "4 of 4" in row
+    assert ".50 |" in row
+    assert "| not reached | 0 of 4 |" in next(line for line in table.splitlines() if line.startswith("| random tenth"))
+    modules["pictures"].draw_curves(bench, tmp_path / "curves.png")
+    modules["pictures"].draw_main([bench], tmp_path / "main.png")
+    first = (tmp_path / "main.png").read_bytes()
+    modules["pictures"].draw_main([bench], tmp_path / "main.png")
+    assert first == (tmp_path / "main.png").read_bytes()
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+
+
+def test_the_plan_names_arms_that_its_configs_have(modules: dict[str, ModuleType], tmp_path: Path) -> None:
+    for bed in modules["plan"].read_plan().values():
+        shown = subprocess.run(
+            [
+                "make",
+                "-n",
+                "--no-print-directory",
+                f"CONFIG={bed.config}",
+                "SEED=2",
+                f"VENV={sys.prefix}",
+                f"RUN={tmp_path / bed.name}",
+                "curriculum",
+            ],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+        assert shown.returncode == 0, shown.stderr
+        trained = {word.split("/")[-4] for word in shown.stdout.split() if word.endswith("/policy")}
+        assert set(bed.arms) <= trained
+        assert {bed.subject, *bed.controls, "full"} <= set(bed.arms)
+
+
+def test_records_that_are_kept_are_of_the_plan(modules: dict[str, ModuleType]) -> None:
+    """What is in the repository can be analyzed, and the result is what the analysis says."""
+    analyze, plan = modules["analyze"], modules["plan"]
+    benches = [bench for bench in map(analyze.Bench, plan.read_plan().values()) if bench.records]
+    kept = json.loads(analyze.RESULT.read_text()) if analyze.RESULT.exists() else {"beds": {}}
+    assert kept == analyze.rounded(analyze.as_json(benches))
+
+
+@pytest.mark.slow
+def test_a_command_from_the_warm_process_is_the_command(
+    modules: dict[str, ModuleType], tmp_path: Path, policy_folder: Path
+) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(
+        "".join(
+            json.dumps({"id": f"p{i}", "prompt": "S1+1=", "answer": "2", "source": "sum"}) + "\n" for i in range(40)
+        )
+    )
+    words = ["--model", str(policy_folder), str(prompts), "-n", "4", "--max-tokens", "4", "--seed", "3"]
+    plain = {**os.environ, "OMP_NUM_THREADS": "1"}
+    plain["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), plain["PATH"]])
+    with modules["warm"].Warm(tmp_path / "warm") as warm:
+        quick = {**plain, "PATH": warm.path}
+        for name, environment in (("plain", plain), ("warm", quick)):
+            subprocess.run(
+                ["cropi-rollout", *words, "-o", str(tmp_path / f"{name}.jsonl")],
+                env=environment,
+                check=True,
+                cwd=tmp_path,
+            )
+        assert (tmp_path / "plain.jsonl").read_bytes() == (tmp_path / "warm.jsonl").read_bytes()
+        shown = subprocess.run(["cropi-select", "--version"], env=quick, capture_output=True, text=True)
+        assert shown.stdout.startswith("cropi-select") or shown.stdout.strip()
+        refused = subprocess.run(["cropi-train", "--steps", "0"], env=quick, capture_output=True, text=True)
+        assert refused.returncode == 2
+        assert "cropi-train" in refused.stderr
+        # a signal to what was started reaches the command: it keeps what it has and ends with 143
+        long = subprocess.Popen(
+            ["cropi-rollout", *words[:3], "-n", "5000", "--verifier", "exact", "--max-tokens", "8", "-o", str(tmp_path / "long.jsonl")],
+            env=quick,
+            stderr=subprocess.DEVNULL,
+            cwd=tmp_path,
+        )
+        time.sleep(3)
+        long.send_signal(signal.SIGTERM)
+        assert long.wait(60) == 143
+    assert subprocess.run(["cropi-select", "--version"], env=quick, capture_output=True).returncode != 0
