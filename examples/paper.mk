@@ -40,9 +40,9 @@ VERIFIER := maths
 ENGINE ?= vllm
 ROLLOUT_OPTIONS := --engine $(ENGINE)
 
-# Behavior probabilities recomputed with the starting policy, token ratio, no clip (paper). Activations computed again (released script): less
-# memory, the same gradient.
-GRAD_OPTIONS := --behavior $(MODEL) --weighting token --checkpoint-activations
+# Behavior probabilities recomputed with the starting policy, token ratio, no clip (paper). In bfloat16, as the behavior policy is stored, at every stage
+# (released script); activations computed again (released script): less memory, the same gradient.
+GRAD_OPTIONS := --behavior $(MODEL) --weighting token --dtype bfloat16 --checkpoint-activations
 # 32768 dimensions (paper). The paper keeps 15M coordinates (1 % of 1.5B) and projects them with a Gaussian. Ours sketches all coordinates, and scores do not use the
 # sketch: they are exact. STORE_OPTIONS='--sketch sparse-gaussian --keep 0.01 --dim 32768' makes the paper's.
 STORE_OPTIONS := --sketch countsketch --dim 32768

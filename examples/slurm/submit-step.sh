@@ -18,6 +18,7 @@ done
 
 case $1 in
     cropi-score | cropi-select) resources=$CPU_JOB ;;
+    cropi-train) resources=$TRAIN_JOB ;;
     *) resources=$GPU_JOB ;;
 esac
 options=(--parsable "--job-name=$1:$RUN_FOLDER" "--output=$RUN_FOLDER/slurm/%j-$1.out")

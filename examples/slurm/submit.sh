@@ -7,8 +7,9 @@
 #   examples/slurm/submit.sh examples/qwen2.5-1.5b-math/config.mk 8 -n            only shows the steps
 set -eu
 
-# -- edit: what a job asks for. Rollouts, gradients and training have a GPU each; scoring and selecting need none.
+# -- edit: what a job asks for. Rollouts and gradients have a GPU each; training has as many, unless told otherwise; scoring and selecting need none.
 export GPU_JOB=${GPU_JOB:---gpus=1 --cpus-per-task=8 --mem=64G --time=12:00:00}
+export TRAIN_JOB=${TRAIN_JOB:-$GPU_JOB}
 export CPU_JOB=${CPU_JOB:---cpus-per-task=2 --mem=16G --time=00:30:00}
 
 [ $# -ge 2 ] || { echo "usage: submit.sh CONFIG GPUS [STAGES=n] [FORCE=--force] [-n]" >&2; exit 2; }

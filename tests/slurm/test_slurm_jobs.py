@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import time
@@ -50,6 +51,18 @@ def two_runs(tmp_path: Path, **values: object) -> tuple[BookkeptCurriculum, Book
     (tmp_path / "make").mkdir()
     (tmp_path / "slurm").mkdir()
     return BookkeptCurriculum(tmp_path / "make", **values), BookkeptCurriculum(tmp_path / "slurm", **values)
+
+
+@pytest.mark.parametrize("asked", ["", "--gpus=8"])
+def test_training_may_ask_for_more_than_the_other_steps(asked: str, tmp_path: Path) -> None:
+    curriculum, cluster = BookkeptCurriculum(tmp_path, ARMS="cropi"), Cluster(tmp_path / "queue")
+    curriculum.variables |= {"GPU_JOB": "--gpus=1", **({"TRAIN_JOB": asked} if asked else {})}
+    submit(curriculum, cluster, 1)
+    jobs = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("queue/*.job"))]
+    by_command = {job["words"][1]: job["options"].get("gpus") for job in jobs}
+    assert by_command["cropi-train"] == (asked.removeprefix("--gpus=") or "1")
+    assert by_command["cropi-rollout"] == by_command["cropi-grad"] == "1"
+    assert by_command["cropi-select"] is None
 
 
 def test_the_scripts_are_sound_bash() -> None:
