@@ -159,26 +159,44 @@ def _chosen(
     # squared errors relative to each set's variance, so that every set counts alike
     scale = np.var(known.scores[fresh], axis=0)
     scale = np.where(scale > 0, scale, 1.0)
-    settings = [(ridge, decay) for decay in (DECAYS if (known.ages > 0).any() else (1.0,)) for ridge in RIDGES]
-    sets = known.scores.shape[1]
-    found = np.zeros((len(settings), len(fresh), sets))
-    for first in range(0, len(settings), len(RIDGES)):
-        weights = _weights(known.ages, settings[first][1])
-        for fold in folds:
-            kept = weights.copy()
-            kept[fresh[fold]] = 0.0
-            used = kept > 0
-            # all ridges in one fit: the scores again for each of them
-            model = Ridge(alpha=np.repeat(RIDGES, sets), solver="cholesky")
-            model.fit(rows[used], np.tile(known.scores[used], len(RIDGES)), sample_weight=kept[used])
-            predictions = model.predict(rows[fresh[fold]]).reshape(len(fold), len(RIDGES), sets)
-            found[first : first + len(RIDGES), fold] = predictions.transpose(1, 0, 2)
+    decays = DECAYS if (known.ages > 0).any() else (1.0,)
+    settings = [(ridge, decay) for decay in decays for ridge in RIDGES]
+    found = np.concatenate(
+        [foretold_without_fold(rows, known.scores, _weights(known.ages, decay), fresh, folds) for decay in decays]
+    )
     errors = (((found - known.scores[fresh]) ** 2) / scale).mean(2)
     foretold = np.empty(found.shape[1:])
     for fold in folds:
         others = np.setdiff1d(np.arange(len(fresh)), fold)
         foretold[fold] = found[int(np.argmin(errors[:, others].mean(1))), fold]
     return *settings[int(np.argmin(errors.mean(1)))], foretold
+
+
+def foretold_without_fold(
+    rows: Values, scores: Values, weights: Values, fresh: NDArray[np.int64], folds: Sequence[NDArray[np.int64]]
+) -> Values:
+    """What each of RIDGES foretells of every fold's fresh observations when fitted on all others, [ridges, fresh, sets].
+
+    As from a fit without the fold, but from one decomposition for all: without fold F the residuals of a ridge regression are
+    (1 - H_FF)^-1 times those of the whole fit, H being what maps the observed scores to fitted ones (R. D. Cook and S. Weisberg, Residuals
+    and Influence in Regression, 1982, section 2.2, for a weighted fit with a penalty and a free intercept).
+    """
+    total = weights.sum()
+    center, mean = weights @ rows / total, weights @ scores / total
+    centered = rows - center
+    values, axes = np.linalg.eigh(centered.T @ (centered * weights[:, None]))
+    turned = centered @ axes
+    fitted_by = turned.T @ ((scores - mean) * weights[:, None])
+    found = np.empty((len(RIDGES), len(fresh), scores.shape[1]))
+    for number, ridge in enumerate(RIDGES):
+        shrunk = 1.0 / (np.maximum(values, 0.0) + ridge)
+        for fold in folds:
+            here = fresh[fold]
+            truth, own = scores[here], turned[here]
+            residual = truth - mean - (own * shrunk) @ fitted_by
+            smoother = ((own * shrunk) @ own.T + 1.0 / total) * weights[here]
+            found[number, fold] = truth - np.linalg.solve(np.eye(len(here)) - smoother, residual)
+    return found
 
 
 def _source_means(scores: Values, sources: NDArray[np.str_], folds: Sequence[NDArray[np.int64]]) -> Values:

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from gradient_stores import make_store, spec
 from numpy.typing import NDArray
+from sklearn.linear_model import Ridge
 
 from cropi_tools.cli.score import score
 from cropi_tools.data.features import as_rows, header
 from cropi_tools.data.jsonl import read_jsonl
 from cropi_tools.runtime.errors import InputError, UsageError
 from cropi_tools.scores.options import ScoreOptions
-from cropi_tools.scores.prediction import FEWEST, LANDMARKS, Observations, Predictor
+from cropi_tools.scores.prediction import FEWEST, LANDMARKS, RIDGES, Observations, Predictor, foretold_without_fold
 from cropi_tools.scores.rank_metrics import spearman
 
 pytestmark = pytest.mark.filterwarnings(
@@ -94,6 +95,28 @@ def test_a_plain_twin() -> None:
     expected = kernel[np.ix_(rest, known)] @ solved[:80] + solved[80]
     found, _ = predicted(world, predictor, rest)
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("count", "width"), [(60, 12), (40, 90), (300, 40)])
+@pytest.mark.parametrize("old", ["none", "some", "without weight"])
+def test_cross_validation_is_that_of_a_fit_without_each_fold(count: int, width: int, old: str) -> None:
+    """Against scikit-learn fitted anew for every fold and every ridge; more columns than rows, old observations, collinear columns."""
+    draw = np.random.default_rng(count + width)
+    rows = draw.normal(size=(count, width)) * 10.0 ** draw.uniform(-2, 1, size=width)
+    rows[:, 1] = rows[:, 0]
+    scores = draw.normal(size=(count, 2)) + 3.0 + rows[:, :1]
+    fresh = np.arange(count) if old == "none" else np.arange(0, count, 2)
+    weights = np.ones(count)
+    if old != "none":
+        weights[1::2] = 0.0 if old == "without weight" else 0.3
+    folds = [np.arange(number, len(fresh), 7) for number in range(7)]
+    found = foretold_without_fold(rows, scores, weights, fresh, folds)
+    for number, ridge in enumerate(RIDGES):
+        for fold in folds:
+            kept = weights.copy()
+            kept[fresh[fold]] = 0.0
+            model = Ridge(alpha=ridge, solver="svd").fit(rows, scores, sample_weight=kept)
+            assert found[number, fold] == pytest.approx(model.predict(rows[fresh[fold]]), rel=1e-6, abs=1e-8)
 
 
 @pytest.mark.parametrize("trials", [6, pytest.param(60, marks=pytest.mark.slow)])
