@@ -47,7 +47,13 @@ def record(seed: int, rises: dict[str, float], start: float = 0.3) -> dict[str, 
         }
         sets = {name: accuracy for name in ("reverse", "gcd", "others")}
         arms[name] = {
-            "points": {"finished": True, "steps": STEPS, "accuracy": sets, **spent},
+            "points": {
+                "finished": True,
+                "steps": STEPS,
+                "prompts": dict.fromkeys(sets, 100),
+                "accuracy": sets,
+                **spent,
+            },
             "cost": {},
             "selected": [{"prompts": 10, "targets": 4, "wrong": 1}, {"prompts": 10, "targets": 6, "wrong": 1}],
         }
@@ -125,6 +131,48 @@ def test_tables_and_pictures_show_what_the_figures_say(
     assert (tmp_path / "curves.png").stat().st_size > 10_000
 
 
+def test_a_record_of_a_run_is_what_the_analysis_reads(
+    modules: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib
+
+    sys.path.insert(0, str(ROOT / "tests" / "report"))
+    synthetic, run = importlib.import_module("synthetic_run"), importlib.import_module("run")
+    bed = replace(
+        modules["plan"].read_plan()["families"], name="bed", seeds=2, policies=1, untargeted=("gcd",), threshold=0.5
+    )
+    bed = replace(bed, arms=("full", "random", "cropi"), controls=("random",))
+    for name in ("plan", "analyze"):
+        monkeypatch.setattr(modules[name], "record_path", lambda bed, seed: tmp_path / f"{bed}-{seed}.json")
+    monkeypatch.setattr(run, "record_path", lambda bed, seed: tmp_path / f"{bed}-{seed}.json")
+    monkeypatch.setattr(run, "WORK", tmp_path)
+    for seed in (1, 2):
+        synthetic.write_run(tmp_path / "bed" / str(seed), seeds=(str(seed),))
+        run.write_record(run.Unit(bed, seed))
+    bench = modules["analyze"].Bench(bed)
+    assert bench.seeds == (1, 2)
+    # .40 and .41 at the start, .004 and .008 a step; cropi of seed 2 lies .01 above that
+    assert bench.speed("full", "steps").needed == pytest.approx(0.095 / 0.004)
+    assert bench.arms["cropi"].selected[0] == [{"prompts": 10, "targets": 10, "wrong": 0}] * 2
+    assert bench.arms["cropi"].questions(bed.targets) == 400
+    (contrast,) = bench.contrasts
+    assert contrast.by_seed == pytest.approx([0.006 * 30, 0.006 * 30 + 0.01])
+
+
+def test_what_has_its_record_is_not_run_again(
+    modules: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import importlib
+
+    run = importlib.import_module("run")
+    (tmp_path / "there.json").touch()
+    monkeypatch.setattr(run, "record_path", lambda bed, seed: tmp_path / "there.json")
+    monkeypatch.setattr(run, "Warm", None)  # nothing may start
+    monkeypatch.setattr(sys, "argv", ["run.py", "--beds", "families", "--seeds", "3"])
+    run.main()
+    assert "3 of 3 units have their record" in capsys.readouterr().out
+
+
 def test_the_plan_names_arms_that_its_configs_have(modules: dict[str, ModuleType], tmp_path: Path) -> None:
     for bed in modules["plan"].read_plan().values():
         shown = subprocess.run(
@@ -153,7 +201,7 @@ def test_records_that_are_kept_are_of_the_plan(modules: dict[str, ModuleType]) -
     analyze, plan = modules["analyze"], modules["plan"]
     benches = [bench for bench in map(analyze.Bench, plan.read_plan().values()) if bench.records]
     kept = json.loads(analyze.RESULT.read_text()) if analyze.RESULT.exists() else {"beds": {}}
-    assert kept == analyze.rounded(analyze.as_json(benches))
+    assert kept == plan.rounded(analyze.as_json(benches), 4)
 
 
 @pytest.mark.slow
@@ -186,7 +234,18 @@ def test_a_command_from_the_warm_process_is_the_command(
         assert "cropi-train" in refused.stderr
         # a signal to what was started reaches the command: it keeps what it has and ends with 143
         long = subprocess.Popen(
-            ["cropi-rollout", *words[:3], "-n", "5000", "--verifier", "exact", "--max-tokens", "8", "-o", str(tmp_path / "long.jsonl")],
+            [
+                "cropi-rollout",
+                *words[:3],
+                "-n",
+                "5000",
+                "--verifier",
+                "exact",
+                "--max-tokens",
+                "8",
+                "-o",
+                str(tmp_path / "long.jsonl"),
+            ],
             env=quick,
             stderr=subprocess.DEVNULL,
             cwd=tmp_path,

@@ -20,8 +20,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from plan import RECORDS, ROOT, Bed, read_plan, record_path
+from plan import RECORDS, ROOT, Bed, read_plan, record_path, rounded
 
+from cropi_tools.intervals import wilson
 from cropi_tools.report.speeds import LATE, Curves, Factor, Speed, factors, speed
 from cropi_tools.report.statistics import Interval, holm, mean, paired_interval, t_quantile
 
@@ -39,6 +40,7 @@ class Measured:
 
     name: str
     steps: tuple[int, ...]
+    prompts: Mapping[str, int]
     accuracy: Mapping[str, Floats]
     spent: Mapping[str, tuple[Floats, Floats]]
     selected: tuple[Sequence[Mapping[str, int]], ...]
@@ -56,6 +58,10 @@ class Measured:
             return Curves(values, at, at)
         return Curves(values, *self.spent[unit])
 
+    def questions(self, sets: Sequence[str]) -> int:
+        """How many prompts the sets have together."""
+        return sum(self.prompts[name] for name in sets)
+
     def final(self, sets: Sequence[str]) -> Floats:
         """By seed the mean of the last evaluations."""
         found: Floats = self.on(sets)[:, -LATE:].mean(1)
@@ -63,19 +69,24 @@ class Measured:
 
 
 class Final(NamedTuple):
-    """A mean over seeds with its 95 % interval of Student's t."""
+    """A mean over seeds with its 95 % interval of Student's t, or that of the prompts (Wilson) where it is the wider: seeds that agree, as at
+    0, do not make an accuracy certain.
+    """
 
     mean: float
     low: float
     high: float
 
     @classmethod
-    def of(cls, values: Floats) -> Final:
+    def of(cls, values: Floats, prompts: int) -> Final:
         center = float(values.mean())
+        low, high = wilson(center, prompts)
         if len(values) < 2:
-            return cls(center, math.nan, math.nan)
+            return cls(center, low, high)
         reach = t_quantile(CONFIDENCE, len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
-        return cls(center, max(center - reach, 0.0), min(center + reach, 1.0))
+        if reach > (high - low) / 2:
+            low, high = center - reach, center + reach
+        return cls(center, max(low, 0.0), min(high, 1.0))
 
 
 class Contrast(NamedTuple):
@@ -111,6 +122,7 @@ class Bench:
         return Measured(
             name,
             steps,
+            points[0]["prompts"],
             {
                 sets: np.array([found["accuracy"][sets] for found in points], dtype=np.float64)
                 for sets in points[0]["accuracy"]
@@ -128,11 +140,17 @@ class Bench:
 
     @cached_property
     def finals(self) -> dict[str, Final]:
-        return {name: Final.of(arm.final(self.bed.targets)) for name, arm in self.arms.items()}
+        return {
+            name: Final.of(arm.final(self.bed.targets), arm.questions(self.bed.targets))
+            for name, arm in self.arms.items()
+        }
 
     @cached_property
     def untargeted(self) -> dict[str, Final]:
-        return {name: Final.of(arm.final(self.bed.untargeted)) for name, arm in self.arms.items()}
+        return {
+            name: Final.of(arm.final(self.bed.untargeted), arm.questions(self.bed.untargeted))
+            for name, arm in self.arms.items()
+        }
 
     def speed(self, name: str, unit: str, over: str = "full") -> Speed:
         """How many times less of a unit an arm needs than full up to the bed's threshold."""
@@ -245,16 +263,6 @@ def null_json(found: Sequence[Factor]) -> dict[str, Any]:
     }
 
 
-def rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return None if math.isnan(value) else float(f"{value:.4g}")
-    if isinstance(value, dict):
-        return {name: rounded(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [rounded(item) for item in value]
-    return value
-
-
 def main() -> None:
     from tables import fill_page, goals_of, tables
 
@@ -264,7 +272,7 @@ def main() -> None:
     benches = [bench for bench in map(Bench, read_plan().values()) if bench.records]
     if not benches:
         raise SystemExit(f"analyze.py: no records in {RECORDS}; run.py makes them")
-    RESULT.write_text(json.dumps(rounded(as_json(benches)), indent=1) + "\n")
+    RESULT.write_text(json.dumps(rounded(as_json(benches), 4), indent=1) + "\n")
     found = {bench.bed.name: tables(bench) for bench in benches}
     fill_page(found)
     for bench in benches:

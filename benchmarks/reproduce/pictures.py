@@ -63,6 +63,8 @@ def draw_curves(bench: Bench, path: Path) -> None:
     figure.legend(
         [handles[i] for i in order], [names[i] for i in order], loc="outside right center", frameon=False, fontsize=9
     )
+    means = [100 * arm.on(bench.bed.targets).mean(0) for arm in bench.arms.values()]
+    targets.set_ylim(min(map(np.min, means)) - 4, max(map(np.max, means)) + 6)
     figure.suptitle(f"{bench.bed.title} ({len(bench.seeds)} seeds)", fontsize=11.5)
     figure.savefig(path, dpi=130, metadata=METADATA)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAN = Path(__file__).with_name("plan.toml")
@@ -46,3 +48,14 @@ def read_plan() -> dict[str, Bed]:
 
 def record_path(bed: str, seed: int) -> Path:
     return RECORDS / f"{bed}-{seed}.json"
+
+
+def rounded(value: Any, digits: int) -> Any:
+    """Numbers to so many digits, for files that are kept in the repository; null for what is no number."""
+    if isinstance(value, float):
+        return None if math.isnan(value) else float(f"{value:.{digits}g}")
+    if isinstance(value, dict):
+        return {name: rounded(item, digits) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [rounded(item, digits) for item in value]
+    return value

@@ -21,10 +21,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Event
 from types import FrameType
 from typing import Any, NamedTuple, NoReturn
 
-from plan import PLAN, RECORDS, ROOT, Bed, read_plan, record_path
+from plan import PLAN, RECORDS, ROOT, Bed, read_plan, record_path, rounded
 from warm import Warm
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -35,6 +36,7 @@ from cropi_tools.data.jsonl import read_jsonl
 WORK = ROOT / "runs" / "reproduce"
 AT_ONCE = 2
 RUNNING: list[subprocess.Popen[bytes]] = []
+STOPPING = Event()
 
 
 class Unit(NamedTuple):
@@ -91,12 +93,14 @@ def main() -> None:
 
 def complete(unit: Unit, words: Sequence[str], environment: dict[str, str]) -> bool:
     """Run a unit to its end and write its record."""
+    if STOPPING.is_set():
+        return False
     begun = time.monotonic()
     if code := make(unit, "curriculum", words, environment):
         say(f"{unit.name}: make ended with {code}; see {log_of(unit)}")
         return False
     try:
-        write_record(unit, environment)
+        write_record(unit)
     except (OSError, subprocess.CalledProcessError) as error:
         say(f"{unit.name}: no record: {error}")
         return False
@@ -114,6 +118,7 @@ def make(unit: Unit, target: str, words: Sequence[str], environment: dict[str, s
 
 def stop(number: int, frame: FrameType | None) -> NoReturn:
     """End with everything that was started: the same command goes on from there."""
+    STOPPING.set()
     for process in RUNNING:
         if process.poll() is None:
             process.terminate()
@@ -126,11 +131,11 @@ def log_of(unit: Unit) -> Path:
     return WORK / f"{unit.bed.name}-{unit.seed}.log"
 
 
-def write_record(unit: Unit, environment: dict[str, str]) -> None:
+def write_record(unit: Unit) -> None:
     """What cropi-report says of the unit's run, as far as the analysis reads it."""
     run = WORK / unit.bed.name / str(unit.seed)
     said = subprocess.run(
-        ["cropi-report", str(run), "--json", "--quiet"], env=environment, check=True, capture_output=True
+        [Path(sys.executable).with_name("cropi-report"), run, "--json", "--quiet"], check=True, capture_output=True
     )
     report: dict[str, Any] = json.loads(said.stdout)
     record = {
@@ -151,7 +156,7 @@ def write_record(unit: Unit, environment: dict[str, str]) -> None:
     }
     path = record_path(unit.bed.name, unit.seed)
     part = path.with_suffix(".part")
-    part.write_text(json.dumps(rounded(record), separators=(",", ":")) + "\n")
+    part.write_text(json.dumps(rounded(record, 6), separators=(",", ":")) + "\n")
     os.replace(part, path)
 
 
@@ -167,17 +172,6 @@ def selected(unit: Unit, arm: Path) -> list[dict[str, int]]:
         of_wrong = sum(record["id"] in wrong for record in records)
         stages.append({"prompts": len(records), "targets": of_targets, "wrong": of_wrong})
     return stages
-
-
-def rounded(value: Any) -> Any:
-    """Numbers to six digits: records are kept in the repository."""
-    if isinstance(value, float):
-        return float(f"{value:.6g}")
-    if isinstance(value, dict):
-        return {name: rounded(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [rounded(item) for item in value]
-    return value
 
 
 def say(text: str) -> None:

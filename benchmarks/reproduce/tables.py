@@ -22,6 +22,8 @@ NAMES = {
     "dapo": "full pool (dynamic sampling)",
     "random": "random tenth",
     "hardest": "hardest tenth",
+    "learnability": "learnability tenth",
+    "pass-rate": "pass-rate tenth",
     "complete": "CROPI as published",
     "cropi": "CROPI, probing",
     "static": "static influence",

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from cropi_tools.report.costs import UNITS, cumulative
+from cropi_tools.report.reading import Seed
 from cropi_tools.report.structures import ArmFigures
 
 
 def seed_points(arm: ArmFigures) -> dict[str, dict[str, Any]]:
-    """By seed: `steps`, in order; `accuracy` on every set at each of them (0..1, null where it was not evaluated there); `seconds` and
-    `tokens`, each with the cost on `arrived` at a step and when the selection that begins there is paid for (`ready`), null where the files
-    do not say.
+    """By seed: `steps`, in order; `prompts` of every set, and `accuracy` on it at each step (0..1, null where it was not evaluated there);
+    `seconds` and `tokens`, each with the cost on `arrived` at a step and when the selection that begins there is paid for (`ready`), null
+    where the files do not say.
     """
     found = {}
     for seed in arm.arm.seeds:
@@ -25,10 +26,16 @@ def seed_points(arm: ArmFigures) -> dict[str, dict[str, Any]]:
         found[seed.name] = {
             "finished": seed.finished,
             "steps": steps,
+            "prompts": {name: _prompts(seed, name) for name in accuracy},
             "accuracy": accuracy,
             **{unit: _spent(cost, steps) for unit, cost in costs.items()},
         }
     return found
+
+
+def _prompts(seed: Seed, name: str) -> int | None:
+    """How many prompts a set has, where the evaluations say."""
+    return next((found.prompts for (_, which), found in seed.evaluations.items() if which == name), None)
 
 
 def _spent(cost: dict[int, tuple[float, float]] | None, steps: list[int]) -> dict[str, list[float]] | None:

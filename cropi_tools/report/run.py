@@ -49,7 +49,13 @@ def compare_runs(
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise InputError(f"{twice}: two run folders of this name; rename one, since arms are shown as RUN/ARM")
-    return compare([joined(runs)] if join else runs, baseline=baseline, reference=speedup_over, targets=targets, threshold=threshold)
+    return compare(
+        [joined(runs)] if join else runs,
+        baseline=baseline,
+        reference=speedup_over,
+        targets=targets,
+        threshold=threshold,
+    )
 
 
 def run_input(folder: Path) -> Input:

@@ -1,0 +1,24 @@
+# Bed (d), a real chat model: SmolLM2-135M-Instruct on short arithmetic in words with its own chat template; see examples/smollm2-135m.
+# Arithmetic is bfloat16, which processors with matrix units compute several times faster.
+
+SEED ?= 1
+DATA := runs/reproduce/real-tasks/data
+RUN := runs/reproduce/real/$(SEED)
+STAGES ?= 2
+STEPS ?= 10
+SEEDS := $(SEED)
+DRAW := $(SEED)
+ARMS ?= full random learnability cropi
+POOL_SIZE := 30
+TEST_SIZE := 60
+include examples/smollm2-135m/config.mk
+TEST += others
+OTHERS := sum product letters bits
+TEST_FILE.others := $(DATA)/test.others.jsonl
+ROLLOUT_OPTIONS := --dtype bfloat16
+GRAD_OPTIONS += --dtype bfloat16
+TRAIN_OPTIONS := --temperature 0.7 --batch $(BATCH) --learning-rate 5e-6 --dtype bfloat16 --eval-every 5 --eval-samples 1
+
+$(DATA)/test.others.jsonl: $(DATA)/pool.jsonl $(VALID:%=$(DATA)/valid.%.jsonl) $(VALID:%=$(DATA)/test.%.jsonl)
+	cropi-prompts recipe:$(FAMILIES) $(OTHERS:%=--only %) --size 15 --seed 5 $(SHAPED) $(call without,$^) -o $@ $(FORCE)
+	@touch $@
