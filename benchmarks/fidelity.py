@@ -10,7 +10,7 @@ are what `cropi-project --fidelity` prints. The goal is at 32768 dimensions, the
     python benchmarks/fidelity.py --json                                  # one object a goal
 
 Policy, rollouts and gradients stay in --work (about 2 GB for the demo's), so only the first run takes minutes. With --curve, a dense projection
-whose time for all prompts would pass --budget is taken at fewer dimensions or left out, and that is said.
+whose time for all prompts would pass --budget is taken at fewer dimensions or left out, and that is said; the paper's own two never are.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ PAPER_POINTS = [
     (0.15, 0.82, "paper, 3B: .82"),
     (1.0, 0.13, "paper, both: .13 to .14"),
 ]
+PAPER_KEPT = (0.01, 0.15)
+"""What the paper keeps, and where its own figure is best: at 32768 dimensions, whatever it takes."""
 FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.3, 0.5, 1.0)
 DENSE_DIMS = (32768, 4096, 512)
 ALL_DIMS = (65536, 32768, 16384, 8192, 4096, 2048, 1024, 512)
@@ -101,6 +103,8 @@ def main() -> None:
         for method in ("sparse-jl", "sparse-gaussian"):
             for keep in FRACTIONS:
                 dims = affordable(store, method, keep, options.budget)
+                if method == "sparse-gaussian" and keep in PAPER_KEPT:
+                    dims = DENSE_DIMS
                 if dims != DENSE_DIMS:
                     above = f"above {dims[0]} dimensions" if dims else "at all dimensions"
                     left_out.append(f"{method} keeping {keep:g} {above}")

@@ -264,7 +264,7 @@ def null_json(found: Sequence[Factor]) -> dict[str, Any]:
 
 
 def main() -> None:
-    from tables import fill_page, goals_of, tables
+    from tables import fill_page, goals_of, main_table, tables
 
     parser = argparse.ArgumentParser(description="Figures, tables and pictures of the comparison.")
     parser.add_argument("--no-pictures", action="store_true", help="figures and tables alone")
@@ -274,7 +274,7 @@ def main() -> None:
         raise SystemExit(f"analyze.py: no records in {RECORDS}; run.py makes them")
     RESULT.write_text(json.dumps(rounded(as_json(benches), 4), indent=1) + "\n")
     found = {bench.bed.name: tables(bench) for bench in benches}
-    fill_page(found)
+    fill_page({**found, "main": main_table(benches)})
     for bench in benches:
         print(f"\n{bench.bed.title}\n\n{found[bench.bed.name]}")
         for line in goals_of(bench):

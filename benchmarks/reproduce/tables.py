@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,8 @@ from cropi_tools.report.statistics import mean
 if TYPE_CHECKING:
     from analyze import Bench, Contrast, Final
 
-PAGE = ROOT / "docs" / "results.md"
+PAGES = (ROOT / "docs" / "results.md", ROOT / "README.md")
+MAIN = ("full", "dapo", "random", "learnability", "complete", "cropi", "families", "oracle")
 NOTHING = "–"
 NAMES = {
     "full": "full pool (GRPO)",
@@ -52,6 +53,24 @@ def arms_table(bench: Bench) -> str:
         row += [f"{sum(factor.arm_reached for factor in steps.by_seed.values())} of {len(bench.seeds)}"]
         row += [speedup(bench, name, unit) if over else "1" for unit in ("tokens", "work_seconds")]
         row += [share(arm.selected, "targets")] + [share(arm.selected, "wrong")] * wrong
+        rows.append(row)
+    return table(head, rows)
+
+
+def main_table(benches: Sequence[Bench]) -> str:
+    """The arms that a reader asks for first, over all beds."""
+    head = ["trained on"]
+    for bench in benches:
+        title = bench.bed.title.split(":")[0]
+        head += [f"{title}: accuracy, %", "fewer steps than the full pool"]
+    rows = []
+    for name in MAIN:
+        row = [NAMES.get(name, name)]
+        for bench in benches:
+            if name not in bench.arms:
+                row += ["", ""]
+                continue
+            row += [interval(bench.finals[name]), "1" if name == "full" else speedup(bench, name, "steps")]
         rows.append(row)
     return table(head, rows)
 
@@ -152,15 +171,14 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def fill_page(found: Mapping[str, str]) -> None:
-    """Put the tables where the page has their marks, `<!-- table NAME -->` to `<!-- end -->`."""
-    if not PAGE.exists():
-        return
-    text = PAGE.read_text()
-    for name, tables in found.items():
-        text = re.sub(
-            rf"(<!-- table {name} -->\n).*?(<!-- end -->)",
-            lambda mark, tables=tables: f"{mark[1]}\n{tables}\n\n{mark[2]}",  # type: ignore[misc]
-            text,
-            flags=re.S,
-        )
-    PAGE.write_text(text)
+    """Put the tables where the pages have their marks, `<!-- table NAME -->` to `<!-- end -->`."""
+    for page in PAGES:
+        text = page.read_text()
+        for name, tables in found.items():
+            text = re.sub(
+                rf"(<!-- table {name} -->\n).*?(<!-- end -->)",
+                lambda mark, tables=tables: f"{mark[1]}\n{tables}\n\n{mark[2]}",  # type: ignore[misc]
+                text,
+                flags=re.S,
+            )
+        page.write_text(text)

@@ -124,7 +124,7 @@ class Trainer:
             self._hand_over(self._step)
             self._output.begin_work()
             self._evaluate_if_due()
-            if self._step == 0 and self._evaluations:
+            if self._step in (0, options.steps) and self._evaluations:
                 self._save()
             self._stop_if_requested()
             while self._step < options.steps:
@@ -251,8 +251,9 @@ class Trainer:
         )
 
     def _stop_if_requested(self) -> None:
-        """End here, with everything saved, if any process was asked to."""
-        if self._step < self._options.steps and self._ranks.any(runtime.stop_requested()):
+        """End here, with everything saved, if any process was asked to and anything is left to do: steps, or the last one's evaluation."""
+        left = self._step < self._options.steps or (self._evaluations and self._evaluated != self._step)
+        if left and self._ranks.any(runtime.stop_requested()):
             self._save()
             runtime.stop_now()
 

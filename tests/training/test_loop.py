@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from training_runs import SETTINGS, contents, same_run, train
 
 from cropi_tools.data.output import Output
 from cropi_tools.policy.loading import load_policy
+from cropi_tools.runtime import signals
 from cropi_tools.runtime.errors import CropiError, Interrupted
 from cropi_tools.training import checkpoints, loop
 from cropi_tools.training.learning_rate import learning_rate
@@ -63,6 +65,54 @@ def test_stopped_and_resumed_equals_straight(
         train(policy_folder, tmp_path / "P1", stop_at=stop_at)
     seeds = train(policy_folder, tmp_path / "P1")
     assert len(seeds) == (6 - stop_at) * 12  # finished steps are not sampled again
+    same_run(tmp_path / "P1", whole[0])
+
+
+@pytest.mark.parametrize("step", [0, 2, 6])
+@pytest.mark.parametrize("when", ["before", "amid", "after"])
+def test_a_stop_around_an_evaluation_costs_none(
+    step: int,
+    when: str,
+    whole: tuple[Path, list[int]],
+    policy_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before the first, a middle and the last evaluation, in the middle of it, and after it."""
+
+    def stopping(*given: Any) -> Any:
+        if len(calls) != step // 2:
+            calls.append(0)
+            return plain(*given)
+        calls.append(1)
+        if when == "after":
+            found = plain(*given)
+            signals._stop_signal = signal.SIGTERM
+            return found
+        signals._stop_signal = signal.SIGTERM
+        return plain(*given)
+
+    def sampling(self: Any, *given: Any) -> Any:
+        found = sample(self, *given)
+        steps.append(0)
+        if when == "before" and len(steps) == step:
+            signals._stop_signal = signal.SIGTERM
+        return found
+
+    calls: list[int] = []
+    steps: list[int] = []
+    plain, sample = loop.evaluate, Updater.step
+    if when == "before":
+        monkeypatch.setattr(Updater, "step", sampling)
+    else:
+        monkeypatch.setattr(loop, "evaluate", stopping)
+    if (when, step) in (("before", 0), ("after", 6)):
+        train(policy_folder, tmp_path / "P1")  # there is nothing before the first, and nothing left after the last
+    else:
+        with pytest.raises(Interrupted):
+            train(policy_folder, tmp_path / "P1")
+        monkeypatch.undo()
+        train(policy_folder, tmp_path / "P1")
     same_run(tmp_path / "P1", whole[0])
 
 
