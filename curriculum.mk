@@ -53,11 +53,16 @@ OWN_POOLS := $(strip $(foreach arm,$(ARMS),$(if $(call of-arm,POOL,$(arm)),$(arm
 $(foreach name,STAGES STEPS GPUS SAMPLES VALID_SAMPLES MAX_TOKENS,$(if $(call whole,$($(name))),,$(error $(name)=$($(name)): expected a \
   whole number above 0)))
 $(if $(call not-digits,$(subst $(space),,$(SEEDS))),$(error SEEDS=$(SEEDS): expected whole numbers, such as 1 2 3))
-$(if $(call not-digits,$(DRAW))$(word 2,$(DRAW)),$(error DRAW=$(DRAW): expected a whole number))
+$(if $(call whole,$(DRAW))$(filter 0,$(DRAW)),$(if $(word 2,$(DRAW)),$(error DRAW=$(DRAW): expected one whole number)),$(error DRAW=$(DRAW): expected a \
+  whole number))
 $(foreach arm,$(ARMS),$(if $(filter-out $(ARMS_KNOWN),$(call kind-of-arm,$(arm))),$(error $(if $(call of-arm,RULE,$(arm)),RULE.$(arm)=$(call \
   of-arm,RULE,$(arm)): there is no arm $(call of-arm,RULE,$(arm)),ARMS=$(ARMS): there is no arm $(arm)), only $(ARMS_KNOWN)$(if $(call \
   of-arm,RULE,$(arm)),, and those with a RULE of their own))))
 $(if $(filter start settings,$(ARMS)),$(error ARMS=$(ARMS): start and settings are folders of the run; give the arm another name))
+$(if $(findstring /,$(ARMS))$(findstring %,$(ARMS)),$(error ARMS=$(ARMS): an arm is a folder of the run; give it a name without / and %))
+$(if $(filter-out $(words $(ARMS)),$(words $(sort $(ARMS)))),$(error ARMS=$(ARMS): an arm stands there twice; name each once))
+$(foreach arm,$(ARMS),$(if $(call of-arm,RULE,$(arm)),$(if $(filter $(ARMS_KNOWN),$(arm)),$(error RULE.$(arm)=$(call of-arm,RULE,$(arm)): $(arm) is a way \
+  of selecting already; give the arm another name))$(if $(word 2,$(call of-arm,RULE,$(arm))),$(error RULE.$(arm)=$(call of-arm,RULE,$(arm)): expected one arm))))
 $(foreach arm,$(OWN_POOLS),$(if $(filter full random,$(call kind-of-arm,$(arm))),,$(error POOL.$(arm)=$(call of-arm,POOL,$(arm)): $(arm) selects by \
   scores, which are of POOL; only RULE.$(arm) full and random can have a pool of their own)))
 $(if $(filter-out --force,$(FORCE))$(word 2,$(FORCE)),$(error FORCE=$(FORCE): expected --force, or nothing))
@@ -317,11 +322,11 @@ among = $(if $(call probing,$(1)),$(if $(filter shortlist,$(ASKED)),,--among all
 $(S)/suspects.jsonl.manifest.json: $(STORE_PARTS.$(S)) $(ROLLOUT_PARTS.$(S))
 	$(call run,cropi-score $(call STORES,$(S)) $(patsubst %,--suspects %,$(call ROLLOUTS,$(S))),$(S)/suspects.jsonl)
 
-# $(call remember-own,KIND,NAMES): the arms with values of these names of their own remember them each
-remember-own = $(strip $(foreach arm,$(ARMS),$(if $(strip $(foreach name,$(2),$(call of-arm,$(name),$(arm)))),$(eval \
-  OWN_$(1).$(arm) = $(foreach name,$(2),$(name)=$(call of-arm,$(name),$(arm))))$(eval $(call remember,$(1).$(arm),OWN_$(1).$(arm)))$(arm))))
+# $(call remember-own,KIND,NAMES): the arms that have values of these names of their own, or had some, remember them each
+remember-own = $(strip $(foreach arm,$(ARMS),$(if $(strip $(foreach name,$(2),$(call of-arm,$(name),$(arm)))$(wildcard $(RUN)/settings/$(1).$(arm))),$(eval \
+  OWN_$(1).$(arm) = $$(foreach name,$(2),$$(name)=$$(call of-arm,$$(name),$(arm))))$(eval $(call remember,$(1).$(arm),OWN_$(1).$(arm)))$(arm))))
 own-settings = $(if $(filter $(call part,$(3),1),$(2)),$(RUN)/settings/$(1).$(call part,$(3),1))
-SELECTING_OWN := $(call remember-own,selections,POOL SELECT_OPTIONS)
+SELECTING_OWN := $(call remember-own,selections,RULE POOL SELECT_OPTIONS)
 TRAINING_OWN := $(call remember-own,training,TRAIN_OPTIONS)
 
 SELECT = cropi-select --prompts $(POOL) --ratio $(RATIO)

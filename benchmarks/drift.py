@@ -104,7 +104,7 @@ def main() -> None:
         sys.exit(
             f"drift.py: {absent.relative_to(ROOT)} is not there; run benchmarks/reproduce/run.py --beds families first"
         )
-    with Warm(WORK / "warm") as warm, ThreadPoolExecutor(2) as pool:
+    with Warm(WORK) as warm, ThreadPoolExecutor(2) as pool:
         commands = Commands(warm)
         found = list(pool.map(lambda place: dict(overlaps(place, commands)), places))
     curves = {

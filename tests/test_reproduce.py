@@ -95,7 +95,7 @@ def test_the_figures_of_known_curves(bench: Any, modules: dict[str, ModuleType])
         "low": None,
         "high": pytest.approx(1.0, rel=0.5),
         "reached": 0,
-        "t": None,
+        "own_ratios": None,
     }
     # finals: the mean of steps 90, 95 and 100
     assert found["arms"]["random"]["final"]["mean"] == pytest.approx(0.3025 + 0.001 * 95)

@@ -11,11 +11,11 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import permutations
-from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +30,15 @@ RESULT = ROOT / "docs" / "results" / "reproduce.json"
 UNITS = {"steps": "steps", "tokens": "tokens", "work_seconds": "seconds"}
 """Our names of the units by those of the result."""
 CONFIDENCE = 0.95
+UNPLANNED = (
+    ("cropi", "complete"),
+    ("cropi", "static"),
+    ("cropi", "families"),
+    ("complete", "static"),
+    ("complete", "shuffled"),
+    ("complete", "learnability"),
+)
+"""Differences that the plan does not name: shown as such, with no correction."""
 
 Floats = NDArray[np.float64]
 
@@ -69,9 +78,7 @@ class Measured:
 
 
 class Final(NamedTuple):
-    """A mean over seeds with its 95 % interval of Student's t, or that of the prompts (Wilson) where it is the wider: seeds that agree, as at
-    0, do not make an accuracy certain.
-    """
+    """A mean over seeds with its 95 % interval of Student's t; where all seeds agree, as at 0, or there is one, Wilson's over the questions."""
 
     mean: float
     low: float
@@ -80,23 +87,31 @@ class Final(NamedTuple):
     @classmethod
     def of(cls, values: Floats, prompts: int) -> Final:
         center = float(values.mean())
-        low, high = wilson(center, prompts)
-        if len(values) < 2:
-            return cls(center, low, high)
-        reach = t_quantile(CONFIDENCE, len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
-        if reach > (high - low) / 2:
-            low, high = center - reach, center + reach
+        reach = reach_of(values, CONFIDENCE)
+        low, high = wilson(center, prompts) if reach is None else (center - reach, center + reach)
         return cls(center, max(low, 0.0), min(high, 1.0))
 
 
-class Contrast(NamedTuple):
-    """The subject's final accuracy less a control's: by seed, its t interval, that with Bonferroni's correction, Holm's p."""
+def reach_of(values: Floats, level: float) -> float | None:
+    """Half the width of the t interval of a mean; None where there are no two values, or all are equal."""
+    count = len(values)
+    if count < 2 or values.std() < 1e-12:
+        return None
+    return t_quantile(level, count - 1) * float(values.std(ddof=1)) / math.sqrt(count)
 
+
+class Contrast(NamedTuple):
+    """An arm's final accuracy less another's: by seed and by starting policy, its t interval, that with Bonferroni's correction, Holm's p.
+    The last two are None for what was not planned.
+    """
+
+    arm: str
     control: str
     by_seed: tuple[float, ...]
+    by_policy: tuple[float, ...]
     interval: Interval | None
-    corrected: tuple[float, float] | None
-    p: float | None
+    corrected: tuple[float, float] | None = None
+    p: float | None = None
 
 
 class Bench:
@@ -171,34 +186,46 @@ class Bench:
 
     @cached_property
     def contrasts(self) -> list[Contrast]:
-        """The subject against every control."""
-        ours = self.arms[self.bed.subject].final(self.bed.targets)
-        gaps = {name: ours - self.arms[name].final(self.bed.targets) for name in self.bed.controls}
-        intervals = {name: paired_interval(list(gap)) for name, gap in gaps.items()}
-        tested = {name: interval for name, interval in intervals.items() if interval is not None}
-        adjusted = dict(zip(tested, holm([interval.p for interval in tested.values()]), strict=True))
+        """The subject against every control of the plan."""
+        found = [self.contrast(self.bed.subject, name) for name in self.bed.controls]
+        tested = [contrast for contrast in found if contrast.interval is not None]
+        p_values = holm([contrast.interval.p for contrast in tested if contrast.interval is not None])
+        adjusted = dict(zip([contrast.control for contrast in tested], p_values, strict=True))
+        level = 1 - (1 - CONFIDENCE) / len(found)
         return [
-            Contrast(name, tuple(gap), intervals[name], self._corrected(gap), adjusted.get(name))
-            for name, gap in gaps.items()
+            contrast._replace(p=adjusted.get(contrast.control), corrected=limits(np.array(contrast.by_seed), level))
+            for contrast in found
         ]
 
-    def _corrected(self, gap: Floats) -> tuple[float, float] | None:
-        count = len(gap)
-        if count < 2:
-            return None
-        level = 1 - (1 - CONFIDENCE) / len(self.bed.controls)
-        reach = t_quantile(level, count - 1) * float(gap.std(ddof=1)) / math.sqrt(count)
-        return float(gap.mean()) - reach, float(gap.mean()) + reach
+    @cached_property
+    def unplanned(self) -> list[Contrast]:
+        """What one asks on seeing the tables, for pairs whose arms the bed has."""
+        return [self.contrast(*pair) for pair in UNPLANNED if set(pair) <= set(self.arms)]
+
+    def contrast(self, arm: str, control: str) -> Contrast:
+        """One arm's final accuracy less another's."""
+        gap = self.arms[arm].final(self.bed.targets) - self.arms[control].final(self.bed.targets)
+        policies = np.array([self.bed.shared_by(seed) for seed in self.seeds])
+        by_policy = tuple(float(gap[policies == policy].mean()) for policy in sorted(set(policies.tolist())))
+        return Contrast(arm, control, tuple(gap), by_policy, paired_interval(list(gap)))
 
 
-def log_interval(found: Speed) -> tuple[float, float] | None:
-    """The t interval of the seeds' own factors, on a logarithmic scale; None unless every seed has one."""
+def limits(values: Floats, level: float) -> tuple[float, float] | None:
+    """The t interval of a mean; None as `reach_of`."""
+    reach = reach_of(values, level)
+    return None if reach is None else (float(values.mean()) - reach, float(values.mean()) + reach)
+
+
+def own_ratios(found: Speed) -> dict[str, float] | None:
+    """The geometric mean of the seeds' own factors with its t interval; None unless every seed has one. Mean curves have another."""
     ratios = [factor.exact for factor in found.by_seed.values()]
     known = [math.log(ratio) for ratio in ratios if ratio]
     if len(known) < len(ratios):
         return None
     interval = paired_interval(known)
-    return None if interval is None else (math.exp(interval.low), math.exp(interval.high))
+    if interval is None:
+        return None
+    return {"mean": math.exp(interval.mean), "low": math.exp(interval.low), "high": math.exp(interval.high)}
 
 
 def as_json(benches: Sequence[Bench]) -> dict[str, Any]:
@@ -227,16 +254,19 @@ def bed_json(bench: Bench) -> dict[str, Any]:
         },
         "speedup": {name: {unit: reached[name, unit] for unit in UNITS} for name in bench.arms if name != "full"},
         "null": {unit: null_json(bench.null(unit)) for unit in UNITS},
-        "differences": {
-            contrast.control: {
-                "mean": mean(contrast.by_seed),
-                "low": contrast.interval and contrast.interval.low,
-                "high": contrast.interval and contrast.interval.high,
-                "corrected": contrast.corrected and list(contrast.corrected),
-                "p_holm": contrast.p,
-            }
-            for contrast in bench.contrasts
-        },
+        "differences": {contrast.control: contrast_json(contrast) for contrast in bench.contrasts},
+        "not_planned": {f"{one.arm} less {one.control}": contrast_json(one) for one in bench.unplanned},
+    }
+
+
+def contrast_json(found: Contrast) -> dict[str, Any]:
+    return {
+        "mean": mean(found.by_seed),
+        "low": found.interval and found.interval.low,
+        "high": found.interval and found.interval.high,
+        "corrected": found.corrected and list(found.corrected),
+        "p_holm": found.p,
+        "by_policy": list(found.by_policy),
     }
 
 
@@ -248,7 +278,7 @@ def speed_json(bench: Bench, name: str, unit: str) -> dict[str, Any]:
         "low": low or None,
         "high": None if math.isinf(high) else high,
         "reached": sum(factor.arm_reached for factor in found.by_seed.values()),
-        "t": log_interval(found),
+        "own_ratios": own_ratios(found),
     }
 
 
@@ -257,7 +287,6 @@ def null_json(found: Sequence[Factor]) -> dict[str, Any]:
     return {
         "pairs": len(found),
         "missed": len(found) - len(known),
-        "median": median(known) if known else None,
         "low": min(known, default=None),
         "high": max(known, default=None),
     }
@@ -272,9 +301,13 @@ def main() -> None:
     benches = [bench for bench in map(Bench, read_plan().values()) if bench.records]
     if not benches:
         raise SystemExit(f"analyze.py: no records in {RECORDS}; run.py makes them")
+    partial = [bench.bed.name for bench in benches if len(bench.seeds) < bench.bed.seeds]
+    if partial:
+        print(f"{', '.join(partial)}: not all seeds have a record, so no page is changed", file=sys.stderr)
     RESULT.write_text(json.dumps(rounded(as_json(benches), 4), indent=1) + "\n")
     found = {bench.bed.name: tables(bench) for bench in benches}
-    fill_page({**found, "main": main_table(benches)})
+    if not partial:
+        fill_page({**found, "main": main_table(benches)})
     for bench in benches:
         print(f"\n{bench.bed.title}\n\n{found[bench.bed.name]}")
         for line in goals_of(bench):

@@ -51,4 +51,5 @@ SELECT_OPTIONS.families := -n 154
 
 $(POOL.families): $(POOL)
 	@mkdir -p $(@D)
-	grep -E '"source": "(reverse|gcd)"' $< > $@
+	grep -E '"source": "(reverse|gcd)"' $< > $@.part
+	@mv $@.part $@

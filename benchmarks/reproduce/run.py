@@ -37,6 +37,7 @@ WORK = ROOT / "runs" / "reproduce"
 AT_ONCE = 2
 RUNNING: list[subprocess.Popen[bytes]] = []
 STOPPING = Event()
+WARM: list[Warm] = []
 
 
 class Unit(NamedTuple):
@@ -72,9 +73,11 @@ def main() -> None:
     RECORDS.mkdir(parents=True, exist_ok=True)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-    with Warm(WORK / "warm") as warm:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": warm.path}
-        words = [f"VENV={warm.bin.parent}"]
+    with Warm(WORK) as warm:
+        WARM.append(warm)
+        kept = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
+        environment = {**kept, "OMP_NUM_THREADS": "1", "PATH": warm.path}
+        words = [f"VENV={warm.folder}"]
         # what several units share comes first, one after another
         for unit in {(unit.bed.name, unit.bed.shared_by(unit.seed)): unit for unit in left}.values():
             if make(unit, "starting-policy", words, environment):
@@ -93,7 +96,7 @@ def main() -> None:
 
 def complete(unit: Unit, words: Sequence[str], environment: dict[str, str]) -> bool:
     """Run a unit to its end and write its record."""
-    if STOPPING.is_set():
+    if STOPPING.is_set() or not WARM[0].alive:
         return False
     begun = time.monotonic()
     if code := make(unit, "curriculum", words, environment):
@@ -101,7 +104,7 @@ def complete(unit: Unit, words: Sequence[str], environment: dict[str, str]) -> b
         return False
     try:
         write_record(unit)
-    except (OSError, subprocess.CalledProcessError) as error:
+    except (OSError, ValueError, KeyError, subprocess.CalledProcessError) as error:
         say(f"{unit.name}: no record: {error}")
         return False
     say(f"{unit.name}: {time.monotonic() - begun:.0f} s")
@@ -113,7 +116,9 @@ def make(unit: Unit, target: str, words: Sequence[str], environment: dict[str, s
     with open(log_of(unit), "ab") as log:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         RUNNING.append(process)
-        return process.wait()
+        while (code := process.poll()) is None:  # `wait` would hold a lock that `stop` needs
+            time.sleep(0.2)
+        return code
 
 
 def stop(number: int, frame: FrameType | None) -> NoReturn:
@@ -124,6 +129,8 @@ def stop(number: int, frame: FrameType | None) -> NoReturn:
             process.terminate()
     for process in RUNNING:
         process.wait()
+    for warm in WARM:
+        warm.close()
     os._exit(128 + number)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from statistics import median
 from typing import TYPE_CHECKING
 
 from plan import ROOT
@@ -36,13 +35,18 @@ NAMES = {
 
 def tables(bench: Bench) -> str:
     """Everything the page says of a bed in figures."""
-    return "\n\n".join([arms_table(bench), differences_table(bench), null_words(bench)])
+    goals = "; ".join(goals_of(bench))
+    return "\n\n".join(
+        [arms_table(bench), differences_table(bench), f"Goals: {goals}.", null_words(bench), unplanned_table(bench)]
+    )
 
 
 def arms_table(bench: Bench) -> str:
     wrong = bool(bench.bed.wrong_references)
-    head = ["arm", "targets, %", "other families, %", f"steps to {percent(bench.bed.threshold)} %", "fewer steps"]
-    head += ["seeds there", "fewer tokens", "fewer seconds", "of the targets' families"] + ["wrong references"] * wrong
+    head = ["arm", "targets, %", "other families, %", f"steps to {percent(bench.bed.threshold)} %", "times fewer steps"]
+    head += ["seeds there", "times fewer tokens", "times fewer seconds", "of the targets' families"] + [
+        "wrong references"
+    ] * wrong
     rows = []
     for name, arm in bench.arms.items():
         over = name != "full"
@@ -62,7 +66,7 @@ def main_table(benches: Sequence[Bench]) -> str:
     head = ["trained on"]
     for bench in benches:
         title = bench.bed.title.split(":")[0]
-        head += [f"{title}: accuracy, %", "fewer steps than the full pool"]
+        head += [f"{title}: accuracy, %", "times fewer steps"]
     rows = []
     for name in MAIN:
         row = [NAMES.get(name, name)]
@@ -77,18 +81,43 @@ def main_table(benches: Sequence[Bench]) -> str:
 
 def differences_table(bench: Bench) -> str:
     subject = NAMES.get(bench.bed.subject, bench.bed.subject)
-    head = [f"{subject}, less", "points", "95 %", f"corrected for {len(bench.bed.controls)}", "p (Holm)"]
-    return table(head, [contrast_row(contrast) for contrast in bench.contrasts])
+    head = [
+        f"{subject}, less",
+        "points",
+        "95 %",
+        f"corrected for {len(bench.bed.controls)}",
+        "p (Holm)",
+        "by starting policy",
+    ]
+    rows = []
+    for contrast in bench.contrasts:
+        corrected, p = contrast.corrected, contrast.p
+        name, points, usual, policies = contrast_row(contrast)
+        rows.append(
+            [name, points, usual, f"[{signed(corrected[0])}, {signed(corrected[1])}]" if corrected else NOTHING]
+        )
+        rows[-1] += [NOTHING if p is None else "< .001" if p < 0.001 else f"{p:.3f}".lstrip("0"), policies]
+    return table(head, rows)
+
+
+def unplanned_table(bench: Bench) -> str:
+    """Differences that the plan does not name."""
+    head = ["not planned, not corrected", "points", "95 %", "by starting policy"]
+    rows = []
+    for contrast in bench.unplanned:
+        name, *figures = contrast_row(contrast)
+        rows.append([f"{NAMES.get(contrast.arm, contrast.arm)}, less {name}", *figures])
+    return table(head, rows)
 
 
 def contrast_row(contrast: Contrast) -> list[str]:
-    found, corrected = contrast.interval, contrast.corrected
+    """The control, the difference, its interval, and the difference by starting policy."""
+    found = contrast.interval
     return [
         NAMES.get(contrast.control, contrast.control),
         signed(mean(contrast.by_seed)),
         f"[{signed(found.low)}, {signed(found.high)}]" if found else NOTHING,
-        f"[{signed(corrected[0])}, {signed(corrected[1])}]" if corrected else NOTHING,
-        NOTHING if contrast.p is None else "< .001" if contrast.p < 0.001 else f"{contrast.p:.3f}".lstrip("0"),
+        ", ".join(signed(value) for value in contrast.by_policy),
     ]
 
 
@@ -100,11 +129,7 @@ def null_words(bench: Bench) -> str:
     for unit, word in (("steps", "steps"), ("work_seconds", "seconds")):
         found = bench.null(unit)
         known = sorted(factor.exact for factor in found if factor.exact is not None)
-        text = (
-            f"{known[0]:.2f} to {known[-1]:.2f} in {word} (median {median(known):.2f})"
-            if known
-            else f"nothing in {word}"
-        )
+        text = f"{known[0]:.2f} to {known[-1]:.2f} in {word}" if known else f"nothing in {word}"
         said.append(text)
         missed = len(found) - len(known)
     return (

@@ -20,7 +20,9 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
@@ -41,7 +43,6 @@ LIBRARIES = (
     "transformers.models.qwen2.modeling_qwen2",
     "zarr",
 )
-LONGEST_REQUEST = 1 << 20
 PATIENCE = 120.0  # seconds until the process answers
 
 CLIENT = """#!{python} -IS
@@ -60,11 +61,14 @@ sys.exit(int(lines.readline() or 1))
 
 
 class Warm:
-    """The process, for as long as a `with` lasts; `path` is what a PATH must begin with."""
+    """The process, for as long as a `with` lasts; `path` is what a PATH must begin with. folder: where its commands lie for that time."""
 
     def __init__(self, folder: Path) -> None:
-        self.bin = (folder / "bin").resolve()
-        self._socket = f"/tmp/cropi-warm-{os.getpid()}"  # the name of a socket must be short
+        folder.mkdir(parents=True, exist_ok=True)
+        # each has its own, so that several can run side by side
+        self.folder = Path(tempfile.mkdtemp(prefix="warm-", dir=folder)).resolve()
+        self.bin = self.folder / "bin"
+        self._socket = str(Path(tempfile.mkdtemp(prefix="cropi-")) / "warm")  # the name of a socket must be short
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -72,8 +76,7 @@ class Warm:
         return os.pathsep.join([str(self.bin), os.environ.get("PATH", "")])
 
     def __enter__(self) -> Warm:
-        shutil.rmtree(self.bin, ignore_errors=True)
-        self.bin.mkdir(parents=True)
+        self.bin.mkdir()
         self._program("python", f'#!/bin/sh\nexec {sys.executable} "$@"\n')
         for name in COMMANDS:
             self._program(f"cropi-{name}", CLIENT.format(python=sys.executable, socket=self._socket, command=name))
@@ -83,6 +86,7 @@ class Warm:
         limit = time.monotonic() + PATIENCE
         while not os.path.exists(self._socket):
             if self._process.poll() is not None or time.monotonic() > limit:
+                self.close()
                 raise RuntimeError("the process with everything imported did not start")
             time.sleep(0.05)
         return self
@@ -94,10 +98,20 @@ class Warm:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._process is not None
-        self._process.terminate()
-        self._process.wait()
-        Path(self._socket).unlink(missing_ok=True)
+        self.close()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process still takes commands."""
+        return self._process is not None and self._process.poll() is None
+
+    def close(self) -> None:
+        """End the process and take away what it was reached by."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait()
+        shutil.rmtree(Path(self._socket).parent, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def serve(path: str) -> None:
@@ -147,17 +161,22 @@ def attend(asked: socket.socket) -> NoReturn:
     if child == 0:
         asked.close()
         run(request, list(streams))
-    asked.sendall(f"{child}\n".encode())
+    with suppress(OSError):
+        asked.sendall(f"{child}\n".encode())
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
-    asked.sendall(f"{code if code >= 0 else 128 - code}\n".encode())
+    with suppress(OSError):  # the client may have been killed
+        asked.sendall(f"{code if code >= 0 else 128 - code}\n".encode())
     os._exit(0)
 
 
 def received(asked: socket.socket, length: int) -> bytes:
     found = b""
-    while len(found) < min(length, LONGEST_REQUEST):
-        found += asked.recv(length - len(found))
+    while len(found) < length:
+        part = asked.recv(length - len(found))
+        if not part:
+            os._exit(1)  # the client is gone
+        found += part
     return found
 
 

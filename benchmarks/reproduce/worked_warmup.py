@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 
 import torch
-from transformers import GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples" / "tiny"))
@@ -61,12 +60,7 @@ def main() -> None:
     output.begin_work()
     with torch.autocast("cpu", torch.bfloat16):
         warmup.train(model, phases, given.seed, LEARNING_RATE)
-    model.eval()
-    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    model.save_pretrained(output.part)
-    tokenizer.save_pretrained(output.part)
-    output.finish(rows=len(found), ledger={"device": "cpu", "steps": given.steps + given.slip_steps})
-    runtime.notify(f"{given.output}: {model.num_parameters():,} parameters, {output.seconds():.0f} s")
+    warmup.save(model, tokenizer, output, len(found), given.steps + given.slip_steps)
 
 
 if __name__ == "__main__":

@@ -16,10 +16,15 @@ $(NOISE)/train.rollouts.jsonl: $(DATA)/pool.jsonl $(MODEL_MADE)
 	cropi-rollout --model $(MODEL) --max-tokens $(MAX_TOKENS) --verifier $(VERIFIER) $< -n $(SAMPLES) --seed 1000$(SEED) -o $@ $(FORCE)
 	@touch $@
 
-$(POOL): $(NOISE)/train.rollouts.jsonl benchmarks/wrong_references.py
-	python benchmarks/wrong_references.py --pool $(DATA)/pool.jsonl --rollouts $< -o $(@D) $(FORCE)
+# the pool comes first and the rollouts last: once these are there, all is
+$(dir $(POOL))train.rollouts.jsonl: $(NOISE)/train.rollouts.jsonl benchmarks/wrong_references.py
+	python benchmarks/wrong_references.py --pool $(DATA)/pool.jsonl --rollouts $< -o $(@D)
+	@touch $@
+
+$(POOL): $(dir $(POOL))train.rollouts.jsonl
 	@touch $@
 
 # of the targets' families those with a right reference
 $(POOL.oracle): $(POOL.families)
-	sed -E 's/.*("id": "[^"]*").*/\1/' $(dir $(POOL))wrong.jsonl | grep -v -F -f - $< > $@
+	sed -E 's/.*("id": "[^"]*").*/\1/' $(dir $(POOL))wrong.jsonl | grep -v -F -f - $< > $@.part
+	@mv $@.part $@

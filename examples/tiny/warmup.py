@@ -70,7 +70,9 @@ def make_tokenizer(context: int = CONTEXT) -> PreTrainedTokenizerFast:
     )
 
 
-def make_model(tokenizer: PreTrainedTokenizerFast, width: int = 128, layers: int = 3, inner: int = 384) -> Qwen2ForCausalLM:
+def make_model(
+    tokenizer: PreTrainedTokenizerFast, width: int = 128, layers: int = 3, inner: int = 384
+) -> Qwen2ForCausalLM:
     """A Qwen2, as it is of about 0.6 million parameters. inner: the width of the feed-forward layers."""
     return Qwen2ForCausalLM(
         Qwen2Config(
@@ -201,6 +203,18 @@ def train(
                 shown.advance(note=f"loss {loss:.3f}")
 
 
+def save(
+    model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, output: Output, examples: int, steps: int
+) -> None:
+    """Write the policy, with its manifest last."""
+    model.eval()
+    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    model.save_pretrained(output.part)
+    tokenizer.save_pretrained(output.part)
+    output.finish(rows=examples, ledger={"device": "cpu", "steps": steps})
+    runtime.notify(f"{output.path}: {model.num_parameters():,} parameters, {output.seconds():.0f} s")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the tiny test bed's starting policy from scratch.")
     parser.add_argument("prompts", metavar="PROMPTS", help="prompts with answers, by the recipe families.jsonl")
@@ -234,12 +248,7 @@ def main() -> None:
     output.begin_work()
     train(model, phases, given.seed)
 
-    model.eval()
-    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    model.save_pretrained(output.part)
-    tokenizer.save_pretrained(output.part)
-    output.finish(rows=len(pairs), ledger={"device": "cpu", "steps": given.steps + given.mistake_steps})
-    runtime.notify(f"{given.output}: {model.num_parameters():,} parameters, {output.seconds():.0f} s")
+    save(model, tokenizer, output, len(pairs), given.steps + given.mistake_steps)
 
 
 if __name__ == "__main__":

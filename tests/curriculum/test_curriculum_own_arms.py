@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 from curriculum_runs import BookkeptCurriculum
 
 
@@ -72,6 +73,37 @@ def test_a_change_of_what_is_its_own_touches_that_arm_alone(tmp_path: Path) -> N
         curriculum.asked()
 
 
+@pytest.mark.parametrize(
+    ("change", "arm"),
+    [
+        ("RULE.few=full", "few"),
+        ("RULE.sampled=random", "sampled"),
+        ("TRAIN_OPTIONS.sampled=", "sampled"),
+        ("SELECT_OPTIONS.few=", "few"),
+        ("POOL.few=", "few"),
+        ("TRAIN_OPTIONS.random=--dynamic-sampling 2", "random"),
+    ],
+)
+def test_what_is_its_own_is_remembered(change: str, arm: str, tmp_path: Path) -> None:
+    """Changed, taken away, or given to an arm that had nothing of its own."""
+    curriculum = own(tmp_path)
+    curriculum.make("-j2")
+    curriculum.asked()
+    curriculum.make("-k", change, code=2)
+    refused = curriculum.with_outcome("refused")
+    assert refused
+    assert {name.split("/")[0] for name in refused} == {arm}
+
+
+def test_dollars_and_quotes_in_what_is_its_own_reach_the_command_as_they_are(tmp_path: Path) -> None:
+    curriculum = own(tmp_path, **{"ARMS": "sampled", "TRAIN_OPTIONS.sampled": "--tracker 'a b' --name '$$HOME'"})
+    curriculum.make()
+    assert "undefined variable" not in curriculum.make("-n").stderr
+    words = words_of(curriculum.asked(), "cropi-train", "sampled/1/1")
+    assert "a b" in words
+    assert "$HOME" in words
+
+
 def test_an_own_arm_of_influence_scores_by_its_own_policy_and_probes(tmp_path: Path) -> None:
     curriculum = own(tmp_path, **{"ARMS": "mine", "RULE.mine": "cropi"})
     curriculum.make()
@@ -89,6 +121,8 @@ def test_mistakes_of_an_own_arm_are_told_in_one_line(tmp_path: Path) -> None:
         ("RULE.few=static", "few selects by scores, which are of POOL"),
         ("POOL.few=absent.jsonl", "POOL.few=absent.jsonl: there is no file absent.jsonl"),
         ("RULE.few=complete", "PROBE is not set"),
+        ("RULE.few=random full", "RULE.few=random full: expected one arm"),
+        ("RULE.random=full", "random is a way of selecting already"),
         ("ARMS=fewer", "ARMS=fewer: there is no arm fewer"),
     ):
         words = [mistake] if "complete" not in mistake else [mistake, "POOL.few="]

@@ -20,8 +20,8 @@ MISTAKES = (
     ),
     *(f"{name}={value}" for name in ("AUDIT", "FRESH_VALID") for value in ("yes", "0", "1 1")),
     "ARMS=complete",
-    *(f"DRAW={value}" for value in ("x", "-1", "1 2", "1.5")),
-    *("ARMS=start", "ARMS=random settings"),
+    *(f"DRAW={value}" for value in ("x", "-1", "1 2", "1.5", "08")),
+    *("ARMS=start", "ARMS=random settings", "ARMS=random a/b", "ARMS=a%b", "ARMS=random random"),
 )
 
 
