@@ -204,6 +204,35 @@ def test_records_that_are_kept_are_of_the_plan(modules: dict[str, ModuleType]) -
     assert kept == plan.rounded(analyze.as_json(benches), 4)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_ends_what_was_started(number: signal.Signals, tmp_path: Path) -> None:
+    """While a unit is made in the main thread, as starting policies are; its make must not go on by itself."""
+    (tmp_path / "Makefile").write_text("curriculum:\n\techo $$$$ > pid; exec sleep 60\n")
+    program = f"""
+import dataclasses, signal, sys
+from pathlib import Path
+sys.path[:0] = [{str(FOLDER)!r}, {str(FOLDER.parent)!r}]
+import plan, run
+run.ROOT = run.WORK = Path({str(tmp_path)!r})
+class Dummy:
+    alive = True
+    def close(self): Path({str(tmp_path / "closed")!r}).touch()
+run.WARM.append(Dummy())
+signal.signal(signal.{number.name}, run.stop)
+run.make(run.Unit(plan.read_plan()["families"], 1), "curriculum", [], dict(__import__("os").environ))
+"""
+    process = subprocess.Popen([sys.executable, "-c", program], start_new_session=True)
+    limit = time.monotonic() + 60
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().strip():
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+    process.send_signal(number)
+    assert process.wait(30) == 128 + number
+    assert (tmp_path / "closed").exists()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
 @pytest.mark.slow
 def test_a_command_from_the_warm_process_is_the_command(
     modules: dict[str, ModuleType], tmp_path: Path, policy_folder: Path

@@ -167,6 +167,10 @@ class Bench:
             for name, arm in self.arms.items()
         }
 
+    def start(self, sets: Sequence[str]) -> float:
+        """The starting policies' accuracy, over seeds."""
+        return float(np.mean([arm.on(sets)[:, 0].mean() for arm in self.arms.values()]))
+
     def speed(self, name: str, unit: str, over: str = "full") -> Speed:
         """How many times less of a unit an arm needs than full up to the bed's threshold."""
         ours, theirs = (self.arms[arm].curves(self.bed.targets, UNITS[unit]) for arm in (name, over))
@@ -240,7 +244,7 @@ def bed_json(bench: Bench) -> dict[str, Any]:
         "threshold": bench.bed.threshold,
         "dates": sorted({record["date"] for record in bench.records.values()}),
         "devices": sorted({record["device"] for record in bench.records.values()}),
-        "start": float(np.mean([arm.on(bench.bed.targets)[:, 0].mean() for arm in bench.arms.values()])),
+        "start": bench.start(bench.bed.targets),
         "arms": {
             name: {
                 "final": bench.finals[name]._asdict(),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from analyze import Bench, Contrast, Final
 
 PAGES = (ROOT / "docs" / "results.md", ROOT / "README.md")
-MAIN = ("full", "dapo", "random", "learnability", "complete", "cropi", "families", "oracle")
+MAIN = ("full", "dapo", "random", "learnability", "complete", "cropi", "families")
 NOTHING = "–"
 NAMES = {
     "full": "full pool (GRPO)",
@@ -47,7 +47,8 @@ def arms_table(bench: Bench) -> str:
     head += ["seeds there", "times fewer tokens", "times fewer seconds", "of the targets' families"] + [
         "wrong references"
     ] * wrong
-    rows = []
+    start = [bench.start(sets) for sets in (bench.bed.targets, bench.bed.untargeted)]
+    rows = [["the start", *map(percent, start), *[""] * (len(head) - 3)]]
     for name, arm in bench.arms.items():
         over = name != "full"
         row = [NAMES.get(name, name), interval(bench.finals[name]), percent(bench.untargeted[name].mean)]
@@ -67,7 +68,9 @@ def main_table(benches: Sequence[Bench]) -> str:
     for bench in benches:
         title = bench.bed.title.split(":")[0]
         head += [f"{title}: accuracy, %", "times fewer steps"]
-    rows = []
+    rows = [
+        ["nothing (the start)", *(text for bench in benches for text in (percent(bench.start(bench.bed.targets)), ""))]
+    ]
     for name in MAIN:
         row = [NAMES.get(name, name)]
         for bench in benches:
