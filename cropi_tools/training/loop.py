@@ -123,8 +123,9 @@ class Trainer:
         with self._logs, runtime.progress("training", options.steps, self._step) as shown:
             self._hand_over(self._step)
             self._output.begin_work()
+            before = self._evaluated
             self._evaluate_if_due()
-            if self._step in (0, options.steps) and self._evaluations:
+            if self._evaluations and self._evaluated != before:
                 self._save()
             self._stop_if_requested()
             while self._step < options.steps:

@@ -37,7 +37,7 @@ def same(found: list[Completion], expected: list[Completion], atol: float = 1e-5
         assert (one.token_ids, one.finish_reason) == (other.token_ids, other.finish_reason)
         assert (one.logprobs is None) is (other.logprobs is None)
         if other.logprobs is not None:
-            assert one.logprobs == pytest.approx(other.logprobs, abs=atol)
+            assert one.logprobs == pytest.approx(other.logprobs, rel=1e-5, abs=atol)
 
 
 def by_loop(policy: Policy, wanted: list[Request], sampling: Sampling, rows: int = 256) -> list[Completion]:

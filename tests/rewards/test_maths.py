@@ -228,9 +228,9 @@ HOSTILE = [
 
 @pytest.mark.parametrize("response", HOSTILE, ids=range(len(HOSTILE)))
 def test_the_quick_part_is_quick_on_hostile_responses(response: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     given_grade = grade_quickly({"id": "p", "answer": "12345"}, response)
-    assert time.perf_counter() - started < 2.0
+    assert time.process_time() - started < 2.0
     assert given_grade is None or given_grade.reward == 0.0
 
 
