@@ -209,7 +209,7 @@ def test_a_stop_ends_what_was_started(number: signal.Signals, tmp_path: Path) ->
     """While a unit is made in the main thread, as starting policies are; its make must not go on by itself."""
     (tmp_path / "Makefile").write_text("curriculum:\n\techo $$$$ > pid; exec sleep 60\n")
     program = f"""
-import dataclasses, signal, sys
+import os, signal, sys
 from pathlib import Path
 sys.path[:0] = [{str(FOLDER)!r}, {str(FOLDER.parent)!r}]
 import plan, run
@@ -219,7 +219,7 @@ class Dummy:
     def close(self): Path({str(tmp_path / "closed")!r}).touch()
 run.WARM.append(Dummy())
 signal.signal(signal.{number.name}, run.stop)
-run.make(run.Unit(plan.read_plan()["families"], 1), "curriculum", [], dict(__import__("os").environ))
+run.make(run.Unit(plan.read_plan()["families"], 1), "curriculum", [], dict(os.environ))
 """
     process = subprocess.Popen([sys.executable, "-c", program], start_new_session=True)
     limit = time.monotonic() + 60

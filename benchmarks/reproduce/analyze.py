@@ -3,7 +3,7 @@
     python benchmarks/reproduce/analyze.py                # print the tables, write the JSON and the pictures
     python benchmarks/reproduce/analyze.py --no-pictures
 
-Every rule is plan.toml's. Arms are compared over the seeds that all arms of a bed have a record of.
+Every rule is plan.toml's. Arms are compared over the seeds that have a record, which holds all arms of the bed.
 """
 
 from __future__ import annotations
@@ -24,12 +24,11 @@ from plan import RECORDS, ROOT, Bed, read_plan, record_path, rounded
 
 from cropi_tools.intervals import wilson
 from cropi_tools.report.speeds import LATE, Curves, Factor, Speed, factors, speed
-from cropi_tools.report.statistics import Interval, holm, mean, paired_interval, t_quantile
+from cropi_tools.report.statistics import CONFIDENCE, Interval, holm, mean, paired_interval
 
 RESULT = ROOT / "docs" / "results" / "reproduce.json"
 UNITS = {"steps": "steps", "tokens": "tokens", "work_seconds": "seconds"}
 """Our names of the units by those of the result."""
-CONFIDENCE = 0.95
 UNPLANNED = (
     ("cropi", "complete"),
     ("cropi", "static"),
@@ -53,7 +52,6 @@ class Measured:
     accuracy: Mapping[str, Floats]
     spent: Mapping[str, tuple[Floats, Floats]]
     selected: tuple[Sequence[Mapping[str, int]], ...]
-    costs: tuple[Mapping[str, Any], ...]
 
     def on(self, sets: Sequence[str]) -> Floats:
         """The mean accuracy over sets, [seeds, points]."""
@@ -87,17 +85,9 @@ class Final(NamedTuple):
     @classmethod
     def of(cls, values: Floats, prompts: int) -> Final:
         center = float(values.mean())
-        reach = reach_of(values, CONFIDENCE)
-        low, high = wilson(center, prompts) if reach is None else (center - reach, center + reach)
+        over_seeds = paired_interval(values.tolist())
+        low, high = (over_seeds.low, over_seeds.high) if over_seeds else wilson(center, prompts)
         return cls(center, max(low, 0.0), min(high, 1.0))
-
-
-def reach_of(values: Floats, level: float) -> float | None:
-    """Half the width of the t interval of a mean; None where there are no two values, or all are equal."""
-    count = len(values)
-    if count < 2 or values.std() < 1e-12:
-        return None
-    return t_quantile(level, count - 1) * float(values.std(ddof=1)) / math.sqrt(count)
 
 
 class Contrast(NamedTuple):
@@ -110,7 +100,7 @@ class Contrast(NamedTuple):
     by_seed: tuple[float, ...]
     by_policy: tuple[float, ...]
     interval: Interval | None
-    corrected: tuple[float, float] | None = None
+    corrected: Interval | None = None
     p: float | None = None
 
 
@@ -150,7 +140,6 @@ class Bench:
                 for unit in ("seconds", "tokens")
             },
             tuple(one["selected"] for one in each),
-            tuple(one["cost"] for one in each),
         )
 
     @cached_property
@@ -171,10 +160,10 @@ class Bench:
         """The starting policies' accuracy, over seeds."""
         return float(np.mean([arm.on(sets)[:, 0].mean() for arm in self.arms.values()]))
 
-    def speed(self, name: str, unit: str, over: str = "full") -> Speed:
+    def speed(self, name: str, unit: str) -> Speed:
         """How many times less of a unit an arm needs than full up to the bed's threshold."""
-        ours, theirs = (self.arms[arm].curves(self.bed.targets, UNITS[unit]) for arm in (name, over))
-        return speed(ours, theirs, [str(seed) for seed in self.seeds], over, self.bed.threshold, None)
+        ours, theirs = (self.arms[arm].curves(self.bed.targets, UNITS[unit]) for arm in (name, "full"))
+        return speed(ours, theirs, [str(seed) for seed in self.seeds], "full", self.bed.threshold, None)
 
     def null(self, unit: str) -> list[Factor]:
         """The same figure for each two seeds of full that have one starting policy, which differ by nothing but luck."""
@@ -197,7 +186,7 @@ class Bench:
         adjusted = dict(zip([contrast.control for contrast in tested], p_values, strict=True))
         level = 1 - (1 - CONFIDENCE) / len(found)
         return [
-            contrast._replace(p=adjusted.get(contrast.control), corrected=limits(np.array(contrast.by_seed), level))
+            contrast._replace(p=adjusted.get(contrast.control), corrected=paired_interval(contrast.by_seed, level))
             for contrast in found
         ]
 
@@ -212,12 +201,6 @@ class Bench:
         policies = np.array([self.bed.shared_by(seed) for seed in self.seeds])
         by_policy = tuple(float(gap[policies == policy].mean()) for policy in sorted(set(policies.tolist())))
         return Contrast(arm, control, tuple(gap), by_policy, paired_interval(list(gap)))
-
-
-def limits(values: Floats, level: float) -> tuple[float, float] | None:
-    """The t interval of a mean; None as `reach_of`."""
-    reach = reach_of(values, level)
-    return None if reach is None else (float(values.mean()) - reach, float(values.mean()) + reach)
 
 
 def own_ratios(found: Speed) -> dict[str, float] | None:
@@ -268,7 +251,7 @@ def contrast_json(found: Contrast) -> dict[str, Any]:
         "mean": mean(found.by_seed),
         "low": found.interval and found.interval.low,
         "high": found.interval and found.interval.high,
-        "corrected": found.corrected and list(found.corrected),
+        "corrected": found.corrected and [found.corrected.low, found.corrected.high],
         "p_holm": found.p,
         "by_policy": list(found.by_policy),
     }

@@ -97,7 +97,7 @@ def differences_table(bench: Bench) -> str:
         corrected, p = contrast.corrected, contrast.p
         name, points, usual, policies = contrast_row(contrast)
         rows.append(
-            [name, points, usual, f"[{signed(corrected[0])}, {signed(corrected[1])}]" if corrected else NOTHING]
+            [name, points, usual, f"[{signed(corrected.low)}, {signed(corrected.high)}]" if corrected else NOTHING]
         )
         rows[-1] += [NOTHING if p is None else "< .001" if p < 0.001 else f"{p:.3f}".lstrip("0"), policies]
     return table(head, rows)
@@ -155,7 +155,7 @@ def goals_of(bench: Bench) -> list[str]:
         ):
             lines.append(f"{what}: {value:.2f}, goal {goal:g}, {'met' if value >= goal else 'MISSED'}")
     for contrast in bench.contrasts:
-        low = contrast.corrected[0] if contrast.corrected else -math.inf
+        low = contrast.corrected.low if contrast.corrected else -math.inf
         lines.append(
             f"above {contrast.control}: corrected from {100 * low:+.1f} points, {'met' if low > 0 else 'MISSED'}"
         )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import operator
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import NamedTuple
 from cropi_tools.data.jsonl import read_jsonl
 
 LEVELS = (0, 1)
+SUM = "{before}+{term}={after}"
 TRIES = 200  # draws for one prompt that is not there yet
 
 
@@ -50,34 +52,48 @@ def number(places: list[int]) -> int:
     return int("".join(map(str, places)))
 
 
-def add(chance: random.Random, level: int) -> Task:
-    one, two = digits(chance, 4 + level), digits(chance, 4 + level)
+def by_columns(columns: list[tuple[str, int]]) -> Callable[[Pen], tuple[list[str], int]]:
+    """The column method, from the right: (what is written, its value) of each column, to which the carry comes."""
 
     def solve(pen: Pen) -> tuple[list[str], int]:
         steps, found, carry = [], 0, 0
-        for place, (a, b) in enumerate(zip(reversed(one), reversed(two), strict=True)):
-            total = pen(a + b + carry)
-            steps.append(f"{a}+{b}+{carry}={total}")
+        for place, (shown, value) in enumerate(columns):
+            total = pen(value + carry)
+            steps.append(f"{shown}+{carry}={total}")
             found += total % 10 * 10**place
             carry = total // 10
-        return steps, found + carry * 10 ** len(one)
+        return steps, found + carry * 10 ** len(columns)
 
-    return Task(f"add {number(one)}+{number(two)}", solve)
+    return solve
+
+
+def running(
+    terms: list[int], combined: Callable[[int, int], int], shown: str
+) -> Callable[[Pen], tuple[list[str], int]]:
+    """One value carried through the terms. shown: a step, of `before`, `term` and `after`."""
+
+    def solve(pen: Pen) -> tuple[list[str], int]:
+        steps, before = [], terms[0]
+        for term in terms[1:]:
+            after = pen(combined(before, term))
+            steps.append(shown.format(before=before, term=term, after=after))
+            before = after
+        return steps, before
+
+    return solve
+
+
+def add(chance: random.Random, level: int) -> Task:
+    one, two = digits(chance, 4 + level), digits(chance, 4 + level)
+
+    columns = [(f"{a}+{b}", a + b) for a, b in zip(reversed(one), reversed(two), strict=True)]
+    return Task(f"add {number(one)}+{number(two)}", by_columns(columns))
 
 
 def multiply(chance: random.Random, level: int) -> Task:
     one, by = digits(chance, 4 + level), chance.randint(3, 9)
 
-    def solve(pen: Pen) -> tuple[list[str], int]:
-        steps, found, carry = [], 0, 0
-        for place, a in enumerate(reversed(one)):
-            total = pen(a * by + carry)
-            steps.append(f"{a}*{by}+{carry}={total}")
-            found += total % 10 * 10**place
-            carry = total // 10
-        return steps, found + carry * 10 ** len(one)
-
-    return Task(f"mul {number(one)}*{by}", solve)
+    return Task(f"mul {number(one)}*{by}", by_columns([(f"{a}*{by}", a * by) for a in reversed(one)]))
 
 
 def remainder(chance: random.Random, level: int) -> Task:
@@ -111,29 +127,13 @@ def divisor(chance: random.Random, level: int) -> Task:
 def digit_sum(chance: random.Random, level: int) -> Task:
     one = digits(chance, 6 + level)
 
-    def solve(pen: Pen) -> tuple[list[str], int]:
-        steps, total = [], one[0]
-        for a in one[1:]:
-            after = pen(total + a)
-            steps.append(f"{total}+{a}={after}")
-            total = after
-        return steps, total
-
-    return Task(f"dig {number(one)}", solve)
+    return Task(f"dig {number(one)}", running(one, operator.add, SUM))
 
 
 def chain(chance: random.Random, level: int) -> Task:
     terms = [chance.randint(2, 60) for _ in range(5 + level)]
 
-    def solve(pen: Pen) -> tuple[list[str], int]:
-        steps, total = [], terms[0]
-        for term in terms[1:]:
-            after = pen(total + term)
-            steps.append(f"{total}+{term}={after}")
-            total = after
-        return steps, total
-
-    return Task("sum " + "+".join(map(str, terms)), solve)
+    return Task("sum " + "+".join(map(str, terms)), running(terms, operator.add, SUM))
 
 
 def backwards(chance: random.Random, level: int) -> Task:
@@ -167,28 +167,13 @@ def ordered(chance: random.Random, level: int) -> Task:
 def greatest(chance: random.Random, level: int) -> Task:
     terms = [chance.randint(10, 99) for _ in range(5 + level)]
 
-    def solve(pen: Pen) -> tuple[list[str], int]:
-        steps, high = [], terms[0]
-        for term in terms[1:]:
-            after = pen(max(high, term))
-            steps.append(f"{high},{term}>{after}")
-            high = after
-        return steps, high
-
-    return Task("max " + ",".join(map(str, terms)), solve)
+    return Task("max " + ",".join(map(str, terms)), running(terms, max, "{before},{term}>{after}"))
 
 
 def polynomial(chance: random.Random, level: int) -> Task:
     factors, at = [chance.randint(1, 9) for _ in range(4 + level)], chance.randint(2, 4)
 
-    def solve(pen: Pen) -> tuple[list[str], int]:
-        steps, value = [], factors[0]
-        for factor in factors[1:]:
-            after = pen(value * at + factor)
-            steps.append(f"{value}*{at}+{factor}={after}")
-            value = after
-        return steps, value
-
+    solve = running(factors, lambda before, term: before * at + term, f"{{before}}*{at}+{{term}}={{after}}")
     return Task(f"pol {','.join(map(str, factors))}@{at}", solve)
 
 

@@ -17,7 +17,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its 95 % interval and two-sided p-value."""
+    """A mean with its interval, of 95 % unless another was asked for, and two-sided p-value."""
 
     mean: float
     low: float
@@ -51,8 +51,8 @@ def t_quantile(probability: float, degrees: int) -> float:
     return float(stdtrit(degrees, (1 + probability) / 2))
 
 
-def paired_interval(differences: Sequence[float]) -> Interval | None:
-    """The t interval of a mean difference over seeds.
+def paired_interval(differences: Sequence[float], confidence: float = CONFIDENCE) -> Interval | None:
+    """The t interval of a mean difference over seeds, at this confidence.
 
     None with fewer than two seeds, and when all differences are equal: on a grid of accuracies that happens by
     chance, and a spread of zero would claim certainty.
@@ -63,7 +63,7 @@ def paired_interval(differences: Sequence[float]) -> Interval | None:
     degrees = len(differences) - 1
     error = deviation / math.sqrt(len(differences))
     center = mean(differences)
-    reach = t_quantile(CONFIDENCE, degrees) * error
+    reach = t_quantile(confidence, degrees) * error
     return Interval(center, center - reach, center + reach, 1 - t_probability(center / error, degrees))
 
 
