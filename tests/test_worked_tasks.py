@@ -11,19 +11,24 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 from cropi_tools.rewards.verifiers import grade
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks" / "reproduce"
 
 
-@pytest.fixture(scope="module")
-def tasks() -> ModuleType:
+def imported(name: str) -> ModuleType:
     sys.path.insert(0, str(FOLDER))
     try:
-        return importlib.import_module("worked_tasks")
+        return importlib.import_module(name)
     finally:
         sys.path.remove(str(FOLDER))
+
+
+@pytest.fixture(scope="module")
+def tasks() -> ModuleType:
+    return imported("worked_tasks")
 
 
 def answer_to(prompt: str) -> int:
@@ -87,3 +92,21 @@ def test_excluded_prompts_do_not_come_again(tasks: ModuleType, tmp_path: Path, m
     prompts = [{json.loads(line)["prompt"] for line in path.read_text().splitlines()} for path in (first, second)]
     assert len(prompts[0]) == len(prompts[1]) == 80
     assert not prompts[0] & prompts[1]
+
+
+def test_a_warm_up_in_bfloat16_learns_as_in_float32(tasks: ModuleType) -> None:
+    warmup = imported("worked_warmup").warmup
+    records = tasks.records(["rev"], 8, 1, set())
+    pairs = [(record["prompt"], record["extra"]["worked"]) for record in records]
+    losses = []
+    for bfloat16 in (False, True):
+        torch.manual_seed(0)
+        tokenizer = warmup.make_tokenizer(128)
+        model = warmup.make_model(tokenizer, 32, 2, 64)
+        phases = [(warmup.encode(pairs, tokenizer), 60)]
+        losses.append(warmup.train(model, phases, 0, 1e-2, batch=8, bfloat16=bfloat16))
+    single, half = losses
+    assert half[0] == pytest.approx(single[0], rel=0.01)
+    # weights whose casts were kept from the first step on would stay far behind
+    assert single[-1] < single[0] / 4
+    assert half[-1] == pytest.approx(single[-1], rel=0.2)

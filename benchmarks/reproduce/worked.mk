@@ -1,4 +1,4 @@
-# Bed (c), worked answers: a policy of 5.9 million parameters that works its answers out in 20 to 80 tokens, so that sampling and training cost
+# Bed (c), worked answers: a policy of 6.6 million parameters that works its answers out in 20 to 80 tokens, so that sampling and training cost
 # something: the bed for seconds. Every seed has a draw of rollouts and a run of its own; the starting policy is one.
 
 SEED ?= 1

@@ -20,7 +20,9 @@ from typing import NamedTuple
 from cropi_tools.data.jsonl import read_jsonl
 
 LEVELS = (0, 1)
-SUM = "{before}+{term}={after}"
+# numbers in the steps have a fixed width, so that what a step copies stands at the same distance in every prompt of a level: learned far sooner
+DIGIT_SUM = "{before:02d}+{term}={after:02d}"
+CHAIN = "{before:03d}+{term:02d}={after:03d}"
 TRIES = 200  # draws for one prompt that is not there yet
 
 
@@ -59,7 +61,7 @@ def by_columns(columns: list[tuple[str, int]]) -> Callable[[Pen], tuple[list[str
         steps, found, carry = [], 0, 0
         for place, (shown, value) in enumerate(columns):
             total = pen(value + carry)
-            steps.append(f"{shown}+{carry}={total}")
+            steps.append(f"{shown}+{carry}={total:02d}")
             found += total % 10 * 10**place
             carry = total // 10
         return steps, found + carry * 10 ** len(columns)
@@ -104,7 +106,7 @@ def remainder(chance: random.Random, level: int) -> Task:
         for a in one:
             whole = left * 10 + a
             left = pen(whole % by)
-            steps.append(f"{whole}%{by}={left}")
+            steps.append(f"{whole:02d}%{by}={left}")
         return steps, left
 
     return Task(f"mod {number(one)}%{by}", solve)
@@ -117,7 +119,7 @@ def divisor(chance: random.Random, level: int) -> Task:
         steps, high, low = [], max(one, two), min(one, two)
         while low and len(steps) < 8:
             left = pen(high % low)
-            steps.append(f"{high}%{low}={left}")
+            steps.append(f"{high:03d}%{low:03d}={left:03d}")
             high, low = low, left
         return steps, high
 
@@ -127,13 +129,13 @@ def divisor(chance: random.Random, level: int) -> Task:
 def digit_sum(chance: random.Random, level: int) -> Task:
     one = digits(chance, 6 + level)
 
-    return Task(f"dig {number(one)}", running(one, operator.add, SUM))
+    return Task(f"dig {number(one)}", running(one, operator.add, DIGIT_SUM))
 
 
 def chain(chance: random.Random, level: int) -> Task:
-    terms = [chance.randint(2, 60) for _ in range(5 + level)]
+    terms = [chance.randint(10, 60) for _ in range(5 + level)]
 
-    return Task("sum " + "+".join(map(str, terms)), running(terms, operator.add, SUM))
+    return Task("sum " + "+".join(map(str, terms)), running(terms, operator.add, CHAIN))
 
 
 def backwards(chance: random.Random, level: int) -> Task:

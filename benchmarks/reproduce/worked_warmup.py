@@ -1,4 +1,4 @@
-"""The starting policy of bed (c): a Qwen2 of 5.9 million parameters, trained from scratch on worked answers, then on half slipped ones.
+"""The starting policy of bed (c): a Qwen2 of 6.6 million parameters, trained from scratch on worked answers, then on half slipped ones.
 
     python benchmarks/reproduce/worked_warmup.py warmup.jsonl -o P0
 
@@ -23,18 +23,18 @@ from cropi_tools.data.jsonl import read_jsonl
 from cropi_tools.data.manifest import Fingerprint, file_input
 from cropi_tools.data.output import Output
 
-CONTEXT, WIDTH, LAYERS, INNER = 128, 256, 6, 1024
-LEARNING_RATE = 1.5e-3
+CONTEXT, WIDTH, LAYERS, INNER = 128, 384, 4, 1024
+LEARNING_RATE, BATCH = 1.5e-3, 32
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the starting policy of bed (c) from scratch.")
     parser.add_argument("prompts", help="prompts of worked_tasks.py")
     parser.add_argument("-o", "--output", required=True, help="the policy folder to write")
-    parser.add_argument("--steps", type=int, default=900, help="steps on right solutions")
-    parser.add_argument("--slip-steps", type=int, default=150, help="then steps with half slipped ones")
+    parser.add_argument("--steps", type=int, default=800, help="steps on right solutions")
+    parser.add_argument("--slip-steps", type=int, default=120, help="then steps with half slipped ones")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--force", action="store_true")
     given = parser.parse_args()
     transformers_logging.disable_progress_bar()
@@ -58,8 +58,7 @@ def main() -> None:
         (warmup.encode(right + slipped, tokenizer), given.slip_steps),
     ]
     output.begin_work()
-    with torch.autocast("cpu", torch.bfloat16):
-        warmup.train(model, phases, given.seed, LEARNING_RATE)
+    warmup.train(model, phases, given.seed, LEARNING_RATE, BATCH, bfloat16=True)
     warmup.save(model, tokenizer, output, len(found), given.steps + given.slip_steps)
 
 

@@ -151,15 +151,15 @@ def encode(pairs: list[tuple[str, str]], tokenizer: PreTrainedTokenizerFast) -> 
     return Examples(tokens, np.array([len(row) for row in prompts]), np.array([len(row) - 1 for row in rows]))
 
 
-def batches(examples: Examples, chance: np.random.Generator) -> Iterator[np.ndarray]:
+def batches(examples: Examples, batch: int, chance: np.random.Generator) -> Iterator[np.ndarray]:
     """Row numbers of one batch after another, each epoch in a new order, for ever."""
     count = len(examples.end)
     order = np.empty(0, np.int64)
     while True:
-        while len(order) < BATCH:
+        while len(order) < batch:
             order = np.concatenate([order, chance.permutation(count)])
-        yield order[:BATCH]
-        order = order[BATCH:]
+        yield order[:batch]
+        order = order[batch:]
 
 
 def answer_loss(model: Qwen2ForCausalLM, examples: Examples, rows: np.ndarray) -> torch.Tensor:
@@ -176,23 +176,34 @@ def answer_loss(model: Qwen2ForCausalLM, examples: Examples, rows: np.ndarray) -
 
 
 def train(
-    model: Qwen2ForCausalLM, phases: list[tuple[Examples, int]], seed: int, learning_rate: float = LEARNING_RATE
-) -> None:
-    """Train through the phases, (examples, steps) each; the learning rate falls linearly to 0 over all of them."""
+    model: Qwen2ForCausalLM,
+    phases: list[tuple[Examples, int]],
+    seed: int,
+    learning_rate: float = LEARNING_RATE,
+    batch: int = BATCH,
+    bfloat16: bool = False,
+) -> list[float]:
+    """Train through the phases, (examples, steps) each; the learning rate falls linearly to 0 over all of them.
+
+    batch: a multiple of 4. bfloat16: matrix products are. Returns the loss at each step, in nats a token.
+    """
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, betas=(0.9, 0.99), weight_decay=0.01)
     model.train()
+    losses: list[float] = []
     done, total = 0, sum(steps for _, steps in phases)
     chance = np.random.default_rng(seed)
     with runtime.progress("warm-up", total) as shown:
         for examples, steps in phases:
-            for _, rows in zip(range(steps), batches(examples, chance), strict=False):
+            for _, rows in zip(range(steps), batches(examples, batch, chance), strict=False):
                 done += 1
                 optimizer.param_groups[0]["lr"] = learning_rate * min(done / WARMING_STEPS, 1 - (done - 1) / total)
                 rows = rows[np.argsort(examples.end[rows], kind="stable")]
                 targets = float((examples.end[rows] - examples.answer_start[rows] + 1).sum())
                 loss = 0.0
                 for part in np.split(rows, 4):  # short rows are not padded to the longest
-                    part_loss = answer_loss(model, examples, part) / targets
+                    # within a pass alone: autocast keeps the casts of weights for as long as it lasts, whatever becomes of the weights
+                    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+                        part_loss = answer_loss(model, examples, part) / targets
                     part_loss.backward()
                     loss += part_loss.item()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -200,7 +211,9 @@ def train(
                 optimizer.zero_grad(set_to_none=True)
                 if not math.isfinite(loss):
                     raise CropiError(f"the loss is {loss} after {done} steps")
+                losses.append(loss)
                 shown.advance(note=f"loss {loss:.3f}")
+    return losses
 
 
 def save(
