@@ -288,13 +288,14 @@ def main() -> None:
     benches = [bench for bench in map(Bench, read_plan().values()) if bench.records]
     if not benches:
         raise SystemExit(f"analyze.py: no records in {RECORDS}; run.py makes them")
-    partial = [bench.bed.name for bench in benches if len(bench.seeds) < bench.bed.seeds]
-    if partial:
-        print(f"{', '.join(partial)}: not all seeds have a record, so no page is changed", file=sys.stderr)
+    whole = [bench for bench in benches if len(bench.seeds) == bench.bed.seeds]
+    for bench in benches:
+        if bench not in whole:
+            print(f"{bench.bed.name}: not all seeds have a record, so no page shows it", file=sys.stderr)
     RESULT.write_text(json.dumps(rounded(as_json(benches), 4), indent=1) + "\n")
     found = {bench.bed.name: tables(bench) for bench in benches}
-    if not partial:
-        fill_page({**found, "main": main_table(benches)})
+    if whole:
+        fill_page({**{bench.bed.name: found[bench.bed.name] for bench in whole}, "main": main_table(whole)})
     for bench in benches:
         print(f"\n{bench.bed.title}\n\n{found[bench.bed.name]}")
         for line in goals_of(bench):
@@ -304,7 +305,8 @@ def main() -> None:
 
         for bench in benches:
             draw_curves(bench, RECORDS.with_name(f"reproduce-{bench.bed.name}.png"))
-        draw_main(benches, RECORDS.with_name("reproduce.png"))
+        if whole:
+            draw_main(whole, RECORDS.with_name("reproduce.png"))
 
 
 if __name__ == "__main__":
