@@ -57,29 +57,26 @@ def answer_to(prompt: str) -> int:
             return sum(int(f) * int(at) ** power for power, f in enumerate(reversed(factors.split(","))))
 
 
-def test_worked_answers_are_right_and_slipped_ones_wrong(tasks: ModuleType) -> None:
+def test_worked_answers_are_right_and_mistaken_ones_wrong(tasks: ModuleType) -> None:
     records = list(tasks.records(list(tasks.FAMILIES), 30, 7, set()))
     assert len(records) == 30 * len(tasks.LEVELS) * len(tasks.FAMILIES)
     assert len({record["prompt"] for record in records}) == len(records)
     assert len({record["id"] for record in records}) == len(records)
     for record in records:
         assert int(record["answer"]) == answer_to(record["prompt"]), record
-        worked, slipped = record["extra"]["worked"], record["extra"]["slipped"]
+        worked, mistaken = record["extra"]["worked"], record["extra"]["mistaken"]
         assert worked.endswith(f" #### {record['answer']}")
-        assert slipped != worked
+        assert mistaken != worked
+        assert not mistaken.endswith(f" #### {record['answer']}")
         # prompt, answer and end token fit the policy of bed (c)
-        assert len(record["prompt"]) + max(len(worked), len(slipped)) < 128
-    # the slip decides the answer but for the few whose every slip is undone by what follows
-    same = sum(record["extra"]["slipped"].endswith(f" #### {record['answer']}") for record in records)
-    assert same < len(records) / 20
+        assert len(record["prompt"]) + max(len(worked), len(mistaken)) < 128
 
 
 def test_the_verifier_reads_worked_answers(tasks: ModuleType) -> None:
     records: list[dict[str, Any]] = list(tasks.records(list(tasks.FAMILIES), 3, 1, set()))
     for record in records:
-        right, wrong = (grade(record, record["extra"][kind]).reward for kind in ("worked", "slipped"))
-        assert right == 1
-        assert (wrong == 1) == record["extra"]["slipped"].endswith(f" #### {record['answer']}")
+        right, wrong = (grade(record, record["extra"][kind]).reward for kind in ("worked", "mistaken"))
+        assert (right, wrong) == (1, 0)
 
 
 def test_excluded_prompts_do_not_come_again(tasks: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,5 +105,5 @@ def test_a_warm_up_in_bfloat16_learns_as_in_float32(tasks: ModuleType) -> None:
     single, half = losses
     assert half[0] == pytest.approx(single[0], rel=0.01)
     # weights whose casts were kept from the first step on would stay far behind
-    assert single[-1] < single[0] / 4
-    assert half[-1] == pytest.approx(single[-1], rel=0.2)
+    assert single[-1] < single[0] / 3
+    assert half[-1] == pytest.approx(single[-1], rel=0.05)

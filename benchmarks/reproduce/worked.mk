@@ -5,8 +5,8 @@ SEED ?= 1
 PLACE := runs/reproduce/worked-tasks
 DATA := $(PLACE)/data
 TASKS := benchmarks/reproduce/worked_tasks.py
-TARGETS := mod mul
-OTHERS := add gcd dig sum rev ord max pol
+TARGETS := add mod
+OTHERS := mul gcd dig sum rev ord max pol
 
 $(DATA)/pool.jsonl: $(TASKS)
 	@mkdir -p $(DATA)
@@ -36,13 +36,13 @@ POOL := $(DATA)/pool.jsonl
 VALID := $(TARGETS)
 TEST := $(TARGETS) others
 VALID_FILE.mod := $(DATA)/valid.mod.jsonl
-VALID_FILE.mul := $(DATA)/valid.mul.jsonl
+VALID_FILE.add := $(DATA)/valid.add.jsonl
 TEST_FILE.mod := $(DATA)/test.mod.jsonl
-TEST_FILE.mul := $(DATA)/test.mul.jsonl
+TEST_FILE.add := $(DATA)/test.add.jsonl
 TEST_FILE.others := $(DATA)/test.others.jsonl
 
-STAGES ?= 4
-STEPS ?= 25
+STAGES ?= 2
+STEPS ?= 40
 SEEDS := $(SEED)
 DRAW := $(SEED)
 PROBE := 0.1
@@ -52,6 +52,7 @@ VALID_SAMPLES := 8
 MAX_TOKENS := 88
 VERIFIER := maths
 ROLLOUT_OPTIONS := --dtype bfloat16
+GRAD_OPTIONS := --dtype bfloat16
 STORE_OPTIONS := --dim 4096
 TRAIN_OPTIONS := --batch 16 --learning-rate 1e-4 --betas 0.9,0.99 --dtype bfloat16 --eval-every 5 --eval-samples 1 --eval-temperature 1.0
 

@@ -3,8 +3,8 @@
     python benchmarks/reproduce/worked_tasks.py --size 50 --seed 1 -o pool.jsonl
     python benchmarks/reproduce/worked_tasks.py --size 40 --seed 2 --only mod --exclude pool.jsonl -o valid.mod.jsonl
 
-A record is a prompt as the commands take it; `extra.worked` is the right solution, `extra.slipped` one with a slip in a single step, from
-which the rest follows as it should: what the policy is warmed up with. A solution ends with `#### ANSWER`, which the verifier `maths` reads.
+A record is a prompt as the commands take it; `extra.worked` is the right solution, `extra.mistaken` the one that the family's typical mistake
+leads to, made wherever it can be: what the policy is warmed up with. A solution ends with `#### ANSWER`, which the verifier `maths` reads.
 """
 
 from __future__ import annotations
@@ -26,24 +26,11 @@ CHAIN = "{before:03d}+{term:02d}={after:03d}"
 TRIES = 200  # draws for one prompt that is not there yet
 
 
-class Pen:
-    """Writes down the numbers of a solution; with a place of a slip, the number written there is wrong, and so is what follows from it."""
-
-    def __init__(self, chance: random.Random, slip: int | None = None) -> None:
-        self.chance, self.slip, self.written = chance, slip, 0
-
-    def __call__(self, value: int) -> int:
-        place, self.written = self.written, self.written + 1
-        if place != self.slip:
-            return value
-        return max(0, value + self.chance.choice([-10, -1, 1, 10] if value >= 10 else [-1, 1, 1, 2]))
-
-
 class Task(NamedTuple):
-    """A prompt, and its solution for a pen: the steps and the answer."""
+    """A prompt, and its solution, right or mistaken: the steps and the answer."""
 
     prompt: str
-    solve: Callable[[Pen], tuple[list[str], int]]
+    solve: Callable[[bool], tuple[list[str], int]]
 
 
 def digits(chance: random.Random, count: int) -> list[int]:
@@ -54,30 +41,30 @@ def number(places: list[int]) -> int:
     return int("".join(map(str, places)))
 
 
-def by_columns(columns: list[tuple[str, int]]) -> Callable[[Pen], tuple[list[str], int]]:
-    """The column method, from the right: (what is written, its value) of each column, to which the carry comes."""
+def by_columns(columns: list[tuple[str, int]]) -> Callable[[bool], tuple[list[str], int]]:
+    """The column method, from the right: (what is written, its value) of each column, to which the carry comes. Mistake: no carry."""
 
-    def solve(pen: Pen) -> tuple[list[str], int]:
+    def solve(mistaken: bool) -> tuple[list[str], int]:
         steps, found, carry = [], 0, 0
         for place, (shown, value) in enumerate(columns):
-            total = pen(value + carry)
+            total = value + carry
             steps.append(f"{shown}+{carry}={total:02d}")
             found += total % 10 * 10**place
-            carry = total // 10
+            carry = 0 if mistaken else total // 10
         return steps, found + carry * 10 ** len(columns)
 
     return solve
 
 
 def running(
-    terms: list[int], combined: Callable[[int, int], int], shown: str
-) -> Callable[[Pen], tuple[list[str], int]]:
+    terms: list[int], right: Callable[[int, int], int], wrong: Callable[[int, int], int], shown: str
+) -> Callable[[bool], tuple[list[str], int]]:
     """One value carried through the terms. shown: a step, of `before`, `term` and `after`."""
 
-    def solve(pen: Pen) -> tuple[list[str], int]:
+    def solve(mistaken: bool) -> tuple[list[str], int]:
         steps, before = [], terms[0]
         for term in terms[1:]:
-            after = pen(combined(before, term))
+            after = (wrong if mistaken else right)(before, term)
             steps.append(shown.format(before=before, term=term, after=after))
             before = after
         return steps, before
@@ -99,13 +86,14 @@ def multiply(chance: random.Random, level: int) -> Task:
 
 
 def remainder(chance: random.Random, level: int) -> Task:
+    """Mistake: what was left is not brought down."""
     one, by = digits(chance, 6 + level), chance.randint(3, 9)
 
-    def solve(pen: Pen) -> tuple[list[str], int]:
+    def solve(mistaken: bool) -> tuple[list[str], int]:
         steps, left = [], 0
         for a in one:
-            whole = left * 10 + a
-            left = pen(whole % by)
+            whole = a if mistaken else left * 10 + a
+            left = whole % by
             steps.append(f"{whole:02d}%{by}={left}")
         return steps, left
 
@@ -113,13 +101,16 @@ def remainder(chance: random.Random, level: int) -> Task:
 
 
 def divisor(chance: random.Random, level: int) -> Task:
+    """Mistake: the first remainder is taken for the divisor."""
     one, two = (chance.randint(2, 9) * chance.randint(10, 40 + 40 * level) for _ in range(2))
 
-    def solve(pen: Pen) -> tuple[list[str], int]:
+    def solve(mistaken: bool) -> tuple[list[str], int]:
         steps, high, low = [], max(one, two), min(one, two)
         while low and len(steps) < 8:
-            left = pen(high % low)
+            left = high % low
             steps.append(f"{high:03d}%{low:03d}={left:03d}")
+            if mistaken:
+                return steps, left or low
             high, low = low, left
         return steps, high
 
@@ -127,55 +118,69 @@ def divisor(chance: random.Random, level: int) -> Task:
 
 
 def digit_sum(chance: random.Random, level: int) -> Task:
+    """Mistake: tens are lost."""
     one = digits(chance, 6 + level)
 
-    return Task(f"dig {number(one)}", running(one, operator.add, DIGIT_SUM))
+    return Task(
+        f"dig {number(one)}", running(one, operator.add, lambda before, term: (before + term) % 10, DIGIT_SUM)
+    )
 
 
 def chain(chance: random.Random, level: int) -> Task:
+    """Mistake: no carry from ones to tens."""
     terms = [chance.randint(10, 60) for _ in range(5 + level)]
 
-    return Task("sum " + "+".join(map(str, terms)), running(terms, operator.add, CHAIN))
+    def no_carry(before: int, term: int) -> int:
+        return (before // 10 + term // 10) * 10 + (before + term) % 10
+
+    return Task("sum " + "+".join(map(str, terms)), running(terms, operator.add, no_carry, CHAIN))
 
 
 def backwards(chance: random.Random, level: int) -> Task:
+    """Mistake: forwards."""
     one = [chance.randint(1, 9) for _ in range(6 + level)]
 
-    def solve(pen: Pen) -> tuple[list[str], int]:
-        steps, found = [], 0
-        for a in reversed(one):
-            found = pen(found * 10 + a)
-            steps.append(str(found))
-        return steps[1:], found
+    def solve(mistaken: bool) -> tuple[list[str], int]:
+        ordered = one if mistaken else one[::-1]
+        steps = [str(number(ordered[:end])) for end in range(2, len(one) + 1)]
+        return steps, number(ordered)
 
     return Task(f"rev {number(one)}", solve)
 
 
 def ordered(chance: random.Random, level: int) -> Task:
+    """Mistake: from the greatest."""
     one = [chance.randint(1, 9) for _ in range(5 + level)]
 
-    def solve(pen: Pen) -> tuple[list[str], int]:
+    def solve(mistaken: bool) -> tuple[list[str], int]:
         steps, left, found = [], list(one), []
         while len(left) > 1:
-            least = min(9, max(1, pen(min(left))))
-            left.remove(least if least in left else min(left))
-            found.append(least)
-            steps.append(f"{least},{number(left)}")
+            taken = max(left) if mistaken else min(left)
+            left.remove(taken)
+            found.append(taken)
+            steps.append(f"{taken},{number(left)}")
         return steps, number(found + left)
 
     return Task(f"ord {number(one)}", solve)
 
 
 def greatest(chance: random.Random, level: int) -> Task:
+    """Mistake: the least."""
     terms = [chance.randint(10, 99) for _ in range(5 + level)]
 
-    return Task("max " + ",".join(map(str, terms)), running(terms, max, "{before},{term}>{after}"))
+    return Task("max " + ",".join(map(str, terms)), running(terms, max, min, "{before},{term}>{after}"))
 
 
 def polynomial(chance: random.Random, level: int) -> Task:
+    """Mistake: the next factor is not added."""
     factors, at = [chance.randint(1, 9) for _ in range(4 + level)], chance.randint(2, 4)
 
-    solve = running(factors, lambda before, term: before * at + term, f"{{before}}*{at}+{{term}}={{after}}")
+    solve = running(
+        factors,
+        lambda before, term: before * at + term,
+        lambda before, term: before * at,
+        f"{{before}}*{at}+{{term}}={{after}}",
+    )
     return Task(f"pol {','.join(map(str, factors))}@{at}", solve)
 
 
@@ -193,14 +198,14 @@ FAMILIES: dict[str, Callable[[random.Random, int], Task]] = {
 }
 
 
-def solution(task: Task, pen: Pen) -> tuple[str, str]:
+def solution(task: Task, mistaken: bool) -> tuple[str, str]:
     """(the whole text, the answer)."""
-    steps, answer = task.solve(pen)
+    steps, answer = task.solve(mistaken)
     return f"{' '.join(steps)} #### {answer}", str(answer)
 
 
 def records(sources: list[str], size: int, seed: int, taken: set[str]) -> Iterator[dict[str, object]]:
-    """`size` prompts of each level of each family, none of them in `taken`; fewer where no more are found."""
+    """`size` prompts of each level of each family, none of them in `taken`; fewer where no more are found. In each the mistake can be made."""
     for source in sources:
         for level in LEVELS:
             chance = random.Random(f"{seed}:{source}:{level}")
@@ -208,24 +213,18 @@ def records(sources: list[str], size: int, seed: int, taken: set[str]) -> Iterat
             while made < size and tries < TRIES:
                 task = FAMILIES[source](chance, level)
                 tries += 1
-                if task.prompt in taken:
+                (worked, answer), (mistaken, wrong) = (solution(task, mistaken) for mistaken in (False, True))
+                if task.prompt in taken or wrong == answer:
                     continue
                 taken.add(task.prompt)
                 tries = 0
-                pen = Pen(chance)
-                worked, answer = solution(task, pen)
-                slipped, wrong = worked, answer
-                for _ in range(20):
-                    slipped, wrong = solution(task, Pen(chance, chance.randrange(pen.written)))
-                    if wrong != answer:
-                        break
                 yield {
                     "id": f"{source}-{level}-{seed}-{made}",
                     "prompt": task.prompt + ": ",
                     "answer": answer,
                     "source": source,
                     "verifier": "maths",
-                    "extra": {"worked": worked, "slipped": slipped},
+                    "extra": {"worked": worked, "mistaken": mistaken},
                 }
                 made += 1
 

@@ -1,8 +1,8 @@
-"""The starting policy of bed (c): a Qwen2 of 6.6 million parameters, trained from scratch on worked answers, then on half slipped ones.
+"""The starting policy of bed (c): a Qwen2 of 6.6 million parameters, trained from scratch on worked answers, then on half mistaken ones.
 
     python benchmarks/reproduce/worked_warmup.py warmup.jsonl -o P0
 
-As with the demo's, the second part is made for the purpose: a policy that has learned plausible slips is what reinforcement learning can
+As with the demo's, the second part is made for the purpose: a policy that has learned plausible mistakes is what reinforcement learning can
 improve within a hundred steps.
 """
 
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("prompts", help="prompts of worked_tasks.py")
     parser.add_argument("-o", "--output", required=True, help="the policy folder to write")
     parser.add_argument("--steps", type=int, default=800, help="steps on right solutions")
-    parser.add_argument("--slip-steps", type=int, default=120, help="then steps with half slipped ones")
+    parser.add_argument("--mistaken-steps", type=int, default=120, help="then steps with half mistaken ones")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--force", action="store_true")
@@ -40,7 +40,7 @@ def main() -> None:
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(given.threads)
     torch.manual_seed(given.seed)
-    options = {name: getattr(given, name) for name in ("steps", "slip_steps", "seed", "threads")}
+    options = {name: getattr(given, name) for name in ("steps", "mistaken_steps", "seed", "threads")}
     inputs = {"prompts": file_input(given.prompts)}
     output = Output(
         given.output, Fingerprint.of("worked_warmup", options, inputs), inputs, folder=True, force=given.force
@@ -52,14 +52,14 @@ def main() -> None:
     model = warmup.make_model(tokenizer, WIDTH, LAYERS, INNER)
     found = [record for _, record in read_jsonl(given.prompts)]
     right = [(record["prompt"], record["extra"]["worked"]) for record in found]
-    slipped = [(record["prompt"], record["extra"]["slipped"]) for record in found]
+    mistaken = [(record["prompt"], record["extra"]["mistaken"]) for record in found]
     phases = [
         (warmup.encode(right, tokenizer), given.steps),
-        (warmup.encode(right + slipped, tokenizer), given.slip_steps),
+        (warmup.encode(right + mistaken, tokenizer), given.mistaken_steps),
     ]
     output.begin_work()
     warmup.train(model, phases, given.seed, LEARNING_RATE, BATCH, bfloat16=True)
-    warmup.save(model, tokenizer, output, len(found), given.steps + given.slip_steps)
+    warmup.save(model, tokenizer, output, len(found), given.steps + given.mistaken_steps)
 
 
 if __name__ == "__main__":
