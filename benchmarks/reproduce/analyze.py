@@ -27,8 +27,8 @@ from cropi_tools.report.speeds import LATE, Curves, Factor, Speed, factors, spee
 from cropi_tools.report.statistics import CONFIDENCE, Interval, holm, mean, paired_interval
 
 RESULT = ROOT / "docs" / "results" / "reproduce.json"
-UNITS = {"steps": "steps", "tokens": "tokens", "work_seconds": "seconds"}
-"""Our names of the units by those of the result."""
+UNITS = {"steps": "steps", "tokens": "tokens", "work_seconds": "seconds", "all_seconds": "all_seconds"}
+"""Our names of the units by those of the result. Records of 2026-11-27 and 28 have no `all_seconds`."""
 UNPLANNED = (
     ("cropi", "complete"),
     ("cropi", "static"),
@@ -137,9 +137,19 @@ class Bench:
                     np.array([found[unit]["arrived"] for found in points], dtype=np.float64),
                     np.array([found[unit]["ready"] for found in points], dtype=np.float64),
                 )
-                for unit in ("seconds", "tokens")
+                for unit in ("seconds", "tokens", "all_seconds")
+                if all(unit in found for found in points)
             },
             tuple(one["selected"] for one in each),
+        )
+
+    @cached_property
+    def units(self) -> tuple[str, ...]:
+        """Those of UNITS that all its records have."""
+        return tuple(
+            unit
+            for unit, ours in UNITS.items()
+            if ours == "steps" or all(ours in arm.spent for arm in self.arms.values())
         )
 
     @cached_property
@@ -221,7 +231,7 @@ def as_json(benches: Sequence[Bench]) -> dict[str, Any]:
 
 
 def bed_json(bench: Bench) -> dict[str, Any]:
-    reached = {(name, unit): speed_json(bench, name, unit) for name in bench.arms if name != "full" for unit in UNITS}
+    reached = {(name, unit): speed_json(bench, name, unit) for name in bench.arms if name != "full" for unit in bench.units}
     return {
         "seeds": len(bench.seeds),
         "threshold": bench.bed.threshold,
@@ -239,8 +249,8 @@ def bed_json(bench: Bench) -> dict[str, Any]:
             }
             for name, arm in bench.arms.items()
         },
-        "speedup": {name: {unit: reached[name, unit] for unit in UNITS} for name in bench.arms if name != "full"},
-        "null": {unit: null_json(bench.null(unit)) for unit in UNITS},
+        "speedup": {name: {unit: reached[name, unit] for unit in bench.units} for name in bench.arms if name != "full"},
+        "null": {unit: null_json(bench.null(unit)) for unit in bench.units},
         "differences": {contrast.control: contrast_json(contrast) for contrast in bench.contrasts},
         "not_planned": {f"{one.arm} less {one.control}": contrast_json(one) for one in bench.unplanned},
     }

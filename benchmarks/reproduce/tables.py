@@ -44,9 +44,14 @@ def tables(bench: Bench) -> str:
 def arms_table(bench: Bench) -> str:
     wrong = bool(bench.bed.wrong_references)
     head = ["arm", "targets, %", "other families, %", f"steps to {percent(bench.bed.threshold)} %", "times fewer steps"]
-    head += ["seeds there", "times fewer tokens", "times fewer seconds", "of the targets' families"] + [
-        "wrong references"
-    ] * wrong
+    columns = {
+        "tokens": "times fewer tokens",
+        "work_seconds": "times fewer seconds",
+        "all_seconds": "starting included",
+    }
+    units = [unit for unit in columns if unit in bench.units]
+    head += ["seeds there", *(columns[unit] for unit in units), "of the targets' families"]
+    head += ["wrong references"] * wrong
     start = [bench.start(sets) for sets in (bench.bed.targets, bench.bed.untargeted)]
     rows = [["the start", *map(percent, start), *[""] * (len(head) - 3)]]
     for name, arm in bench.arms.items():
@@ -56,7 +61,7 @@ def arms_table(bench: Bench) -> str:
         row.append("not reached" if steps.needed is None else f"{steps.needed:.0f}")
         row += [speedup(bench, name, "steps") if over else "1"]
         row += [f"{sum(factor.arm_reached for factor in steps.by_seed.values())} of {len(bench.seeds)}"]
-        row += [speedup(bench, name, unit) if over else "1" for unit in ("tokens", "work_seconds")]
+        row += [speedup(bench, name, unit) if over else "1" for unit in units]
         row += [share(arm.selected, "targets")] + [share(arm.selected, "wrong")] * wrong
         rows.append(row)
     return table(head, rows)

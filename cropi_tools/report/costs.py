@@ -21,6 +21,7 @@ from cropi_tools.report.pool import SUSPECTS
 from cropi_tools.report.reading import SELECTION_MANIFEST, Arm, Manifest, Seed, Stage
 
 UNITS = ("seconds", "tokens")
+ALL_SECONDS = "all_seconds"  # of work and of starting
 _SCORELESS = ("random", "full")
 _BY_PASS_RATE = ("learnability", "hardest", "pass-rate")
 _EMBED = "cropi-embed"
@@ -60,6 +61,8 @@ class Cost:
         return _sum([self.generated, self.trained, self.scored])
 
     def of(self, unit: str) -> float | None:
+        if unit == ALL_SECONDS:
+            return _sum([self.seconds, self.start])
         return self.seconds if unit == "seconds" else self.tokens
 
 
@@ -257,22 +260,25 @@ def mean_ledger(ledgers: list[Ledger]) -> Ledger:
 def cumulative(arm: Arm, seed: Seed, unit: str) -> dict[int, tuple[float, float]] | None:
     """Cost up to each global step, in device seconds or in tokens; None where the files do not say.
 
-    Each step has two costs: on arriving there, and when the selection for the next stage is made, if a stage begins
-    there. Seconds are those of work: evaluation, which every arm pays for being measured, and starting are left out.
+    Each step has two costs: on arriving there, and when the next stage can begin, if one begins there: its selection is made, and for
+    ALL_SECONDS training has started. Otherwise seconds are those of work. Evaluation, which every arm pays for being measured, is left out.
     """
     spent = sum((manifest_cost(item) for item in read_of_start(arm, seed)), Cost()).of(unit) or 0.0
-    keys = ("seconds_sampling", "seconds_update") if unit == "seconds" else ("tokens_generated", "tokens_trained")
+    timed = unit != "tokens"
+    keys = ("seconds_sampling", "seconds_update") if timed else ("tokens_generated", "tokens_trained")
     at = {0: (0.0, spent)}
     for stage, own in zip(seed.stages, read_of_stages(seed), strict=True):
         arrived = at[stage.offset][0]
         spent += sum((manifest_cost(item) for item in own), Cost()).of(unit) or 0.0
+        if unit == ALL_SECONDS:
+            spent += _training(stage).start or 0.0
         at[stage.offset] = (arrived, spent)
-        records = stage.timings if unit == "seconds" else stage.metrics
+        records = stage.timings if timed else stage.metrics
         steps: dict[int, float] = {}
         for record in records:  # an evaluation is timed in a record of its own, under the same step
             here = int(record["step"])
             amount = sum(_amount(record, key) or 0.0 for key in keys)
-            steps[here] = steps.get(here, 0.0) + amount * (processes(stage) if unit == "seconds" else 1)
+            steps[here] = steps.get(here, 0.0) + amount * (processes(stage) if timed else 1)
         for step in range(1, stage.steps + 1):
             if step not in steps:
                 return None

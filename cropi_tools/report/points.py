@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from cropi_tools.report.costs import UNITS, cumulative
+from cropi_tools.report.costs import ALL_SECONDS, UNITS, cumulative
 from cropi_tools.report.reading import Seed
 from cropi_tools.report.structures import ArmFigures
 
 
 def seed_points(arm: ArmFigures) -> dict[str, dict[str, Any]]:
     """By seed: `steps`, in order; `prompts` of every set, and `accuracy` on it at each step (0..1, null where it was not evaluated there);
-    `seconds` and `tokens`, each with the cost on `arrived` at a step and when the selection that begins there is paid for (`ready`), null
-    where the files do not say.
+    `seconds` of work, `all_seconds` (starting too) and `tokens`, each with the cost on `arrived` at a step and when the selection that begins
+    there is paid for (`ready`), null where the files do not say.
     """
     found = {}
     for seed in arm.arm.seeds:
@@ -22,7 +22,7 @@ def seed_points(arm: ArmFigures) -> dict[str, dict[str, Any]]:
             for step in steps:
                 there = seed.evaluations.get((step, name))
                 values.append(None if there is None else there.accuracy)
-        costs = {unit: cumulative(arm.arm, seed, unit) for unit in UNITS}
+        costs = {unit: cumulative(arm.arm, seed, unit) for unit in (*UNITS, ALL_SECONDS)}
         found[seed.name] = {
             "finished": seed.finished,
             "steps": steps,

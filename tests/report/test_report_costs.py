@@ -61,6 +61,17 @@ def test_start_has_a_column_and_json_has_both(run_folder: Path) -> None:
     assert (cost["scoring"]["start"], cost["unsplit"]) == (48, 0)
 
 
+def test_points_tell_seconds_with_and_without_starting(run_folder: Path) -> None:
+    points = as_json(compare([read_run(told_apart(synthetic.write_run(run_folder)))]))["arms"]["cropi"]["points"]["1"]
+    assert points["seconds"]["ready"] == [83, 113, 154, 184, 214]
+    # five commands and the training of the first stage have started before its first step, two and a training before that of the second
+    started = [6, 6, 9, 9, 9]
+    assert points["all_seconds"]["ready"] == [
+        work + START * count for work, count in zip(points["seconds"]["ready"], started, strict=True)
+    ]
+    assert points["all_seconds"]["arrived"] == [0, 113 + 6 * START, 143 + 6 * START, 184 + 9 * START, 214 + 9 * START]
+
+
 def test_ledgers_of_an_earlier_version_are_said(run_folder: Path) -> None:
     synthetic.write_run(run_folder)
     comparison = compare([read_run(run_folder)])
