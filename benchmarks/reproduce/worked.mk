@@ -8,18 +8,21 @@ TASKS := benchmarks/reproduce/worked_tasks.py
 TARGETS := add mod
 OTHERS := mul gcd dig sum rev ord max pol
 
+# a prompt in twenty is of a target
 $(DATA)/pool.jsonl: $(TASKS)
 	@mkdir -p $(DATA)
-	python $(TASKS) --size 50 --seed 1 -o $@
+	python $(TASKS) --only $(TARGETS) --size 13 --seed 1 -o $@.targets
+	python $(TASKS) --only $(OTHERS) --size 60 --seed 1 -o $@.others
+	cat $@.targets $@.others > $@
 
 $(DATA)/valid.%.jsonl: $(DATA)/pool.jsonl
-	python $(TASKS) --only $* --size 20 --seed 2 --exclude $^ -o $@
+	python $(TASKS) --only $* --size 12 --seed 2 --exclude $^ -o $@
 
 $(DATA)/test.%.jsonl: $(DATA)/pool.jsonl $(DATA)/valid.%.jsonl
-	python $(TASKS) --only $* --size 60 --seed 3 --exclude $^ -o $@
+	python $(TASKS) --only $* --size 40 --seed 3 --exclude $^ -o $@
 
 $(DATA)/test.others.jsonl: $(DATA)/pool.jsonl
-	python $(TASKS) --only $(OTHERS) --size 5 --seed 3 --exclude $^ -o $@
+	python $(TASKS) --only $(OTHERS) --size 3 --seed 3 --exclude $^ -o $@
 
 SETS := $(DATA)/pool.jsonl $(TARGETS:%=$(DATA)/valid.%.jsonl) $(TARGETS:%=$(DATA)/test.%.jsonl) $(DATA)/test.others.jsonl
 $(DATA)/warmup.jsonl: $(SETS)
@@ -46,7 +49,7 @@ STEPS ?= 40
 SEEDS := $(SEED)
 DRAW := $(SEED)
 PROBE := 0.1
-SHORTLIST := 1.5
+SHORTLIST := 0
 SAMPLES := 8
 VALID_SAMPLES := 8
 MAX_TOKENS := 88
@@ -54,6 +57,6 @@ VERIFIER := maths
 ROLLOUT_OPTIONS := --dtype bfloat16
 GRAD_OPTIONS := --dtype bfloat16
 STORE_OPTIONS := --dim 4096
-TRAIN_OPTIONS := --batch 16 --learning-rate 1e-4 --betas 0.9,0.99 --dtype bfloat16 --eval-every 5 --eval-samples 1 --eval-temperature 1.0
+TRAIN_OPTIONS := --batch 16 --learning-rate 1e-4 --warmup 5 --betas 0.9,0.99 --dtype bfloat16 --eval-every 5 --eval-samples 1 --eval-temperature 1.0
 
 ARMS ?= full random learnability static complete cropi

@@ -73,21 +73,21 @@ def running(
 
 
 def add(chance: random.Random, level: int) -> Task:
-    one, two = digits(chance, 4 + level), digits(chance, 4 + level)
+    one, two = digits(chance, 3 + level), digits(chance, 3 + level)
 
     columns = [(f"{a}+{b}", a + b) for a, b in zip(reversed(one), reversed(two), strict=True)]
     return Task(f"add {number(one)}+{number(two)}", by_columns(columns))
 
 
 def multiply(chance: random.Random, level: int) -> Task:
-    one, by = digits(chance, 4 + level), chance.randint(3, 9)
+    one, by = digits(chance, 3 + level), chance.randint(3, 9)
 
     return Task(f"mul {number(one)}*{by}", by_columns([(f"{a}*{by}", a * by) for a in reversed(one)]))
 
 
 def remainder(chance: random.Random, level: int) -> Task:
     """Mistake: what was left is not brought down."""
-    one, by = digits(chance, 6 + level), chance.randint(3, 9)
+    one, by = digits(chance, 4 + level), chance.randint(3, 9)
 
     def solve(mistaken: bool) -> tuple[list[str], int]:
         steps, left = [], 0
@@ -119,7 +119,7 @@ def divisor(chance: random.Random, level: int) -> Task:
 
 def digit_sum(chance: random.Random, level: int) -> Task:
     """Mistake: tens are lost."""
-    one = digits(chance, 6 + level)
+    one = digits(chance, 5 + level)
 
     return Task(
         f"dig {number(one)}", running(one, operator.add, lambda before, term: (before + term) % 10, DIGIT_SUM)
@@ -128,7 +128,7 @@ def digit_sum(chance: random.Random, level: int) -> Task:
 
 def chain(chance: random.Random, level: int) -> Task:
     """Mistake: no carry from ones to tens."""
-    terms = [chance.randint(10, 60) for _ in range(5 + level)]
+    terms = [chance.randint(10, 60) for _ in range(4 + level)]
 
     def no_carry(before: int, term: int) -> int:
         return (before // 10 + term // 10) * 10 + (before + term) % 10
@@ -138,7 +138,7 @@ def chain(chance: random.Random, level: int) -> Task:
 
 def backwards(chance: random.Random, level: int) -> Task:
     """Mistake: forwards."""
-    one = [chance.randint(1, 9) for _ in range(6 + level)]
+    one = [chance.randint(1, 9) for _ in range(5 + level)]
 
     def solve(mistaken: bool) -> tuple[list[str], int]:
         ordered = one if mistaken else one[::-1]
@@ -150,7 +150,7 @@ def backwards(chance: random.Random, level: int) -> Task:
 
 def ordered(chance: random.Random, level: int) -> Task:
     """Mistake: from the greatest."""
-    one = [chance.randint(1, 9) for _ in range(5 + level)]
+    one = [chance.randint(1, 9) for _ in range(4 + level)]
 
     def solve(mistaken: bool) -> tuple[list[str], int]:
         steps, left, found = [], list(one), []
@@ -166,14 +166,14 @@ def ordered(chance: random.Random, level: int) -> Task:
 
 def greatest(chance: random.Random, level: int) -> Task:
     """Mistake: the least."""
-    terms = [chance.randint(10, 99) for _ in range(5 + level)]
+    terms = [chance.randint(10, 99) for _ in range(4 + level)]
 
     return Task("max " + ",".join(map(str, terms)), running(terms, max, min, "{before},{term}>{after}"))
 
 
 def polynomial(chance: random.Random, level: int) -> Task:
     """Mistake: the next factor is not added."""
-    factors, at = [chance.randint(1, 9) for _ in range(4 + level)], chance.randint(2, 4)
+    factors, at = [chance.randint(1, 9) for _ in range(3 + level)], chance.randint(2, 4)
 
     solve = running(
         factors,

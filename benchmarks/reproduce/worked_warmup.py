@@ -24,15 +24,15 @@ from cropi_tools.data.manifest import Fingerprint, file_input
 from cropi_tools.data.output import Output
 
 CONTEXT, WIDTH, LAYERS, INNER = 128, 384, 4, 1024
-LEARNING_RATE, BATCH = 1.5e-3, 32
+LEARNING_RATE, BATCH = 1.5e-3, 64
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the starting policy of bed (c) from scratch.")
     parser.add_argument("prompts", help="prompts of worked_tasks.py")
     parser.add_argument("-o", "--output", required=True, help="the policy folder to write")
-    parser.add_argument("--steps", type=int, default=800, help="steps on right solutions")
-    parser.add_argument("--mistaken-steps", type=int, default=120, help="then steps with half mistaken ones")
+    parser.add_argument("--steps", type=int, default=1500, help="steps on right solutions")
+    parser.add_argument("--mistaken-steps", type=int, default=150, help="then steps with half mistaken ones")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--force", action="store_true")
@@ -58,7 +58,11 @@ def main() -> None:
         (warmup.encode(right + mistaken, tokenizer), given.mistaken_steps),
     ]
     output.begin_work()
+    # on a CPU this takes 2.6 times less than attention by PyTorch's own kernel and without a compiler
+    model.set_attn_implementation("eager")
+    model.model.compile(dynamic=True)
     warmup.train(model, phases, given.seed, LEARNING_RATE, BATCH, bfloat16=True)
+    model.set_attn_implementation("sdpa")
     warmup.save(model, tokenizer, output, len(found), given.steps + given.mistaken_steps)
 
 
