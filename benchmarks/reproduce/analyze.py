@@ -231,7 +231,9 @@ def as_json(benches: Sequence[Bench]) -> dict[str, Any]:
 
 
 def bed_json(bench: Bench) -> dict[str, Any]:
-    reached = {(name, unit): speed_json(bench, name, unit) for name in bench.arms if name != "full" for unit in bench.units}
+    reached = {
+        (name, unit): speed_json(bench, name, unit) for name in bench.arms if name != "full" for unit in bench.units
+    }
     return {
         "seeds": len(bench.seeds),
         "threshold": bench.bed.threshold,

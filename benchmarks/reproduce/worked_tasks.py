@@ -121,9 +121,7 @@ def digit_sum(chance: random.Random, level: int) -> Task:
     """Mistake: tens are lost."""
     one = digits(chance, 5 + level)
 
-    return Task(
-        f"dig {number(one)}", running(one, operator.add, lambda before, term: (before + term) % 10, DIGIT_SUM)
-    )
+    return Task(f"dig {number(one)}", running(one, operator.add, lambda before, term: (before + term) % 10, DIGIT_SUM))
 
 
 def chain(chance: random.Random, level: int) -> Task:
