@@ -28,7 +28,7 @@ from cropi_tools.report.statistics import CONFIDENCE, Interval, holm, mean, pair
 
 RESULT = ROOT / "docs" / "results" / "reproduce.json"
 UNITS = {"steps": "steps", "tokens": "tokens", "work_seconds": "seconds", "all_seconds": "all_seconds"}
-"""Our names of the units by those of the result. Records of 2026-11-27 and 28 have no `all_seconds`."""
+"""Our names of the units by those of the result. Records of beds (a) and (b) have no `all_seconds`."""
 UNPLANNED = (
     ("cropi", "complete"),
     ("cropi", "static"),
@@ -137,8 +137,8 @@ class Bench:
                     np.array([found[unit]["arrived"] for found in points], dtype=np.float64),
                     np.array([found[unit]["ready"] for found in points], dtype=np.float64),
                 )
-                for unit in ("seconds", "tokens", "all_seconds")
-                if all(unit in found for found in points)
+                for unit in UNITS.values()
+                if unit != "steps" and all(unit in found for found in points)
             },
             tuple(one["selected"] for one in each),
         )

@@ -58,7 +58,7 @@ def main() -> None:
         (warmup.encode(right + mistaken, tokenizer), given.mistaken_steps),
     ]
     output.begin_work()
-    # on a CPU this takes 2.6 times less than attention by PyTorch's own kernel and without a compiler
+    # on a CPU this is faster than attention by PyTorch's own kernel, whose backward pass is slow in bfloat16, and than no compiler
     model.set_attn_implementation("eager")
     model.model.compile(dynamic=True)
     warmup.train(model, phases, given.seed, LEARNING_RATE, BATCH, bfloat16=True)
