@@ -306,8 +306,9 @@ def main() -> None:
             print(f"{bench.bed.name}: not all seeds have a record, so no page shows it", file=sys.stderr)
     RESULT.write_text(json.dumps(rounded(as_json(benches), 4), indent=1) + "\n")
     found = {bench.bed.name: tables(bench) for bench in benches}
-    if whole:
-        fill_page({**{bench.bed.name: found[bench.bed.name] for bench in whole}, "main": main_table(whole)})
+    main = [bench for bench in whole if not bench.bed.aside]
+    if main:
+        fill_page({**{bench.bed.name: found[bench.bed.name] for bench in whole}, "main": main_table(main)})
     for bench in benches:
         print(f"\n{bench.bed.title}\n\n{found[bench.bed.name]}")
         for line in goals_of(bench):
@@ -317,8 +318,8 @@ def main() -> None:
 
         for bench in benches:
             draw_curves(bench, RECORDS.with_name(f"reproduce-{bench.bed.name}.png"))
-        if whole:
-            draw_main(whole, RECORDS.with_name("reproduce.png"))
+        if main:
+            draw_main(main, RECORDS.with_name("reproduce.png"))
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ class Bed:
     controls: tuple[str, ...]
     goals: dict[str, float]
     wrong_references: str = ""
+    aside: bool = False
 
     def shared_by(self, seed: int) -> int:
         """Which starting policy a seed has."""

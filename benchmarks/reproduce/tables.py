@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 PAGES = (ROOT / "docs" / "results.md", ROOT / "README.md")
 MAIN = ("full", "dapo", "random", "learnability", "complete", "cropi", "families")
 NOTHING = "–"
+UNITS_IN_WORDS = {
+    "steps": "times fewer steps",
+    "tokens": "times fewer tokens",
+    "work_seconds": "times fewer seconds",
+    "all_seconds": "starting included",
+}
 NAMES = {
     "full": "full pool (GRPO)",
     "dapo": "full pool (dynamic sampling)",
@@ -43,14 +49,15 @@ def tables(bench: Bench) -> str:
 
 def arms_table(bench: Bench) -> str:
     wrong = bool(bench.bed.wrong_references)
-    head = ["arm", "targets, %", "other families, %", f"steps to {percent(bench.bed.threshold)} %", "times fewer steps"]
-    columns = {
-        "tokens": "times fewer tokens",
-        "work_seconds": "times fewer seconds",
-        "all_seconds": "starting included",
-    }
-    units = [unit for unit in columns if unit in bench.units]
-    head += ["seeds there", *(columns[unit] for unit in units), "of the targets' families"]
+    head = [
+        "arm",
+        "targets, %",
+        "other families, %",
+        f"steps to {percent(bench.bed.threshold)} %",
+        UNITS_IN_WORDS["steps"],
+    ]
+    units = [unit for unit in UNITS_IN_WORDS if unit in bench.units and unit != "steps"]
+    head += ["seeds there", *(UNITS_IN_WORDS[unit] for unit in units), "of the targets' families"]
     head += ["wrong references"] * wrong
     start = [bench.start(sets) for sets in (bench.bed.targets, bench.bed.untargeted)]
     rows = [["the start", *map(percent, start), *[""] * (len(head) - 3)]]
@@ -68,21 +75,22 @@ def arms_table(bench: Bench) -> str:
 
 
 def main_table(benches: Sequence[Bench]) -> str:
-    """The arms that a reader asks for first, over all beds."""
+    """The arms that a reader asks for first, over all beds, in the unit that a bed's goal is in."""
+    units = [next(unit for unit in UNITS_IN_WORDS if unit in bench.bed.goals) for bench in benches]
     head = ["trained on"]
-    for bench in benches:
+    for bench, unit in zip(benches, units, strict=True):
         title = bench.bed.title.split(":")[0]
-        head += [f"{title}: accuracy, %", "times fewer steps"]
+        head += [f"{title}: accuracy, %", UNITS_IN_WORDS[unit]]
     rows = [
         ["nothing (the start)", *(text for bench in benches for text in (percent(bench.start(bench.bed.targets)), ""))]
     ]
     for name in MAIN:
         row = [NAMES.get(name, name)]
-        for bench in benches:
+        for bench, unit in zip(benches, units, strict=True):
             if name not in bench.arms:
                 row += ["", ""]
                 continue
-            row += [interval(bench.finals[name]), "1" if name == "full" else speedup(bench, name, "steps")]
+            row += [interval(bench.finals[name]), "1" if name == "full" else speedup(bench, name, unit)]
         rows.append(row)
     return table(head, rows)
 

@@ -60,7 +60,7 @@ class SelectOptions(CommandOptions):
     ] = "measured"
     per_source: Annotated[
         bool,
-        Option("--per-source", "With --by random: from every source its share of the pool.", "Selection"),
+        Option("--per-source", "With --by random: the same number from every source, or all that it has.", "Selection"),
     ] = False
     band: Annotated[
         tuple[float, float] | None,
@@ -118,5 +118,5 @@ class SelectOptions(CommandOptions):
         if self.among != "measured":
             found["among"] = self.among
         if self.per_source:
-            found["per_source"] = True
+            found["per_source"] = "even"  # before, each gave its share of the pool
         return found

@@ -10,6 +10,7 @@ Source: arXiv 2510.26491, selection by reciprocal ranks and its baselines; the s
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal, InvalidOperation, localcontext
@@ -144,7 +145,7 @@ def select(
     * shuffled: the control. What influence selects, with each prompt replaced by the one that `permutation` puts in its
       place: the same scores, on the wrong prompts. Any prompt of the pool may be that, one without a score included.
     * random: the N prompts of the pool with the smallest tie keys, those of zero advantage or without a score included.
-      With `sources`, a source by prompt id, every source gives its share of the N (`shares`).
+      With `sources`, a source by prompt id, every source gives the same number, or all that it has.
     * learnability: p(1 - p) of the pass rate p, highest first; `score` is p(1 - p). Prompts with p = 0 or 1 come last,
       but do count; those of unknown pass rate do not.
     * hardest: the lowest pass rate first, those that never pass included; `score` is the pass rate (arXiv 2508.14094).
@@ -179,7 +180,7 @@ def select(
     live: Mapping[str, Mapping[str, float]] = {}
     merged: Mapping[str, Fraction] = {}
     if by == "random":
-        chosen = _top(_stratified(prompt_ids, sources, size, keys), size, keys)
+        chosen = _top(_turns(prompt_ids, sources, keys), size, keys)
     elif by == "pass-rate":
         low, high = _check_band(DEFAULT_BAND if band is None else band)
         shown = {prompt_id: rate for prompt_id, rate in _pass_rates(records).items() if low <= rate <= high}
@@ -207,35 +208,20 @@ def select(
     ]
 
 
-def shares(counts: Mapping[str, int], size: int) -> dict[str, int]:
-    """How many of `size` fall to each of some groups by their counts: whole shares first, then the largest remainders.
+def _turns(prompt_ids: Sequence[str], sources: Mapping[str, str] | None, keys: Mapping[str, int]) -> dict[str, int]:
+    """By prompt the number of its turn, negative: the sources take turns, each with its prompts by tie key. 0 for all without sources.
 
-    Equal remainders go to the group whose name comes first. None gets more than it has.
+    So a source of few prompts is sampled like any other: what nobody has looked at cannot be found. In the last turn,
+    where not all have one, larger sources mostly come first: their smallest keys are smaller.
     """
-    total = sum(counts.values())
-    size = min(size, total)
-    found = {name: size * count // total for name, count in counts.items()} if total else {}
-    left = size - sum(found.values())
-    for name in sorted(found, key=lambda name: (-(size * counts[name] % total), name))[:left]:
-        found[name] += 1
-    return found
-
-
-def _stratified(
-    prompt_ids: Sequence[str], sources: Mapping[str, str] | None, size: int, keys: Mapping[str, int]
-) -> dict[str, int]:
-    """The prompts that a random selection chooses among: all, or of every source those that it takes."""
     if sources is None:
         return dict.fromkeys(prompt_ids, 0)
-    groups: dict[str, list[str]] = {}
-    for prompt_id in prompt_ids:
-        groups.setdefault(sources[prompt_id], []).append(prompt_id)
-    wanted = shares({name: len(group) for name, group in groups.items()}, size)
-    return {
-        prompt_id: 0
-        for name, group in groups.items()
-        for prompt_id in _top(dict.fromkeys(group, 0), wanted[name], keys)
-    }
+    taken: Counter[str] = Counter()
+    found = {}
+    for prompt_id in sorted(prompt_ids, key=lambda prompt_id: (keys[prompt_id], prompt_id)):
+        taken[sources[prompt_id]] += 1
+        found[prompt_id] = -taken[sources[prompt_id]]
+    return found
 
 
 def _top(values: Mapping[str, float | Fraction], size: int, keys: Mapping[str, int]) -> list[str]:
