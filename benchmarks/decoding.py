@@ -18,6 +18,7 @@ On a GPU the engine leaves the loop alone, since it was never measured there; he
     python benchmarks/decoding.py                # the goals, about a minute
     python benchmarks/decoding.py --continuous   # with continuous batching
     python benchmarks/decoding.py --device cuda  # the 0.1B policy on a GPU
+    python benchmarks/decoding.py --dtype bfloat16   # on a CPU
     python benchmarks/decoding.py --small        # one case once, in seconds: shows that the script runs, and no more
     python benchmarks/decoding.py --json         # one object a goal
 """
@@ -97,6 +98,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="rounds on the tiny policy; one on the other (default 3)")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default 1)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: float32 on a CPU, bfloat16 on a GPU")
     parser.add_argument("--small", action="store_true", help="one case, once")
     parser.add_argument("--continuous", action="store_true", help="show the library's continuous batching as well")
     parser.add_argument("--json", action="store_true", help="one JSON object a goal")
@@ -107,7 +109,8 @@ def main() -> None:
     cases = GPU_CASES if options.device == "cuda" else CASES
     if options.small:
         cases = {"tiny, 8 tokens": CASES["tiny, 8 tokens"]}
-    policies = {name: random_policy(name, options.device) for name in {case.shape for case in cases.values()}}
+    kind = options.dtype or ("bfloat16" if options.device == "cuda" else "float32")
+    policies = {name: random_policy(name, options.device, kind) for name in {case.shape for case in cases.values()}}
     found = {}
     for name, case in cases.items():
         rounds = options.rounds if case.shape == "tiny" and not options.small else 1
@@ -118,7 +121,7 @@ def main() -> None:
         return min(one["loop"] / max(one["processor"], one["generate"]) for one in own)
 
     peer = "the faster of generate with our processor and generate(do_sample=True)"
-    where = "-gpu" if options.device == "cuda" else ""
+    where = "-gpu" if options.device == "cuda" else "-bfloat16" if kind == "bfloat16" else ""
     goals = [
         Goal(f"decoding-{shape}{where}", worse(shape), goal, peer)
         for shape, goal in (("tiny", GOAL_TINY), ("0.1b", GOAL_LARGE))
@@ -128,7 +131,7 @@ def main() -> None:
         choice = choosing(options.device)
         value = choice["plain"] / choice["choose"]
         goals.append(Goal(f"choosing-151936{where}", value, GOAL_CHOICE, "log_softmax and a cumulative sum"))
-    device = torch.cuda.get_device_name() if where else processor(torch.get_num_threads())
+    device = torch.cuda.get_device_name() if options.device == "cuda" else processor(torch.get_num_threads())
     if options.json:
         print_json(goals, device, tokens_per_second=found)
         return
@@ -150,10 +153,10 @@ def main() -> None:
     print_lines(goals)
 
 
-def random_policy(shape: str, device: str) -> Policy:
-    """A Qwen2 model of the shape with random weights, in bfloat16 on a GPU; its distributions are nearly uniform."""
+def random_policy(shape: str, device: str, kind: str) -> Policy:
+    """A Qwen2 model of the shape with random weights; its distributions are nearly uniform."""
     config = Qwen2Config(tie_word_embeddings=True, bos_token_id=None, eos_token_id=1, pad_token_id=0, **SHAPES[shape])
-    model = Qwen2ForCausalLM(config).eval().to(device, torch.bfloat16 if device == "cuda" else torch.float32)
+    model = Qwen2ForCausalLM(config).eval().to(device, getattr(torch, kind))
     return Policy(model, None, [1], shape)
 
 

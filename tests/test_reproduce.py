@@ -92,6 +92,7 @@ def test_the_figures_of_known_curves(bench: Any, modules: dict[str, ModuleType])
     assert speed["steps"]["low"] == pytest.approx(3.0, rel=0.05)
     assert found["speedup"]["random"]["steps"] == {
         "mean": None,
+        "at_least": None,
         "low": None,
         "high": pytest.approx(1.0, rel=0.5),
         "reached": 0,
@@ -104,6 +105,18 @@ def test_the_figures_of_known_curves(bench: Any, modules: dict[str, ModuleType])
     assert gap["mean"] == pytest.approx(0.9 - (0.3025 + 0.00225 * 95))
     assert gap["corrected"][0] < gap["low"] < gap["mean"] < gap["high"] < gap["corrected"][1]
     assert bench.arms["cropi"].selected[0][0]["targets"] == 4
+
+
+def test_a_reference_that_never_gets_there_gives_a_bound(bench: Any, modules: dict[str, ModuleType]) -> None:
+    """full ends at .6: an arm that is at .7 needed at least so many times fewer steps than all that full took."""
+    found = modules["analyze"].Bench(replace(bench.bed, threshold=0.7))
+    needed = (0.7 - 0.3025) / 0.009
+    assert found.at_least("cropi", "steps") == pytest.approx(100 / needed, rel=1e-6)
+    assert found.at_least("cropi", "work_seconds") == pytest.approx(200 / (30 + 2 * needed), rel=1e-6)
+    assert found.at_least("random", "steps") is None
+    assert modules["analyze"].speed_json(found, "cropi", "steps")["mean"] is None
+    assert modules["tables"].speedup(found, "cropi", "steps").startswith("at least 2.26 [2.2")
+    assert any(line.startswith("fewer steps: 2.26, goal 2.66, MISSED") for line in modules["tables"].goals_of(found))
 
 
 def test_the_null_compares_seeds_of_one_starting_policy_alone(bench: Any) -> None:

@@ -39,6 +39,8 @@ UNPLANNED = (
 )
 """Differences that the plan does not name: shown as such, with no correction."""
 
+BELOW_HALFWAY = 0.02
+
 Floats = NDArray[np.float64]
 
 
@@ -166,6 +168,15 @@ class Bench:
             for name, arm in self.arms.items()
         }
 
+    @cached_property
+    def threshold(self) -> float:
+        """The bed's; where it has none, by the rule of the plan."""
+        if self.bed.threshold:
+            return self.bed.threshold
+        full = self.arms["full"]
+        halfway = full.steps.index(full.steps[-1] // 2)
+        return float(full.on(self.bed.targets)[:, halfway].mean()) - BELOW_HALFWAY
+
     def start(self, sets: Sequence[str]) -> float:
         """The starting policies' accuracy, over seeds."""
         return float(np.mean([arm.on(sets)[:, 0].mean() for arm in self.arms.values()]))
@@ -173,12 +184,22 @@ class Bench:
     def speed(self, name: str, unit: str) -> Speed:
         """How many times less of a unit an arm needs than full up to the bed's threshold."""
         ours, theirs = (self.arms[arm].curves(self.bed.targets, UNITS[unit]) for arm in (name, "full"))
-        return speed(ours, theirs, [str(seed) for seed in self.seeds], "full", self.bed.threshold, None)
+        return speed(ours, theirs, [str(seed) for seed in self.seeds], "full", self.threshold, None)
+
+    def at_least(self, name: str, unit: str) -> float | None:
+        """Where full never gets to the threshold and the arm does: what full has spent at its end, divided by what the arm needed."""
+        seeds = len(self.seeds)
+        ours, theirs = (
+            self.arms[arm].curves(self.bed.targets, UNITS[unit]).of(np.full((1, seeds), 1 / seeds))
+            for arm in (name, "full")
+        )
+        (found,) = factors(ours, theirs, np.array([self.threshold]))
+        return found.low if found.arm_reached and not found.reference_reached and math.isfinite(found.low) else None
 
     def null(self, unit: str) -> list[Factor]:
         """The same figure for each two seeds of full that have one starting policy, which differ by nothing but luck."""
         curves = self.arms["full"].curves(self.bed.targets, UNITS[unit])
-        goal = np.array([self.bed.threshold])
+        goal = np.array([self.threshold])
         pairs = [
             (one, other)
             for one, other in permutations(range(len(self.seeds)), 2)
@@ -236,7 +257,7 @@ def bed_json(bench: Bench) -> dict[str, Any]:
     }
     return {
         "seeds": len(bench.seeds),
-        "threshold": bench.bed.threshold,
+        "threshold": bench.threshold,
         "dates": sorted({record["date"] for record in bench.records.values()}),
         "devices": sorted({record["device"] for record in bench.records.values()}),
         "start": bench.start(bench.bed.targets),
@@ -274,6 +295,7 @@ def speed_json(bench: Bench, name: str, unit: str) -> dict[str, Any]:
     low, high = found.interval or (0.0, math.inf)
     return {
         "mean": found.ratio,
+        "at_least": bench.at_least(name, unit),
         "low": low or None,
         "high": None if math.isinf(high) else high,
         "reached": sum(factor.arm_reached for factor in found.by_seed.values()),

@@ -41,10 +41,10 @@ def draw_curves(bench: Bench, path: Path) -> None:
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     targets, others = figure.subplots(1, 2, width_ratios=(1.4, 1))
     curves(bench, targets, bench.bed.targets, bands=True)
-    targets.axhline(100 * bench.bed.threshold, color="#777777", linewidth=0.8, linestyle=":")
+    targets.axhline(100 * bench.threshold, color="#777777", linewidth=0.8, linestyle=":")
     targets.annotate(
         "threshold",
-        (0, 100 * bench.bed.threshold),
+        (0, 100 * bench.threshold),
         xytext=(2, 3),
         textcoords="offset points",
         fontsize=8,
@@ -119,19 +119,22 @@ def forest(bench: Bench, axes: Axes, names: Sequence[str], unit: str) -> None:
     for place, name in enumerate(names):
         found = bench.speed(name, unit)
         color = COLORS.get(name)
-        if found.ratio is None:
+        least = bench.at_least(name, unit)
+        point = found.ratio if least is None else least
+        if point is None:
             axes.text(
                 0.085,
                 place,
-                "never there" if found.needed is None else "full never there",
+                "never there",
                 va="center",
                 fontsize=8,
                 color="#777777",
             )
             continue
-        low, high = found.interval or (found.ratio, found.ratio)
+        low, high = found.interval or (point, point)
         axes.plot([max(low, 0.08), min(high, 16)], [place, place], color=color, linewidth=1.8)
-        axes.plot([found.ratio], [place], "o", color=color, markersize=6)
+        # full never gets there: a bound, which points to where the figure lies
+        axes.plot([point], [place], "o" if least is None else ">", color=color, markersize=6)
     axes.set_yticks(range(len(names)), [NAMES.get(name, name) for name in names], fontsize=9)
     axes.set_ylim(-0.7, len(names) - 0.3)
     axes.set_xticks([0.1, 0.25, 0.5, 1, 2, 4, 8], ["0.1", "0.25", "0.5", "1", "2", "4", "8"])

@@ -24,13 +24,13 @@ class Bed:
     policies: int
     targets: tuple[str, ...]
     untargeted: tuple[str, ...]
-    threshold: float
     arms: tuple[str, ...]
     subject: str
     controls: tuple[str, ...]
     goals: dict[str, float]
     wrong_references: str = ""
     aside: bool = False
+    threshold: float = 0.0
 
     def shared_by(self, seed: int) -> int:
         """Which starting policy a seed has."""

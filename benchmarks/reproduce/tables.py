@@ -53,7 +53,7 @@ def arms_table(bench: Bench) -> str:
         "arm",
         "targets, %",
         "other families, %",
-        f"steps to {percent(bench.bed.threshold)} %",
+        f"steps to {percent(bench.threshold)} %",
         UNITS_IN_WORDS["steps"],
     ]
     units = [unit for unit in UNITS_IN_WORDS if unit in bench.units and unit != "steps"]
@@ -163,7 +163,7 @@ def goals_of(bench: Bench) -> list[str]:
         found = bench.speed(bench.bed.subject, unit)
         low = found.interval[0] if found.interval else 0.0
         for what, value, goal in (
-            (f"fewer {unit}", found.ratio or 0.0, bench.bed.goals[unit]),
+            (f"fewer {unit}", found.ratio or bench.at_least(bench.bed.subject, unit) or 0.0, bench.bed.goals[unit]),
             (f"fewer {unit}, lower bound", low, bench.bed.goals["low"]),
         ):
             lines.append(f"{what}: {value:.2f}, goal {goal:g}, {'met' if value >= goal else 'MISSED'}")
@@ -177,13 +177,15 @@ def goals_of(bench: Bench) -> list[str]:
 
 def speedup(bench: Bench, name: str, unit: str) -> str:
     found = bench.speed(name, unit)
-    if found.ratio is None:
+    least = bench.at_least(name, unit)
+    if found.ratio is None and least is None:
         return "not reached" if found.needed is None else NOTHING
+    text = f"{found.ratio:.2f}" if least is None else f"at least {least:.2f}"
     if found.interval is None:
-        return f"{found.ratio:.2f}"
+        return text
     low, high = found.interval
     ends = ("0" if low == 0 else f"{low:.2f}", "∞" if math.isinf(high) else f"{high:.2f}")
-    return f"{found.ratio:.2f} [{', '.join(ends)}]"
+    return f"{text} [{', '.join(ends)}]"
 
 
 def share(stages: tuple[object, ...], kind: str) -> str:

@@ -8,6 +8,7 @@ it is tried out, not looked up.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -23,8 +24,10 @@ from cropi_tools.engines.protocol import Request, Sampling
 from cropi_tools.engines.trial import SAMPLING, Decoded, trial_error
 from cropi_tools.policy.logprobs import token_limited
 from cropi_tools.policy.trials import MODEL_ERRORS, lowered_limits, rounding
+from cropi_tools.runtime.clock import starting
 
 PROMPT_TOKENS = 1 << 14  # of prompts computed together, padding included
+COPY_BYTES = 4 << 30  # of a copy of the model in float32
 _IDLE = 16  # rows are closed up once one in so many is finished
 _allowed: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
@@ -47,18 +50,32 @@ def can_decode(model: Any) -> bool:
     """Whether the loop is of use and its log-probabilities are those of the model's own forward pass, as long as prompts and responses
     together are short (`policy/rotary_lengths.py`); tried out on a few tokens, once a model.
 
-    On CPUs in float32 only: nowhere else has the loop been measured against `generate`.
+    On CPUs in float32 and bfloat16 only: nowhere else has the loop been measured against `generate`. Rounding in bfloat16 hides what the loop
+    may get wrong, so a copy in float32 is tried out too; a model too large for that is left to `generate`.
     """
     parameter = next(model.parameters())
-    if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
+    if parameter.device.type != "cpu" or parameter.dtype not in (torch.float32, torch.bfloat16):
         return False
     if model not in _allowed:
-        try:
-            with lowered_limits(model):
-                _allowed[model] = trial_error(model, partial(_trial, model), True) <= rounding(parameter.dtype)
-        except MODEL_ERRORS:  # some model cannot do with limits as low as that
-            _allowed[model] = False
+        _allowed[model] = _agrees(model) and (parameter.dtype == torch.float32 or _agrees_in_float32(model))
     return _allowed[model]
+
+
+def _agrees(model: Any) -> bool:
+    """Whether the loop's log-probabilities are the model's own, in its number format."""
+    try:
+        with lowered_limits(model):
+            return trial_error(model, partial(_trial, model), True) <= rounding(next(model.parameters()).dtype)
+    except MODEL_ERRORS:  # some model cannot do with limits as low as that
+        return False
+
+
+@starting()
+def _agrees_in_float32(model: Any) -> bool:
+    """The same of a copy in float32, where it is small enough to be made."""
+    if sum(parameter.numel() for parameter in model.parameters()) * 4 > COPY_BYTES:
+        return False
+    return _agrees(copy.deepcopy(model).float())
 
 
 def _trial(model: Any, requests: Sequence[Request]) -> Decoded:

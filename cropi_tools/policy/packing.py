@@ -256,7 +256,10 @@ def attend(
     """Attention of query [rows, heads, longest, size] to key and value [rows, key heads, keys, size] where `visible`, like the query."""
     rows, heads, longest, size = query.shape
     groups = heads // key.shape[1]
-    short = query.device.type == "cpu" and query.dtype.itemsize >= 4 and longest * key.shape[2] <= _SHORT
+    short = query.device.type == "cpu" and longest * key.shape[2] <= _SHORT
+    if short and query.dtype.itemsize < 4:
+        # as exact as the fused kernel, which keeps its scores in float32 too and is slower in the backward pass
+        return attend(query.float(), key.float(), value.float(), visible, scale).to(query.dtype)
     if not (_plain or short):
         key, value = (states.repeat_interleave(groups, 1) if groups > 1 else states for states in (key, value))
         return scaled_dot_product_attention(query, key, value, attn_mask=visible, scale=scale)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from typing import Any
 
@@ -15,6 +16,7 @@ from cropi_tools.engines.decoding_attention import PromptPass, ResponsePass
 from cropi_tools.engines.protocol import Completion, Request, Sampling, sample_seed
 from cropi_tools.engines.transformers_engine import TransformersEngine
 from cropi_tools.policy.loading import Policy
+from cropi_tools.policy.logprobs import separate_logprobs
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +157,43 @@ def test_which_models_allow_it(family: str, special: dict[str, Any], allowed: bo
 def test_only_where_it_has_been_measured() -> None:
     assert can_decode(naive_policy.policy().model)
     assert not can_decode(naive_policy.policy().model.double())
+    assert can_decode(naive_policy.policy().model.to(torch.bfloat16))
+    assert not can_decode(naive_policy.policy().model.to(torch.float16))
+
+
+def test_in_bfloat16_a_copy_in_float32_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What rounding hides, a copy shows; where there is no memory for one, the loop is left alone."""
+    model = naive_policy.policy().model.to(torch.bfloat16)
+    kinds = []
+
+    def error(tried: Any, *_: Any) -> float:
+        kinds.append(tried.dtype)
+        return 0.1
+
+    monkeypatch.setattr(decoding, "trial_error", error)
+    assert not can_decode(model)
+    assert kinds == [torch.bfloat16, torch.float32]
+    monkeypatch.setattr(decoding, "trial_error", lambda *_: 0.0)
+    monkeypatch.setattr(decoding, "COPY_BYTES", 4 * sum(parameter.numel() for parameter in model.parameters()) - 1)
     assert not can_decode(naive_policy.policy().model.to(torch.bfloat16))
+
+
+def test_samples_in_bfloat16_are_those_of_generate_but_for_rounding() -> None:
+    """Errors against passes in float32 with the same weights, beside those of `generate`."""
+    policy = naive_policy.policy()
+    policy.model.to(torch.bfloat16)
+    exact = copy.deepcopy(policy.model).float()
+    wanted, sampling = requests((3, 3, 9, 20), (4, 4, 4, 4)), Sampling(24, 1.0)
+    errors = {}
+    for loop in (True, False):
+        engine = TransformersEngine(policy, loop)
+        assert engine.settings(sampling)["decoder"] == ("loop" if loop else "generate")
+        found = engine.sample(wanted, sampling)
+        pairs = [(request.prompt_token_ids, one.token_ids) for request, one in zip(wanted, found, strict=True)]
+        truth = separate_logprobs(exact, pairs, 1.0, 1 << 12)
+        drawn = torch.tensor([value for one in found for value in one.logprobs or ()])
+        errors[loop] = float((drawn - truth).abs().mean())
+    assert errors[True] <= 1.5 * errors[False] + 1e-3
 
 
 def test_the_models_own_attention_is_back_after_an_error(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
