@@ -68,6 +68,7 @@ def test_readme_is_short() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_quick_start_of_the_readme(real_policy: Path, tmp_path: Path) -> None:
     """In bash as it stands there, on the real model; then the four commands that it leaves out, on what it made."""
@@ -122,6 +123,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1200)  # some forty commands, each a process
 def test_documented_lines_run_as_they_stand(
     run: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

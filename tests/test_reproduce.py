@@ -107,6 +107,15 @@ def test_the_figures_of_known_curves(bench: Any, modules: dict[str, ModuleType])
     assert bench.arms["cropi"].selected[0][0]["targets"] == 4
 
 
+def test_a_bed_without_a_threshold_has_four_fifths_of_what_full_gains(
+    bench: Any, modules: dict[str, ModuleType]
+) -> None:
+    found = modules["analyze"].Bench(replace(bench.bed, threshold=0.0))
+    # full rises from .3025 to .5875, the mean of steps 90, 95 and 100
+    assert found.threshold == pytest.approx(0.3025 + 0.8 * 0.003 * 95)
+    assert found.speed("cropi", "steps").ratio == pytest.approx(3.0)
+
+
 def test_a_reference_that_never_gets_there_gives_a_bound(bench: Any, modules: dict[str, ModuleType]) -> None:
     """full ends at .6: an arm that is at .7 needed at least so many times fewer steps than all that full took."""
     found = modules["analyze"].Bench(replace(bench.bed, threshold=0.7))

@@ -39,7 +39,7 @@ UNPLANNED = (
 )
 """Differences that the plan does not name: shown as such, with no correction."""
 
-BELOW_HALFWAY = 0.02
+OF_GAIN = 0.8
 
 Floats = NDArray[np.float64]
 
@@ -173,9 +173,8 @@ class Bench:
         """The bed's; where it has none, by the rule of the plan."""
         if self.bed.threshold:
             return self.bed.threshold
-        full = self.arms["full"]
-        halfway = full.steps.index(full.steps[-1] // 2)
-        return float(full.on(self.bed.targets)[:, halfway].mean()) - BELOW_HALFWAY
+        start, end = self.start(self.bed.targets), self.finals["full"].mean
+        return start + OF_GAIN * (end - start)
 
     def start(self, sets: Sequence[str]) -> float:
         """The starting policies' accuracy, over seeds."""

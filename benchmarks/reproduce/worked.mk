@@ -57,6 +57,6 @@ VERIFIER := maths
 ROLLOUT_OPTIONS := --dtype bfloat16
 GRAD_OPTIONS := --dtype bfloat16
 STORE_OPTIONS := --dim 4096
-TRAIN_OPTIONS := --batch 16 --learning-rate 1e-4 --warmup 5 --betas 0.9,0.99 --dtype bfloat16 --eval-every 5 --eval-samples 1 --eval-temperature 1.0
+TRAIN_OPTIONS := --batch 16 --learning-rate 3e-5 --warmup 5 --betas 0.9,0.99 --dtype bfloat16 --eval-every 5 --eval-samples 1 --eval-temperature 1.0
 
 ARMS ?= full random learnability static complete cropi

@@ -13,6 +13,7 @@ from real_curriculum import policy_bytes, real_curriculum, scores
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_submitted_curriculum_ends_where_make_does(tmp_path: Path, policy_folder: Path) -> None:
     folders = [tmp_path / "make", tmp_path / "slurm"]
