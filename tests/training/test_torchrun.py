@@ -88,6 +88,7 @@ def same_losses(found: Path, expected: Path) -> None:
     assert evaluations[0] == evaluations[1]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_two_processes_are_one_and_either_goes_on_with_the_others_work(
     place: Path, run: Callable[..., Any], policy_folder: Path

@@ -104,6 +104,7 @@ def test_the_objective_is_two_words(
     assert (options.aggregation, options.advantage) == (aggregation, advantage)
 
 
+@pytest.mark.slow
 def test_the_reference_by_name(run: Callable[..., Any], policy_folder: Path, prompts: Path, tmp_path: Path) -> None:
     """`start` is the policy that the whole chain of stages began with, `stage` the one that this stage begins with."""
     words = (prompts, *BASE, "--kl", "0.1", "--quiet")
