@@ -337,7 +337,7 @@ def main() -> None:
     if not options.no_pictures:
         from pictures import draw_curves, draw_main
 
-        for bench in benches:
+        for bench in (bench for bench in benches if not bench.bed.aside):
             draw_curves(bench, RECORDS.with_name(f"reproduce-{bench.bed.name}.png"))
         if main:
             draw_main(main, RECORDS.with_name("reproduce.png"))
