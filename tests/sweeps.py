@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import TypeVar
 
 T = TypeVar("T")
 
 
-def some(cases: Sequence[T], share: float, key: str) -> list[T]:
+def some(cases: Iterable[T], share: float, key: str) -> list[T]:
     """So large a share of the cases, rounded up, in their order; drawn by the key."""
+    whole = list(cases)
     if os.environ.get("THOROUGH"):
-        return list(cases)
-    kept = sorted(random.Random(key).sample(range(len(cases)), -int(-share * len(cases) // 1)))
-    return [cases[place] for place in kept]
+        return whole
+    kept = random.Random(key).sample(range(len(whole)), math.ceil(share * len(whole)))
+    return [whole[place] for place in sorted(kept)]

@@ -187,13 +187,10 @@ class Bench:
 
     def at_least(self, name: str, unit: str) -> float | None:
         """Where full never gets to the threshold and the arm does: what full has spent at its end, divided by what the arm needed."""
-        seeds = len(self.seeds)
-        ours, theirs = (
-            self.arms[arm].curves(self.bed.targets, UNITS[unit]).of(np.full((1, seeds), 1 / seeds))
-            for arm in (name, "full")
-        )
-        (found,) = factors(ours, theirs, np.array([self.threshold]))
-        return found.low if found.arm_reached and not found.reference_reached and math.isfinite(found.low) else None
+        found = self.speed(name, unit)
+        if found.reference_needed is not None or not found.needed:
+            return None
+        return float(self.arms["full"].curves(self.bed.targets, UNITS[unit]).ready[:, -1].mean()) / found.needed
 
     def null(self, unit: str) -> list[Factor]:
         """The same figure for each two seeds of full that have one starting policy, which differ by nothing but luck."""
@@ -327,9 +324,9 @@ def main() -> None:
             print(f"{bench.bed.name}: not all seeds have a record, so no page shows it", file=sys.stderr)
     RESULT.write_text(json.dumps(rounded(as_json(benches), 4), indent=1) + "\n")
     found = {bench.bed.name: tables(bench) for bench in benches}
-    main = [bench for bench in whole if not bench.bed.aside]
-    if main:
-        fill_page({**{bench.bed.name: found[bench.bed.name] for bench in whole}, "main": main_table(main)})
+    shown = [bench for bench in whole if not bench.bed.aside]
+    if shown:
+        fill_page({**{bench.bed.name: found[bench.bed.name] for bench in whole}, "main": main_table(shown)})
     for bench in benches:
         print(f"\n{bench.bed.title}\n\n{found[bench.bed.name]}")
         for line in goals_of(bench):
@@ -337,10 +334,11 @@ def main() -> None:
     if not options.no_pictures:
         from pictures import draw_curves, draw_main
 
-        for bench in (bench for bench in benches if not bench.bed.aside):
-            draw_curves(bench, RECORDS.with_name(f"reproduce-{bench.bed.name}.png"))
-        if main:
-            draw_main(main, RECORDS.with_name("reproduce.png"))
+        for bench in benches:
+            if not bench.bed.aside:
+                draw_curves(bench, RECORDS.with_name(f"reproduce-{bench.bed.name}.png"))
+        if shown:
+            draw_main(shown, RECORDS.with_name("reproduce.png"))
 
 
 if __name__ == "__main__":

@@ -199,7 +199,7 @@ def test_behavior_policies_have_lengths_of_their_own(behavior: str) -> None:
 
 
 @sweep(QUICK)
-def test_the_loop_samples_in_bfloat16_where_it_does_in_float32(family: str) -> None:
+def test_the_loop_samples_in_bfloat16_only_where_it_does_in_float32(family: str) -> None:
     """Rounding may hide from a trial what is wrong with the loop, and must not let it in."""
     narrow = families.policy(family).model.to(torch.bfloat16)
     assert not can_decode(narrow) or can_decode(families.policy(family).model)

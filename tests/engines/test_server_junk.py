@@ -79,7 +79,7 @@ def test_every_node_of_every_answer(
     if not seen:
         return  # this kind has no such page
     whole = seen[-1]
-    for what, value in some(list(mutations(whole, BRIEF)), 0.5, f"{kind} {page}"):
+    for what, value in some(mutations(whole, BRIEF), 0.5, f"{kind} {page}"):
         server.behavior.answers[path] = lambda _, value=value: value
         try:
             ask(server, tokens)
@@ -105,7 +105,7 @@ def test_every_node_of_what_probes_are_answered(kind: str, start: Callable[..., 
     server.behavior.answers["/v1/completions"] = watch
     ask(server, tokens, 0.5)
     few = {name: JUNK[name] for name in ("null", "text", "beyond floats", "no number", "list", "object of null")}
-    for what, value in some(list(mutations(seen[-1], few, within=("choices",))), 0.4, kind):
+    for what, value in some(mutations(seen[-1], few, within=("choices",)), 0.4, kind):
 
         def change(found: Any, value: Any = value) -> Any:
             return value if any(server.bodies[-1].get(wish) == 5 for wish in wishes) else found
