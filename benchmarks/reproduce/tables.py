@@ -75,8 +75,8 @@ def arms_table(bench: Bench) -> str:
 
 
 def main_table(benches: Sequence[Bench]) -> str:
-    """The arms that a reader asks for first, over all beds, in the unit that a bed's goal is in."""
-    units = [next(unit for unit in UNITS_IN_WORDS if unit in bench.bed.goals) for bench in benches]
+    """The arms that a reader asks for first, over all beds, in the unit that a bed's goal is in, or in steps."""
+    units = [next((unit for unit in UNITS_IN_WORDS if unit in bench.bed.goals), "steps") for bench in benches]
     head = ["trained on"]
     for bench, unit in zip(benches, units, strict=True):
         title = bench.bed.title.split(":")[0]

@@ -45,7 +45,7 @@ TEST_FILE.add := $(DATA)/test.add.jsonl
 TEST_FILE.others := $(DATA)/test.others.jsonl
 
 STAGES ?= 2
-STEPS ?= 40
+STEPS ?= 30
 SEEDS := $(SEED)
 DRAW := $(SEED)
 PROBE := 0.1
@@ -54,9 +54,7 @@ SAMPLES := 8
 VALID_SAMPLES := 8
 MAX_TOKENS := 88
 VERIFIER := maths
-ROLLOUT_OPTIONS := --dtype bfloat16
-GRAD_OPTIONS := --dtype bfloat16
 STORE_OPTIONS := --dim 4096
-TRAIN_OPTIONS := --batch 16 --learning-rate 3e-5 --warmup 5 --betas 0.9,0.99 --dtype bfloat16 --eval-every 5 --eval-samples 1 --eval-temperature 1.0
+TRAIN_OPTIONS := --batch 16 --learning-rate 3e-5 --warmup 5 --betas 0.9,0.99 --eval-every 5 --eval-samples 1 --eval-temperature 1.0
 
-ARMS ?= full random learnability static complete cropi
+ARMS ?= full cropi random learnability

@@ -58,11 +58,8 @@ def main() -> None:
         (warmup.encode(right + mistaken, tokenizer), given.mistaken_steps),
     ]
     output.begin_work()
-    # on a CPU this is faster than attention by PyTorch's own kernel, whose backward pass is slow in bfloat16, and than no compiler
-    model.set_attn_implementation("eager")
-    model.model.compile(dynamic=True)
-    warmup.train(model, phases, given.seed, LEARNING_RATE, BATCH, bfloat16=True)
-    model.set_attn_implementation("sdpa")
+    model.model.compile(dynamic=True)  # 1.7 times faster on two cores
+    warmup.train(model, phases, given.seed, LEARNING_RATE, BATCH)
     warmup.save(model, tokenizer, output, len(found), given.steps + given.mistaken_steps)
 
 

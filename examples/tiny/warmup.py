@@ -181,11 +181,10 @@ def train(
     seed: int,
     learning_rate: float = LEARNING_RATE,
     batch: int = BATCH,
-    bfloat16: bool = False,
 ) -> list[float]:
     """Train through the phases, (examples, steps) each; the learning rate falls linearly to 0 over all of them.
 
-    batch: a multiple of 4. bfloat16: matrix products are. Returns the loss at each step, in nats a token.
+    batch: a multiple of 4. Returns the loss at each step, in nats a token.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, betas=(0.9, 0.99), weight_decay=0.01)
     model.train()
@@ -201,9 +200,7 @@ def train(
                 targets = float((examples.end[rows] - examples.answer_start[rows] + 1).sum())
                 loss = 0.0
                 for part in np.split(rows, 4):  # short rows are not padded to the longest
-                    # within a pass alone: autocast keeps the casts of weights for as long as it lasts, whatever becomes of the weights
-                    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-                        part_loss = answer_loss(model, examples, part) / targets
+                    part_loss = answer_loss(model, examples, part) / targets
                     part_loss.backward()
                     loss += part_loss.item()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
