@@ -150,8 +150,9 @@ PROBING := $(if $(PROBE),$(call arms-of,cropi))
 probing = $(filter $(PROBING),$(call part,$(1),1))
 # $(call measured-at,CELL): where a stage's validation means are, and but for arms that probe its scores
 measured-at = $(if $(call first,$(1)),$(S),$(1))
-# $(call scores,CELL): where the scores a stage selects by are
-scores = $(strip $(if $(filter full random,$(call kind,$(1))),,$(if $(call probing,$(1)),$(1),$(if $(filter $(RESCORED),$(call part,$(1),1)),$(call measured-at,$(1)),$(S)))))
+# $(call scores,CELL): where the scores a stage selects by are; pass rates are read from the starting policy's rollouts
+BY_PASS_RATE := learnability hardest pass-rate
+scores = $(strip $(if $(filter full random $(BY_PASS_RATE),$(call kind,$(1))),,$(if $(call probing,$(1)),$(1),$(if $(filter $(RESCORED),$(call part,$(1),1)),$(call measured-at,$(1)),$(S)))))
 # the seed of a cell: of its seed and stage, the same for all arms
 cell-seed = $(call part,$(1),2)00$(call part,$(1),3)
 # that of its selection: shuffled keeps one permutation for all stages, so that its selections overlap as those of cropi do
@@ -333,10 +334,11 @@ SELECT = cropi-select --prompts $(POOL) --ratio $(RATIO)
 $(eval $(call remember,selections,SELECT))
 pool = $(or $(call own,POOL,$(1)),$(POOL))
 select = cropi-select --prompts $(call pool,$(1)) $(or $(call own,SELECT_OPTIONS,$(1)),--ratio $(RATIO))
+rated = $(if $(filter $(BY_PASS_RATE),$(call kind,$(1))),$(2))
 $(ALL:%=%/selected.jsonl.manifest.json): %/selected.jsonl.manifest.json: $$(call pool,$$*) \
-    $$(addsuffix /scores.jsonl.manifest.json,$$(call scores,$$*)) $(RUN)/settings/selections $$(call own-settings,selections,$(SELECTING_OWN),$$*)
+    $$(addsuffix /scores.jsonl.manifest.json,$$(call scores,$$*)) $$(call rated,$$*,$(ROLLOUT_PARTS.$(S))) $(RUN)/settings/selections $$(call own-settings,selections,$(SELECTING_OWN),$$*)
 	@mkdir -p $*
-	$(call run,$(call select,$*) $(addsuffix /scores.jsonl,$(call scores,$*)) --by $(call rule,$(call kind,$*)) $(call among,$*) --seed $(call select-seed,$*),$*/selected.jsonl)
+	$(call run,$(call select,$*) $(addsuffix /scores.jsonl,$(call scores,$*)) $(call rated,$*,$(patsubst %,--rollouts %,$(call ROLLOUTS,$(S)))) --by $(call rule,$(call kind,$*)) $(call among,$*) --seed $(call select-seed,$*),$*/selected.jsonl)
 
 # the optimizer's state takes twice the disk of a policy: it is kept only where something will read it
 STATELESS := $(if $(filter full,$(CARRY))$(filter --preconditioner% --state% --carry%,$(GRAD_OPTIONS) $(STORE_OPTIONS) $(TRAIN_OPTIONS)),,--state drop)

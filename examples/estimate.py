@@ -22,7 +22,9 @@ from cropi_tools.runtime.estimate import evenly, in_bytes, in_seconds
 PROBE_RESPONSES = 256  # of the pool, and of each validation set
 START = 4.0  # seconds that a command takes to start, where none is really run
 LIGHT = 0.3  # the same of cropi-score and cropi-select, which load no torch
-WITHOUT_SCORES = ("full", "random")
+NOT_SAMPLED = ("full", "random")
+BY_PASS_RATE = ("learnability", "hardest", "pass-rate")
+NOT_SCORED = (*NOT_SAMPLED, *BY_PASS_RATE)  # the last read rollouts of the pool alone
 RESCORED = ("cropi", "complete", "shuffled")  # the arms that score every stage again
 COLUMNS = ("sampling", "gradients", "scores", "training", "loading")
 
@@ -72,9 +74,12 @@ class Parts(NamedTuple):
 
     def once(self, arms: Sequence[str]) -> Cost:
         """What is made once for all arms."""
-        read = [arm for arm in arms if arm not in WITHOUT_SCORES]
-        found = self.targets.plus(self.means) if read else Cost()
-        return found if all(map(self.probes, read)) else found.plus(self.sampling).plus(self.scoring)
+        scored = [arm for arm in arms if arm not in NOT_SCORED]
+        whole = not all(map(self.probes, scored))
+        found = self.targets.plus(self.means) if scored else Cost()
+        if whole or any(arm in BY_PASS_RATE for arm in arms):
+            found = found.plus(self.sampling)
+        return found.plus(self.scoring) if whole else found
 
     def arm(self, name: str, stages: int) -> Cost:
         """A seed of an arm, without what is made once for all arms."""
@@ -121,13 +126,16 @@ def measured(asked: argparse.Namespace, scratch: Path) -> Parts:
     pool, share = probe(asked.pool, asked.samples, scratch / "pool.jsonl")
     said = asking(f"{asked.train} {pool}", scratch / "P")
     training = Cost(training=said["seconds"], tokens=said["tokens"], disk=said["disk"] - said["checkpoint"])
-    if all(arm in WITHOUT_SCORES for arm in asked.arms.split()):
+    if all(arm in NOT_SAMPLED for arm in asked.arms.split()):
         return Parts(training._replace(loading=START + LIGHT))
     rollout, rollouts = f"{asked.rollout} {asked.pool} -n {asked.samples} --seed 0", scratch / "pool.rollouts.jsonl"
     said = asking(rollout, "-")
     again = said["equal_rewards_fraction"] if asked.refresh == "zero-advantage" else 1.0
     start = made(f"{asked.rollout} {pool} -n {asked.samples}", rollouts)["seconds_start"]
     sampling = Cost(said["seconds"] / asked.gpus, tokens=said["tokens"], disk=said["disk"], loading=start)
+    training = training._replace(loading=start + LIGHT)
+    if all(arm in NOT_SCORED for arm in asked.arms.split()):
+        return Parts(training, sampling)
     refreshing = sampling.times(again)._replace(disk=sampling.disk, loading=start) if asked.refresh else Cost()
     targets, means, against = Cost(), Cost(), ""
     for name, file in (one.split("=", 1) for one in asked.valid):
@@ -147,7 +155,6 @@ def measured(asked: argparse.Namespace, scratch: Path) -> Parts:
     made(line, store)
     said = asking(f"cropi-score {store}", "-")
     scoring = scoring.plus(Cost(scores=said["seconds"] * share, disk=said["disk"] * share, loading=LIGHT))
-    training = training._replace(loading=start + LIGHT)
     return Parts(training, sampling, scoring, targets, means, refreshing, asked.probe)
 
 

@@ -280,6 +280,14 @@ def test_a_command_from_the_warm_process_is_the_command(
                 cwd=tmp_path,
             )
         assert (tmp_path / "plain.jsonl").read_bytes() == (tmp_path / "warm.jsonl").read_bytes()
+        # whose clock can be that of the processor
+        timed = {**quick, modules["warm"].CLOCK: "processor"}
+        subprocess.run(["cropi-rollout", *words, "-o", "timed.jsonl"], env=timed, check=True, cwd=tmp_path)
+        ledgers = [
+            json.loads((tmp_path / f"{name}.jsonl.manifest.json").read_text())["ledger"] for name in ("warm", "timed")
+        ]
+        assert 0 < ledgers[1]["seconds_work"] <= 2 * ledgers[0]["seconds_work"]
+        assert ledgers[1]["seconds_start"] >= 0
         shown = subprocess.run(["cropi-select", "--version"], env=quick, capture_output=True, text=True)
         assert shown.stdout.startswith("cropi-tools")
         refused = subprocess.run(["cropi-train", "--steps", "0"], env=quick, capture_output=True, text=True)

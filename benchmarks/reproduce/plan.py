@@ -30,6 +30,7 @@ class Bed:
     goals: dict[str, float]
     wrong_references: str = ""
     aside: bool = False
+    clock: str = "wall"
     threshold: float = 0.0
 
     def shared_by(self, seed: int) -> int:

@@ -26,7 +26,7 @@ from types import FrameType
 from typing import Any, NamedTuple, NoReturn
 
 from plan import PLAN, RECORDS, ROOT, Bed, read_plan, record_path, rounded
-from warm import Warm
+from warm import CLOCK, Warm
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from goals import processor
@@ -114,7 +114,14 @@ def complete(unit: Unit, words: Sequence[str], environment: dict[str, str]) -> b
 def make(unit: Unit, target: str, words: Sequence[str], environment: dict[str, str]) -> int:
     command = ["make", "--no-print-directory", f"CONFIG={unit.bed.config}", f"SEED={unit.seed}", *words, target]
     with open(log_of(unit), "ab") as log:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**environment, CLOCK: unit.bed.clock},
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+        )
         RUNNING.append(process)
         while (code := process.poll()) is None:  # `wait` would hold a lock that `stop` needs
             time.sleep(0.2)
@@ -152,6 +159,7 @@ def write_record(unit: Unit) -> None:
         "device": processor(),
         "command": f"make curriculum CONFIG={unit.bed.config} SEED={unit.seed}",
         "plan": PLAN.name,
+        "clock": unit.bed.clock,
         "arms": {
             name: {
                 "points": found["points"][str(unit.seed)],

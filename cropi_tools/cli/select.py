@@ -8,6 +8,7 @@ from cropi_tools.selection.options import SelectOptions
 EXAMPLE = """
 cropi-select scores.jsonl --prompts train.jsonl --ratio 0.1 -o selected.jsonl
 cropi-select --prompts train.jsonl --by random -n 150 --seed 3 -o random.jsonl
+cropi-select --prompts train.jsonl --by learnability --rollouts train.rollouts.jsonl -o learnable.jsonl
 cropi-select predicted.jsonl --prompts train.jsonl --among predicted --ratio 0.2 -o shortlist.jsonl
 cropi-select scores.jsonl --prompts train.jsonl --format verl -o selected.parquet
 """
@@ -21,12 +22,16 @@ def select(options: SelectOptions) -> None:
     from cropi_tools import runtime
     from cropi_tools.data.jsonl_output import JsonLinesOutput
     from cropi_tools.data.manifest import Fingerprint, numbered
-    from cropi_tools.data.records import read_prompts, read_scores
+    from cropi_tools.data.records import pass_rate, read_prompts, read_rollouts, read_scores
     from cropi_tools.prompts.exports import TableOutput, exported, settings_needed
     from cropi_tools.runtime.errors import InputError
     from cropi_tools.selection import rules
 
-    inputs = {**numbered("prompts", options.prompts), **numbered("scores", options.scores)}
+    inputs = {
+        **numbered("prompts", options.prompts),
+        **numbered("scores", options.scores),
+        **numbered("rollouts", options.rollouts),
+    }
     fingerprint = Fingerprint.of("cropi-select", options.decisive(), inputs)
     kind = TableOutput if options.as_table else JsonLinesOutput
     target = kind(options.output, fingerprint, inputs, force=options.force)
@@ -43,6 +48,11 @@ def select(options: SelectOptions) -> None:
                 r["id"], r["source"], r["scores"], r["pass_rate"], r["status"], r.get("measured", True)
             )
             for r in read_scores(options.scores)
+        }
+    elif options.rollouts:
+        known = {
+            r.id: rules.Score(r.id, r.source, None, pass_rate(r.rewards), "sampled")
+            for r in read_rollouts(options.rollouts)
         }
     sources = {identity: record["source"] for identity, record in pool.items()} if options.per_source else None
     chosen = rules.select(

@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 from cropi_tools.report.accuracy import mean_curve, seed_curve, set_figure
-from cropi_tools.report.costs import UNITS, cumulative, mean_ledger, seed_ledger, uses_scores
+from cropi_tools.report.costs import UNITS, cumulative, looks_at_pool, mean_ledger, seed_ledger
 from cropi_tools.report.notes import notes_on
 from cropi_tools.report.reading import Arm, Run, Seed
 from cropi_tools.report.speeds import Curves, Speed, late_accuracy, null_of, speed
@@ -112,7 +112,7 @@ def _figures(run: Run, arm: Arm, label: str, sets: Sequence[str], chosen: Sequen
         seed_curves={seed.name: tuple(seed_curve(seed, chosen).items()) for seed in arm.seeds},
         ledgers=ledgers,
         ledger=mean_ledger([ledgers[seed.name] for seed in counted or arm.seeds]),
-        charged=uses_scores(arm),
+        charged=looks_at_pool(arm),
     )
 
 

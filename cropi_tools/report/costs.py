@@ -105,12 +105,11 @@ def is_split(manifest: Manifest) -> bool:
     return None not in (_amount(manifest.ledger, "seconds_start"), _amount(manifest.ledger, "seconds_work"))
 
 
-def uses_scores(arm: Arm) -> bool:
-    """Whether some stage of the arm was selected from a scores file (one handed to `random` or `full` is not looked
-    at).
-    """
+def looks_at_pool(arm: Arm) -> bool:
+    """Whether some stage of the arm was selected from scores or rollouts of the pool (what is handed to `random` or `full` is not looked at)."""
     return any(
-        ("scores" in name or "scores" in path.rsplit("/", 1)[-1]) and manifest.options.get("by") not in _SCORELESS
+        any(kind in name or kind in path.rsplit("/", 1)[-1] for kind in ("scores", "rollouts"))
+        and manifest.options.get("by") not in _SCORELESS
         for seed in arm.seeds
         for stage in seed.stages
         for manifest in stage.manifests
@@ -121,7 +120,7 @@ def uses_scores(arm: Arm) -> bool:
 
 def read_of_start(arm: Arm, seed: Seed) -> list[Manifest]:
     """The manifests of the shared first stage that the arm's selections read for a seed, directly or through what was made of them."""
-    if not uses_scores(arm):
+    if not looks_at_pool(arm):
         return []
     rules = {rule for seed in arm.seeds for stage in seed.stages for rule in _rules(stage)}
     found = _read(seed.start, rules - set(_SCORELESS))

@@ -15,7 +15,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Lock
 
-_IMPORTED = time.monotonic()
+
+def _now() -> float:
+    return time.monotonic()
+
+
+_IMPORTED = _now()
 LONGEST_LAUNCH = (
     60.0  # seconds from the creation of a process to this import; an older process was a shell that became this one
 )
@@ -37,10 +42,21 @@ def process_age() -> float | None:
     return age if age >= 0 else None
 
 
+def use_processor_time() -> None:
+    """Count seconds of this process's processor time, all threads together, from now on.
+
+    For measuring on a machine that others use too: what they take from it stretches no command. A process of one thread that waits for nothing
+    takes as much as by the wall on a machine of its own. What other processes compute for it (graders in their sandbox) is left out.
+    """
+    global _now, _IMPORTED, process_age
+    _now = process_age = time.process_time  # it counts from the creation of the process
+    _IMPORTED = time.process_time()
+
+
 def command_begins() -> None:
     """Let the first output of this process count from the creation of the process, not from its own. A command calls this once."""
     global _origin
-    now, age = time.monotonic(), process_age()
+    now, age = _now(), process_age()
     _origin = _IMPORTED if age is None or now - age < _IMPORTED - LONGEST_LAUNCH else now - age
 
 
@@ -48,7 +64,7 @@ def _enter() -> None:
     global _open, _since
     with _lock:
         if not _open:
-            _since = time.monotonic()
+            _since = _now()
         _open += 1
 
 
@@ -57,7 +73,7 @@ def _leave() -> None:
     with _lock:
         _open -= 1
         if not _open:
-            _spent += time.monotonic() - _since
+            _spent += _now() - _since
 
 
 @contextmanager
@@ -92,13 +108,13 @@ def importing() -> Iterator[None]:
 def _started_for() -> float:
     """Seconds inside `starting` so far, in this process."""
     with _lock:
-        return _spent + (time.monotonic() - _since if _open else 0.0)
+        return _spent + (_now() - _since if _open else 0.0)
 
 
 def work_time() -> float:
     """A clock that stands still inside `starting`: the difference of two readings is the seconds of work between them."""
     with _lock:
-        now = time.monotonic()
+        now = _now()
         return (_since if _open else now) - _spent
 
 
@@ -107,15 +123,15 @@ class Clock:
 
     def __init__(self) -> None:
         global _origin
-        self._origin, _origin = time.monotonic() if _origin is None else _origin, None
+        self._origin, _origin = _now() if _origin is None else _origin, None
         self.whole = self.start = 0.0
         self.begin_work()
 
     def begin_work(self) -> None:
         """Everything of this try up to now was start."""
-        self._begun, self._late = time.monotonic(), _started_for()
+        self._begun, self._late = _now(), _started_for()
 
     def seconds(self) -> tuple[float, float]:
         """(all seconds, those of starting), earlier tries included."""
         begun = self._begun - self._origin + _started_for() - self._late
-        return self.whole + time.monotonic() - self._origin, self.start + begun
+        return self.whole + _now() - self._origin, self.start + begun

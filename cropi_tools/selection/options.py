@@ -29,6 +29,14 @@ class SelectOptions(CommandOptions):
         tuple[str, ...],
         Option("--prompts", "The pool the scores belong to; may be repeated.", metavar="FILE"),
     ]
+    rollouts: Annotated[
+        tuple[str, ...],
+        Option(
+            "--rollouts",
+            "In place of scores, for a rule by pass rates: rollouts of the pool; may be repeated.",
+            metavar="FILE",
+        ),
+    ] = ()
     output: Output = "-"
     format: Annotated[
         Literal["jsonl", "verl", "trl"],
@@ -77,6 +85,15 @@ class SelectOptions(CommandOptions):
     seed: Seed = 0
 
     def check(self) -> None:
+        from cropi_tools.selection.rules import RULES_BY_PASS_RATE
+
+        if self.rollouts and self.by not in RULES_BY_PASS_RATE:
+            raise UsageError(
+                f"--rollouts tell pass rates, and --by {self.by} reads none; leave them out or select by "
+                f"{', '.join(sorted(RULES_BY_PASS_RATE))}"
+            )
+        if self.rollouts and self.scores:
+            raise UsageError(f"{self.scores[0]} and --rollouts {self.rollouts[0]}: both tell pass rates; give one")
         if self.number is not None and self.ratio is not None:
             raise UsageError(
                 f"-n {self.number} and --ratio {self.ratio}: each says how many prompts to select; give one"

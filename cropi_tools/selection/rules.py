@@ -25,13 +25,14 @@ Among = Literal["measured", "predicted", "all"]
 Rule = Literal["influence", "shuffled", "random", "learnability", "hardest", "pass-rate", "full"]
 
 RULES: tuple[str, ...] = get_args(Rule)
-RULES_NEEDING_SCORES = frozenset({"influence", "shuffled", "learnability", "hardest", "pass-rate"})
+RULES_BY_PASS_RATE = frozenset({"learnability", "hardest", "pass-rate"})
+RULES_NEEDING_SCORES = frozenset({"influence", "shuffled"}) | RULES_BY_PASS_RATE
 DEFAULT_BAND = (0.2, 0.8)
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """The score record of one prompt.
+    """The score record of one prompt, or what its rollouts say.
 
     `scores` holds the influence on each validation set (cosine, higher is better); None when the prompt has none, as
     one of zero advantage or one that was skipped. `pass_rate` is the share of its rollouts that pass, None if unknown.
@@ -164,7 +165,8 @@ def select(
     if by not in RULES:
         raise UsageError(f"unknown selection rule {by!r}; choose one of {', '.join(RULES)}")
     if scores is None and by in RULES_NEEDING_SCORES:
-        raise UsageError(f"selecting by {by} needs scores; give a scores file (cropi-score writes one)")
+        also = ", or the rollouts of the pool with --rollouts" if by in RULES_BY_PASS_RATE else ""
+        raise UsageError(f"selecting by {by} needs scores; give a scores file (cropi-score writes one){also}")
     if band is not None and by != "pass-rate":
         raise UsageError(f"a pass-rate band does not go with selecting by {by}; leave it out or select by pass-rate")
     size = selection_size(ratio, len(prompt_ids)) if number is None else number
@@ -273,15 +275,15 @@ def _check_records(prompt_ids: Sequence[str], records: Mapping[str, Score]) -> N
     missing = [prompt_id for prompt_id in prompt_ids if prompt_id not in records]
     if missing:
         raise InputError(
-            f"prompt {missing[0]!r} has no record in the scores ({len(missing)} of {len(prompt_ids)} have none); "
-            "score the whole pool, every shard of it"
+            f"prompt {missing[0]!r} has no record in the scores or rollouts ({len(missing)} of {len(prompt_ids)} have none); "
+            "give those of the whole pool, every shard of it"
         )
     pool = set(prompt_ids)
     unknown = [prompt_id for prompt_id in records if prompt_id not in pool]
     if unknown:
         raise InputError(
-            f"scored prompt {unknown[0]!r} is not in the pool ({len(unknown)} of {len(records)} are not); "
-            "give the prompts file that was scored"
+            f"prompt {unknown[0]!r} of the scores or rollouts is not in the pool ({len(unknown)} of {len(records)} are not); "
+            "give the prompts file that they were made from"
         )
     first: tuple[str, set[str]] | None = None
     for prompt_id in prompt_ids:

@@ -33,6 +33,8 @@ def test_what_is_made_once_counts_once_and_scores_count_for_who_renews_them(scri
         means=cost(gradients=2, loading=1),
         refreshing=cost(sampling=30),
     )
+    assert parts.once(["full", "random"]) == cost()
+    assert parts.once(["random", "learnability"]) == cost(sampling=90, loading=3)
     assert parts.arm("full", 3) == parts.arm("static", 3) == cost(training=3, disk=12)
     assert parts.arm("cropi", 3) == cost(sampling=60, gradients=20, training=3, loading=4, disk=12)
     asked = type("Asked", (), {"arms": "full cropi", "seeds": 2, "stages": 3})
@@ -44,6 +46,7 @@ def test_what_is_made_once_counts_once_and_scores_count_for_who_renews_them(scri
     probing = parts._replace(share=0.5, refreshing=cost())
     assert probing.arm("cropi", 3) == cost(sampling=135, gradients=16, training=3, loading=26, disk=12)
     assert probing.once(["full", "cropi"]) == cost(sampling=10, gradients=2, loading=3)
+    assert probing.once(["hardest", "cropi"]) == cost(sampling=100, gradients=2, loading=6)
     assert probing.once(["full", "cropi", "complete"]) == costs[0][1]
     assert probing.arm("complete", 3) == cost(gradients=20, training=3, loading=4, disk=12)
     assert script.table(costs)[-2].split()[-2:] == ["48", "B"]

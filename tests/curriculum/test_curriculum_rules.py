@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from curriculum_runs import ROOT, BookkeptCurriculum, results
 
+BY_PASS_RATE = ("learnability", "hardest", "pass-rate")
+
 
 @pytest.fixture
 def two_stages(tmp_path: Path) -> BookkeptCurriculum:
@@ -93,12 +95,14 @@ def test_arms_share_the_start_and_their_seeds(tmp_path: Path) -> None:
     asked = [entry for entry in curriculum.asked() if entry["outcome"] == "made"]
     assert curriculum.nothing_left()
     assert sum("cropi-rollout" in entry["words"] for entry in asked) == 2
-    scores, rules, seeds, selecting = {}, {}, {}, {}
+    scores, rollouts, rules, seeds, selecting = {}, {}, {}, {}, {}
     for entry in asked:
         words, cell = entry["words"], str(Path(entry["output"]).parent.relative_to(curriculum.run))
         if words[0] == "cropi-select":
             files = [Path(word) for word in words if word.endswith("scores.jsonl")]
             scores[cell] = [str(path.relative_to(curriculum.run)) for path in files]
+            given = [Path(words[place + 1]) for place, word in enumerate(words) if word == "--rollouts"]
+            rollouts[cell] = [str(path.relative_to(curriculum.run)) for path in given]
             rules[cell] = words[words.index("--by") + 1]
             selecting[cell] = words[words.index("--seed") + 1]
         if words[0] == "cropi-train" or (words[0] == "cropi-select" and not cell.startswith("shuffled")):
@@ -107,7 +111,9 @@ def test_arms_share_the_start_and_their_seeds(tmp_path: Path) -> None:
     for cell, found in scores.items():
         arm, _, stage = cell.split("/")
         of_its_own = arm in ("cropi", "shuffled") and stage == "2"
-        assert found == ([] if arm in ("full", "random") else [f"{cell if of_its_own else 'start'}/scores.jsonl"]), cell
+        scoreless = arm in ("full", "random", *BY_PASS_RATE)
+        assert found == ([] if scoreless else [f"{cell if of_its_own else 'start'}/scores.jsonl"]), cell
+        assert rollouts[cell] == (["start/train.rollouts.jsonl"] if arm in BY_PASS_RATE else []), cell
         assert rules[cell] == ("influence" if arm in ("cropi", "static") else arm)
     # paired arms: a seed and stage has one seed whatever the arm, and no other cell has it
     by_place = {cell.split("/", 1)[1]: set[str]() for cell in seeds}
@@ -119,6 +125,15 @@ def test_arms_share_the_start_and_their_seeds(tmp_path: Path) -> None:
     for seed in ("1", "2"):
         assert selecting[f"shuffled/{seed}/1"] == selecting[f"shuffled/{seed}/2"] == selecting[f"cropi/{seed}/1"]
     assert selecting["shuffled/1/1"] != selecting["shuffled/2/1"]
+
+
+def test_pass_rates_need_no_gradients_and_no_target(tmp_path: Path) -> None:
+    curriculum = BookkeptCurriculum(tmp_path, ARMS=" ".join(BY_PASS_RATE), STAGES=2, VALID="", GPUS=2)
+    curriculum.make()
+    asked = [entry for entry in curriculum.asked() if entry["outcome"] == "made"]
+    assert {entry["words"][0] for entry in asked} == {"cropi-rollout", "cropi-select", "cropi-train"}
+    selecting = next(entry["words"] for entry in asked if entry["words"][0] == "cropi-select")
+    assert selecting.count("--rollouts") == 2  # every shard
 
 
 def test_a_changed_value_is_refused_and_force_replaces_what_it_touches(two_stages: BookkeptCurriculum) -> None:

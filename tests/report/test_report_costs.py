@@ -115,6 +115,19 @@ def test_an_arm_is_charged_what_its_selection_reads(
     assert ledger.scoring.scored == tokens
 
 
+def test_an_arm_that_reads_rollouts_and_no_scores_is_charged_their_sampling(run_folder: Path) -> None:
+    synthetic.write_run(run_folder, arms=["static"], seeds=["1"])
+    for path in (run_folder / "static").rglob("selected.jsonl.manifest.json"):
+        manifest = json.loads(path.read_text())
+        manifest["options"]["by"] = "hardest"
+        manifest["inputs"]["rollouts"] = manifest["inputs"].pop("scores") | {
+            "path": "../../../start/train.rollouts.jsonl"
+        }
+        path.write_text(json.dumps(manifest))
+    ledger = arm_of(told_apart(run_folder), "static").ledger
+    assert (ledger.sampling.seconds, ledger.scoring.seconds) == (30, 2)
+
+
 def test_stages_that_probe_are_charged_what_they_measure_and_no_whole_pool(run_folder: Path) -> None:
     synthetic.write_run(run_folder, arms=["cropi", "static"], seeds=["1"])
     start = run_folder / "start"

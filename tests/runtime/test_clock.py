@@ -56,6 +56,20 @@ def test_what_starts_late_is_start_too(hand: Hand, tmp_path: Path) -> None:
     assert ledger(output) == {"seconds": 39, "seconds_start": 9, "seconds_work": 30}
 
 
+def test_processor_time_stands_still_while_nothing_is_computed() -> None:
+    program = (
+        "import time; from cropi_tools.runtime import clock; clock.use_processor_time(); clock.command_begins()\n"
+        "made, before = clock.Clock(), clock.work_time(); time.sleep(1); rested = clock.work_time() - before\n"
+        "sum(n * n for n in range(3_000_000)); print(rested, clock.work_time() - before, *made.seconds())"
+    )
+    shown = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    rested, worked, whole, start = map(float, shown.stdout.split())
+    assert rested < 0.5
+    assert worked > 2 * rested
+    assert worked <= whole
+    assert start < 0.9
+
+
 def test_start_adds_up_over_tries(hand: Hand, tmp_path: Path) -> None:
     for last in (False, True):
         output = Output(tmp_path / "made", Fingerprint("cropi-test", {}, {}), {})

@@ -33,7 +33,9 @@ def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def selected(**given: Any) -> list[dict[str, Any]]:
-    options = SelectOptions(scores=("s.jsonl",), prompts=("p.jsonl",), output="o.jsonl", force=True, **given)
+    options = SelectOptions(
+        **{"scores": ("s.jsonl",), "prompts": ("p.jsonl",), "output": "o.jsonl", "force": True, **given}
+    )
     select(options)
     return [json.loads(line) for line in Path("o.jsonl").read_text().splitlines()]
 
@@ -98,6 +100,55 @@ def test_measured_and_predicted_scores_are_chosen_among(among: str, ids: set[str
 def test_predictions_are_asked_of_a_file_that_has_some(among: str, pool: Path) -> None:
     with pytest.raises(InputError, match=f"--among {among}: s.jsonl has measured scores alone"):
         selected(among=among, ratio="1")
+
+
+RATES = {"a": 0.5, "b": 0.25, "c": 0.0, "d": 1.0}
+
+
+def with_rollouts(*left_out: str) -> None:
+    """Scores and, in two shards, rollouts of the same pass rates."""
+    scored = [
+        json.loads(line) | {"pass_rate": rate}
+        for line, rate in zip(Path("s.jsonl").read_text().splitlines(), RATES.values(), strict=True)
+    ]
+    Path("s.jsonl").write_text("".join(json.dumps(record) + "\n" for record in scored))
+    lines = [
+        {
+            "id": name,
+            "source": "s",
+            "prompt_token_ids": [1],
+            "samples": [{"token_ids": [2], "reward": float(k < 4 * rate)} for k in range(4)],
+        }
+        for name, rate in RATES.items()
+        if name not in left_out
+    ]
+    for path, part in (("r1.jsonl", lines[:2]), ("r2.jsonl", lines[2:])):
+        Path(path).write_text("".join(json.dumps(line) + "\n" for line in part))
+
+
+@pytest.mark.parametrize("by", ["learnability", "hardest", "pass-rate"])
+def test_rollouts_tell_the_pass_rates_as_scores_do(by: str, pool: Path) -> None:
+    with_rollouts()
+    by_scores = selected(by=by, ratio="0.5")
+    assert selected(by=by, ratio="0.5", scores=(), rollouts=("r1.jsonl", "r2.jsonl")) == by_scores
+    assert [record["pass_rate"] for record in by_scores] == [RATES[record["id"]] for record in by_scores]
+
+
+def test_rollouts_of_a_part_of_the_pool_are_refused(pool: Path) -> None:
+    with_rollouts("d")
+    with pytest.raises(InputError, match="'d' has no record in the scores or rollouts"):
+        selected(by="hardest", ratio="1", scores=(), rollouts=("r1.jsonl", "r2.jsonl"))
+
+
+@pytest.mark.parametrize("by", ["influence", "shuffled", "random", "full"])
+def test_other_rules_read_no_rollouts(by: str) -> None:
+    with pytest.raises(UsageError, match=f"--by {by} reads none"):
+        SelectOptions(prompts=("p.jsonl",), rollouts=("r.jsonl",), by=by)
+
+
+def test_scores_and_rollouts_are_not_mixed() -> None:
+    with pytest.raises(UsageError, match="give one"):
+        SelectOptions(prompts=("p.jsonl",), scores=("s.jsonl",), rollouts=("r.jsonl",), by="hardest")
 
 
 @pytest.mark.parametrize("given", [{"among": "all", "by": "random"}, {"per_source": True}])
