@@ -68,6 +68,8 @@ $(foreach arm,$(OWN_POOLS),$(if $(filter full random,$(call kind-of-arm,$(arm)))
 $(if $(filter-out --force,$(FORCE))$(word 2,$(FORCE)),$(error FORCE=$(FORCE): expected --force, or nothing))
 $(foreach name,AUDIT FRESH_VALID,$(if $(filter-out 1,$($(name)))$(word 2,$($(name))),$(error $(name)=$($(name)): expected 1, or nothing)))
 $(if $(strip $(AUDIT)),$(if $(strip $(VALID)),,$(error AUDIT=$(AUDIT): there is no target to pull away from; set VALID)))
+$(if $(strip $(VALID))$(findstring --against,$(STORE_OPTIONS)),,$(if $(call arms-of,cropi complete static shuffled),$(error VALID=: \
+  influence is that on a target, which ARMS=$(call arms-of,cropi complete static shuffled) needs; name one)))
 $(if $(filter-out weights full,$(CARRY))$(word 2,$(CARRY)),$(error CARRY=$(CARRY): expected weights or full))
 
 # $(call number,VALUE): VALUE if it is a decimal number that is not negative, such as 0.1

@@ -41,11 +41,14 @@ class Bed:
 def read_plan() -> dict[str, Bed]:
     """The beds by name, in the order of the plan."""
     with open(PLAN, "rb") as stream:
-        plan = tomllib.load(stream)
-    return {
-        name: Bed(name=name, **{key: tuple(value) if isinstance(value, list) else value for key, value in bed.items()})
-        for name, bed in plan["beds"].items()
-    }
+        beds = tomllib.load(stream)["beds"]
+    found = {}
+    for name, own in beds.items():
+        bed = {**beds.get(own.pop("like", name), {}), **own}
+        found[name] = Bed(
+            name=name, **{key: tuple(value) if isinstance(value, list) else value for key, value in bed.items()}
+        )
+    return found
 
 
 def record_path(bed: str, seed: int) -> Path:

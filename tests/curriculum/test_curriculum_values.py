@@ -19,7 +19,7 @@ MISTAKES = (
         for value in ("x", "-1", "1.2.3", "1..2", ".1", "1 2", "1e-1")
     ),
     *(f"{name}={value}" for name in ("AUDIT", "FRESH_VALID") for value in ("yes", "0", "1 1")),
-    "ARMS=complete",
+    *("ARMS=complete", "VALID="),
     *(f"DRAW={value}" for value in ("x", "-1", "1 2", "1.5", "08")),
     *("ARMS=start", "ARMS=random settings", "ARMS=random a/b", "ARMS=a%b", "ARMS=random random"),
 )
