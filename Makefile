@@ -22,8 +22,6 @@ VENV_PEERS ?= .venv-peers
 CONFIG ?=
 # the environment that `make setup` makes comes first; without it, the commands on the PATH are used
 export PATH := $(abspath $(VENV))/bin:$(PATH)
-# threads that spin while they wait slow torch down many times over as soon as two processes share the cores
-export OMP_WAIT_POLICY ?= PASSIVE
 INSTALLED := $(VENV)/installed
 INSTALLED_VLLM := $(VENV_VLLM)/installed
 INSTALLED_PEERS := $(VENV_PEERS)/installed

@@ -10,5 +10,4 @@ python=${PYTHON:-$root/.venv/bin/python}
 [ -x "$python" ] || { echo "on_gpu.sh: $python is not there; run make setup, or say PYTHON=/path/to/python" >&2; exit 2; }
 # nothing here needs the network, and nothing may wait for it
 export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1 PYTHONUNBUFFERED=1
-export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 exec "$python" "$root/benchmarks/on_gpu.py" "$@"

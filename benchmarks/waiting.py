@@ -7,9 +7,10 @@ own, with as many threads as the machine has; two at once have as many each, so 
 * library: nothing is set. * sleep: OMP_WAIT_POLICY=PASSIVE. * spin N: GOMP_SPINCOUNT=N, sleeping after N turns.
 * one thread: the same with a thread a process, for which no setting matters.
 
-A goal's value is what the commands' own setting (`cropi_tools/cli/common.py`) comes to, divided by the better of the library's and of sleeping.
+The goal: the worst case of the commands' own setting (`cropi_tools/cli/common.py`) is no worse than the library's and that of sleeping. A case is
+a policy, alone or two at once; a setting's value there is its passes a second divided by the most that any of the three makes.
 
-    python benchmarks/waiting.py             # a minute or two
+    python benchmarks/waiting.py             # three to seven minutes
     python benchmarks/waiting.py --small     # shows that it runs, and no more
     python benchmarks/waiting.py --json      # one object a goal
 """
@@ -26,7 +27,7 @@ from goals import Goal, print_json, print_lines, processor
 SPINS = (100, 1000, 10000)
 OURS = "spin 1000"
 LAYERS = {"tiny": (128, 3, 384), "6.6M": (384, 4, 1024)}
-GOAL = 0.9
+GOAL = 1.0
 SETTINGS: dict[str, dict[str, str]] = {
     "library": {},
     "sleep": {"OMP_WAIT_POLICY": "PASSIVE"},
@@ -81,7 +82,9 @@ def main() -> None:
     parser.add_argument("--small", action="store_true")
     options = parser.parse_args()
     rounds, seconds = (1, 0.3) if options.small else (2, 3.0)
-    goals, lines = [], [f"{processor()}, {os.cpu_count()} threads: passes a second"]
+    lines = [f"{processor()}: passes a second"]
+    # the worst over the cases of what each comes to, divided by the best of the three there
+    worst = dict.fromkeys(("library", "sleep", OURS), 1.0)
     for shape in list(LAYERS)[: 1 if options.small else None]:
         for at_once in (1, 2):
             found = dict.fromkeys(SETTINGS, 0.0)
@@ -90,8 +93,11 @@ def main() -> None:
                     found[setting] = max(found[setting], passes(setting, shape, at_once, seconds))
             words = f"{shape}, {'alone' if at_once == 1 else 'two at once'}"
             lines.append(f"{words}: " + ", ".join(f"{setting} {value:.1f}" for setting, value in found.items()))
-            peer = max(("library", "sleep"), key=found.__getitem__)
-            goals.append(Goal(f"waiting {words}", found[OURS] / found[peer], GOAL, peer))
+            best = max(found[name] for name in worst)
+            worst = {name: min(value, found[name] / best) for name, value in worst.items()}
+    lines.append("worst case: " + ", ".join(f"{name} {value:.2f}" for name, value in worst.items()))
+    peer = max(("library", "sleep"), key=worst.__getitem__)
+    goals = [Goal("waiting, worst case", worst[OURS] / worst[peer], GOAL, peer)]
     if options.json:
         print_json(goals, processor())
     else:

@@ -64,7 +64,6 @@ class Curriculum:
             **{name: value for name, value in os.environ.items() if name not in NOT_INHERITED},
             "BOOKS": str(self.folder),
             "OMP_NUM_THREADS": "1",
-            "OMP_WAIT_POLICY": "PASSIVE",
         }
 
     def words(self, *arguments: object) -> list[str]:

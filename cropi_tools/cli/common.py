@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -106,6 +106,20 @@ def _leave_garbage() -> None:
         gc.freeze()
 
 
+def _set_variables(environment: MutableMapping[str, str]) -> None:
+    """What libraries read when they are imported, as far as nobody has set it."""
+    # Threads that spin while they wait make torch many times slower as soon as another process wants the cores; threads that sleep at
+    # once must be woken, which takes long on virtual machines. So they spin a little (benchmarks/waiting.py).
+    if "OMP_WAIT_POLICY" not in environment:
+        environment.setdefault("GOMP_SPINCOUNT", "1000")
+        environment["OMP_WAIT_POLICY"] = "PASSIVE"  # for libraries other than GNU's, which does as the count says
+    # libraries announce themselves on stderr; the commands speak for themselves
+    environment.setdefault("TOKENIZERS_PARALLELISM", "false")
+    environment.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    environment.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
 def _run(app: typer.Typer, name: str, renamed: Mapping[str, str], moved: Mapping[str, str]) -> int:
     from cropi_tools import runtime
 
@@ -114,13 +128,7 @@ def _run(app: typer.Typer, name: str, renamed: Mapping[str, str], moved: Mapping
     keeps(None)
     _hold_descriptors()
     prepare_streams()
-    # Threads that spin while they wait make torch many times slower as soon as another process wants the cores.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # libraries announce themselves on stderr; the commands speak for themselves
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is imported
+    _set_variables(os.environ)
     runtime.install_signal_handlers()
     if f"_{name.upper().replace('-', '_')}_COMPLETE" in os.environ:
         # a shell asks what a word may go on with, or for the lines that let it ask; typer answers once its shells are known
