@@ -7,8 +7,8 @@ own, with as many threads as the machine has; two at once have as many each, so 
 * library: nothing is set. * sleep: OMP_WAIT_POLICY=PASSIVE. * spin N: GOMP_SPINCOUNT=N, sleeping after N turns.
 * one thread: the same with a thread a process, for which no setting matters.
 
-The goal: the worst case of the commands' own setting (`cropi_tools/cli/common.py`) is no worse than the library's and that of sleeping. A case is
-a policy, alone or two at once; a setting's value there is its passes a second divided by the most that any of the three makes.
+The goal: the worst case of the commands' own setting (`cropi_tools/cli/common.py`) is no worse than the library's and that of sleeping. A case
+is a policy, alone or two at once; a setting's value there is its passes a second divided by the most that any of the three makes.
 
     python benchmarks/waiting.py             # three to seven minutes
     python benchmarks/waiting.py --small     # shows that it runs, and no more
