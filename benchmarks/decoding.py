@@ -8,7 +8,8 @@ All in one process, best of several interleaved rounds. `loop` is `engines/decod
 A goal's value is the loop's tokens a second divided by those of the faster peer. The tiny policy has the shape of `examples/tiny`; any of
 some tokens ends a response, so that lengths are spread as those of real responses are, and of two limits the worse counts. Without an end
 token all responses have full length, which suits the library best; that is shown, and is the case for the 0.1B policy, once with 8 samples
-a prompt and once with a single one. Also shown: what choosing a token takes in a large vocabulary.
+a prompt and once with a single one. In a third case all prompts begin with the same 160 tokens, as with worked examples or a long system
+message. Also shown: what choosing a token takes in a large vocabulary.
 
 The library's continuous batching (`generate_batch`) runs on a CPU, samples all requests from one generator, takes no sampling of a row's
 own, and even with its cache sized for the work (by default it is all of the memory) is slower than `generate`: see `--continuous`.
@@ -44,7 +45,7 @@ from cropi_tools.engines.protocol import Request, Sampling, sample_seed
 from cropi_tools.engines.transformers_engine import TransformersEngine
 from cropi_tools.policy.loading import Policy
 
-GOAL_TINY, GOAL_LARGE, GOAL_CHOICE = 3.0, 1.0, 2.0
+GOAL_TINY, GOAL_LARGE, GOAL_CHOICE, GOAL_WORKED = 3.0, 1.0, 2.0, 2.0
 SHAPES: dict[str, dict[str, int]] = {
     "tiny": {
         "hidden_size": 128,
@@ -65,11 +66,14 @@ SHAPES: dict[str, dict[str, int]] = {
 }
 
 
+WORKED = "0.1b, worked examples"
 COUNTED = {"tiny, 64 tokens", "tiny, 8 tokens", "0.1b, 8 samples, no end", "0.1b, 1 sample, no end"}  # by the goals
 
 
 class Case(NamedTuple):
-    """What is sampled: prompts of `shortest` to `longest` tokens, so many samples of each, `ends` end tokens (0: none comes)."""
+    """What is sampled: prompts of `shortest` to `longest` tokens after `start` tokens that all begin with, so many samples of each, `ends` end
+    tokens (0: none comes).
+    """
 
     shape: str
     prompts: int
@@ -78,6 +82,7 @@ class Case(NamedTuple):
     longest: int
     limit: int
     ends: int
+    start: int = 0
 
 
 CASES = {
@@ -86,6 +91,7 @@ CASES = {
     "tiny, 64 tokens, no end": Case("tiny", 32, 8, 8, 20, 64, 0),
     "0.1b, 8 samples, no end": Case("0.1b", 2, 8, 24, 64, 12, 0),
     "0.1b, 1 sample, no end": Case("0.1b", 16, 1, 24, 64, 12, 0),
+    WORKED: Case("0.1b", 16, 1, 16, 32, 12, 0, 160),
 }
 GPU_CASES = {
     "0.1b, 8 samples, no end": Case("0.1b", 16, 8, 24, 64, 64, 0),
@@ -127,6 +133,10 @@ def main() -> None:
         for shape, goal in (("tiny", GOAL_TINY), ("0.1b", GOAL_LARGE))
         if shape in policies
     ]
+    if WORKED in found:
+        one = found[WORKED]
+        value = one["loop"] / max(one["processor"], one["generate"])
+        goals.append(Goal(f"decoding-worked-examples{where}", value, GOAL_WORKED, peer))
     if not options.small:
         choice = choosing(options.device)
         value = choice["plain"] / choice["choose"]
@@ -164,8 +174,9 @@ def requests_of(case: Case) -> list[Request]:
     """Random prompts and their samples."""
     draw = random.Random(0)
     vocabulary = SHAPES[case.shape]["vocab_size"]
+    start = [draw.randrange(vocabulary) for _ in range(case.start)]
     prompts = [
-        [draw.randrange(vocabulary) for _ in range(draw.randint(case.shortest, case.longest))]
+        start + [draw.randrange(vocabulary) for _ in range(draw.randint(case.shortest, case.longest))]
         for _ in range(case.prompts)
     ]
     return [Request(ids, sample_seed(0, p, k)) for p, ids in enumerate(prompts) for k in range(case.samples)]

@@ -1,8 +1,6 @@
 # Bed (d), a real chat model: SmolLM2-135M-Instruct on short arithmetic in words with its own chat template; see examples/smollm2-135m.
-# Arithmetic is bfloat16, which processors with units for it compute several times faster; others several times slower: there, DTYPE=float32.
 
 SEED ?= 1
-DTYPE ?= bfloat16
 DATA := runs/reproduce/real-tasks/data
 RUN := runs/reproduce/real/$(SEED)
 STAGES ?= 2
@@ -18,9 +16,7 @@ include examples/smollm2-135m/config.mk
 TEST += others
 OTHERS := sum product letters bits
 TEST_FILE.others := $(DATA)/test.others.jsonl
-ROLLOUT_OPTIONS := --dtype $(DTYPE)
-GRAD_OPTIONS += --dtype $(DTYPE)
-TRAIN_OPTIONS := --temperature 0.7 --batch $(BATCH) --learning-rate 5e-6 --dtype $(DTYPE) --eval-every 5 --eval-samples 1
+TRAIN_OPTIONS := --temperature 0.7 --batch $(BATCH) --learning-rate 5e-6 --eval-every 5 --eval-samples 1
 
 $(DATA)/test.others.jsonl: $(DATA)/pool.jsonl $(VALID:%=$(DATA)/valid.%.jsonl) $(VALID:%=$(DATA)/test.%.jsonl)
 	cropi-prompts recipe:$(FAMILIES) $(OTHERS:%=--only %) --size 15 --seed 5 $(SHAPED) $(call without,$^) -o $@ $(FORCE)

@@ -1,9 +1,9 @@
 """A decoding loop of ours, for models of plain full attention, where it is much faster than the library's `generate`.
 
-A prompt is computed once for all its samples. Rows that are finished are closed up or refilled from the requests that wait; a row is one
-response, and no row waits for another. What a row is answered depends on nothing else, beyond float rounding: it has numbers of its own
-(`next_token.py`) and sees its prompt and itself (`decoding_attention.py`). The model is called as anybody calls it; which models allow
-it is tried out, not looked up.
+A prompt is computed once for all its samples, and what all prompts begin with, as worked examples, once for all prompts. Rows that are
+finished are closed up or refilled from the requests that wait; a row is one response, and no row waits for another. What a row is answered
+depends on nothing else, beyond float rounding: it has numbers of its own (`next_token.py`) and sees its prompt and itself
+(`decoding_attention.py`). The model is called as anybody calls it; which models allow it is tried out, not looked up.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from cropi_tools.policy.trials import MODEL_ERRORS, lowered_limits, rounding
 from cropi_tools.runtime.clock import starting
 
 PROMPT_TOKENS = 1 << 14  # of prompts computed together, padding included
+SHARED_TOKENS = 16  # that all prompts begin with, from which on they are computed once
 COPY_BYTES = 4 << 30  # of a copy of the model in float32
 _IDLE = 16  # rows are closed up once one in so many is finished
 _allowed: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
@@ -34,14 +35,20 @@ _allowed: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
 @torch.no_grad()
 def decode(
-    model: Any, requests: Sequence[Request], sampling: Sampling, end_token_ids: Sequence[int], rows: int
+    model: Any,
+    requests: Sequence[Request],
+    sampling: Sampling,
+    end_token_ids: Sequence[int],
+    rows: int,
+    least_shared: int = SHARED_TOKENS,
 ) -> Decoded:
     """Sample all requests, at most `rows` at once. The model must be one that `can_decode`.
 
-    Requests of the same prompt that come one after another share its computation.
+    Requests of the same prompt that come one after another share its computation; all of them share that of the tokens they all begin with,
+    if these are at least `least_shared`.
     """
-    loop = _Loop(model, requests, sampling, end_token_ids, rows)
     with decoding(model):
+        loop = _Loop(model, requests, sampling, end_token_ids, rows, least_shared)
         loop.run()
     return Decoded(loop.tokens[:, :-1], loop.values[:, :-1])
 
@@ -80,14 +87,20 @@ def _agrees_in_float32(model: Any) -> bool:
 
 def _trial(model: Any, requests: Sequence[Request]) -> Decoded:
     # fewer rows than requests: refilling is part of the trial
-    return decode(model, requests, SAMPLING, [], len(requests) - 1)
+    return decode(model, requests, SAMPLING, [], len(requests) - 1, least_shared=1)
 
 
 class _Loop:
     """Rows 0 to R - 1 are the responses in hand. What is known of each stands on the host, its keys and values on the device."""
 
     def __init__(
-        self, model: Any, requests: Sequence[Request], sampling: Sampling, ends: Sequence[int], rows: int
+        self,
+        model: Any,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        ends: Sequence[int],
+        rows: int,
+        least_shared: int,
     ) -> None:
         self._model, self._requests, self._temperature = model, requests, sampling.temperature
         self._limit, self._most = sampling.max_tokens, rows
@@ -106,6 +119,11 @@ class _Loop:
         self._lengths = np.zeros(0, dtype=np.int64)  # of the prompt at each place
         self._open: tuple[int, torch.Tensor] | None = None  # the place and logits of a prompt the next request shares
         self._seating: Seating | None = None
+        shared = common_start([request.prompt_token_ids for request in requests])
+        self._shared = 0  # tokens that all prompts begin with; place 0 keeps them alone
+        if shared >= least_shared:
+            self._read([requests[0].prompt_token_ids[:shared]])
+            self._shared = shared
 
     def run(self) -> None:
         """Until every request has its tokens."""
@@ -127,6 +145,8 @@ class _Loop:
         needed = np.bincount(self._rows[2], minlength=len(self._lengths)) > 0
         if self._open:
             needed[self._open[0]] = True
+        if self._shared:
+            needed[0] = True
         sources, targets, count = _moves(needed)
         renamed = np.arange(len(needed))
         renamed[sources] = targets
@@ -187,12 +207,13 @@ class _Loop:
     def _read(self, prompts: list[list[int]]) -> list[torch.Tensor]:
         """Keep prompts at the next places of the store; the logits [vocabulary] after each."""
         logits: list[torch.Tensor] = []
-        for some in token_limited([(ids, []) for ids in prompts], PROMPT_TOKENS):
-            part = [prompts[number] for number in some]
+        own = [ids[self._shared :] for ids in prompts]
+        for some in token_limited([(ids, []) for ids in own], PROMPT_TOKENS):
+            part = [own[number] for number in some]
             keep = torch.arange(len(part)) + len(self._lengths)
-            self._lengths = np.append(self._lengths, [len(ids) for ids in part])
-            self._prompts.reserve(len(self._lengths), max(map(len, part)))
-            now, ids, positions = PromptPass.of(self._prompts, keep, part, self._device)
+            self._lengths = np.append(self._lengths, [self._shared + len(ids) for ids in part])
+            self._prompts.reserve(len(self._lengths), self._shared + max(map(len, part)))
+            now, ids, positions = PromptPass.of(self._prompts, keep, part, self._shared, self._device)
             last = torch.from_numpy(np.cumsum([len(ids) for ids in part]) - 1)
             logits += logits_of(self._model, now, ids, positions, last.to(self._device))
         return logits
@@ -213,6 +234,15 @@ class _Loop:
         runtime.count_tokens(int((done == 0).sum()))
         count += count < self._limit
         done |= torch.isin(self._last, self._ends).cpu().numpy() | (count == self._limit)
+
+
+def common_start(prompts: Sequence[list[int]]) -> int:
+    """How many tokens all prompts begin with; 0 where there is one prompt alone. A prompt's last token is its own, whose logits are wanted."""
+    first, last = min(prompts), max(prompts)  # all others lie between
+    if first == last:
+        return 0
+    alike = next((place for place, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first))
+    return min(alike, min(map(len, prompts)) - 1)
 
 
 def _moves(wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:

@@ -1,9 +1,9 @@
 """What the decoding loop keeps of the tokens already seen, and the attention that reads it.
 
 As in `policy/packing.py`, a model gets one row of tokens and knows nothing of who sees whom; an attention function of ours, registered
-with transformers, does. In a `PromptPass` the row holds prompts one after another, and their keys and values are kept, once a prompt.
-In a `ResponsePass` it holds the last token of every response, which sees its prompt and what came before in the response itself. A prompt
-is read for all its responses at once. Layers are told apart by the order in which they ask.
+with transformers, does. In a `PromptPass` the row holds prompts one after another, and their keys and values are kept, once a prompt; what
+all prompts begin with is computed once and copied. In a `ResponsePass` it holds the last token of every response, which sees its prompt and
+what came before in the response itself. A prompt is read for all its responses at once. Layers are told apart by the order in which they ask.
 """
 
 from __future__ import annotations
@@ -72,26 +72,36 @@ class KeyValueStore:
 
 class PromptPass(NamedTuple):
     """Prompts in one row of N tokens: `keep` [B] is each one's place in the store, `places` [B, longest] their tokens' places in the row with
-    zeros as padding, `origin` [N] where in B x longest each token lies."""
+    zeros as padding, `origin` [N] where in B x longest each token lies. Before each come the first `shared` tokens of place 0.
+    """
 
     store: KeyValueStore
     keep: torch.Tensor
     places: torch.Tensor
     origin: torch.Tensor
+    shared: int
 
     @classmethod
     def of(
-        cls, store: KeyValueStore, keep: torch.Tensor, prompts: Sequence[list[int]], device: torch.device
+        cls,
+        store: KeyValueStore,
+        keep: torch.Tensor,
+        prompts: Sequence[list[int]],
+        shared: int,
+        device: torch.device,
     ) -> tuple[PromptPass, torch.Tensor, torch.Tensor]:
-        """The pass that keeps prompts' keys and values at places `keep` [B], with its token ids [N] and positions [N]."""
+        """The pass that keeps prompts' keys and values at places `keep` [B], with its token ids [N] and positions [N].
+
+        prompts: their tokens after the shared ones.
+        """
         lengths = torch.tensor([len(ids) for ids in prompts])
         inside = torch.arange(int(lengths.max())) < lengths[:, None]
         origin = inside.flatten().nonzero()[:, 0]
         places = torch.zeros(inside.shape, dtype=torch.long)
         places[inside] = torch.arange(len(origin))
         row = torch.tensor([token for ids in prompts for token in ids], device=device)
-        positions = (origin % inside.shape[1]).to(device)
-        return cls(store, keep.to(device), places.to(device), origin.to(device)), row, positions
+        positions = (shared + origin % inside.shape[1]).to(device)
+        return cls(store, keep.to(device), places.to(device), origin.to(device), shared), row, positions
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
@@ -102,9 +112,15 @@ class PromptPass(NamedTuple):
             states[0].index_select(1, self.places.flatten()).unflatten(1, (count, longest)).transpose(0, 1)
             for states in (query, key, value)
         )
-        for kept, states in zip(self.store.layer(layer, key, value), (key, value), strict=True):
-            kept[self.keep, :, :longest] = states
-        causal = torch.ones(1, 1, longest, longest, dtype=torch.bool, device=query.device).tril()
+        end = self.shared + longest
+        stores = self.store.layer(layer, key, value)
+        for kept, states in zip(stores, (key, value), strict=True):
+            if self.shared:
+                kept[self.keep, :, : self.shared] = kept[:1, :, : self.shared]
+            kept[self.keep, :, self.shared : end] = states
+        if self.shared:
+            key, value = (kept[self.keep, :, :end] for kept in stores)
+        causal = torch.ones(1, 1, longest, end, dtype=torch.bool, device=query.device).tril(self.shared)
         output = attend(query, key, value, causal, scaling)
         return output.transpose(1, 2).flatten(0, 1).index_select(0, self.origin)[None]
 

@@ -16,6 +16,7 @@ from cropi_tools.runtime.clock import starting
 
 SAMPLING = Sampling(LOWERED + 2, 1.0)
 _PROMPTS = (1, 3, 2 * LOWERED + 1)  # tokens: fewer and more than convolutions and lowered limits reach
+_SHARED = 2 * LOWERED - 2  # tokens that some of them begin with
 
 
 class Decoded(NamedTuple):
@@ -47,6 +48,8 @@ def trial_error(model: Any, sample: Callable[[Sequence[Request]], Decoded], atte
         [Request(ids[-length:], 10 * number + k) for k, length in enumerate(lengths)]
         for number, lengths in enumerate(shapes)
     ]
+    if attention_alone:  # what prompts begin with may be computed once for all
+        groups.append([Request(ids[:_SHARED] + ids[-length:], 10 + length) for length in (1, 3, 2)])
     if not pass_lengths(model).short(_PROMPTS[-1] + SAMPLING.max_tokens):
         return float("inf")
     try:

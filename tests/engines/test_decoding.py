@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cropi_tools.engines import decoding, decoding_attention
-from cropi_tools.engines.decoding import can_decode, decode
+from cropi_tools.engines.decoding import can_decode, common_start, decode
 from cropi_tools.engines.decoding_attention import PromptPass, ResponsePass
 from cropi_tools.engines.protocol import Completion, Request, Sampling, sample_seed
 from cropi_tools.engines.transformers_engine import TransformersEngine
@@ -97,6 +97,63 @@ def test_a_prompt_is_computed_once_for_its_samples(policy: Policy, monkeypatch: 
     passes = watched(monkeypatch)
     by_loop(policy._replace(end_token_ids=[1, 40, 50, 51]), requests((8, 8, 8, 8, 8)), Sampling(10, 1.0), rows)
     assert sum(tokens for now, tokens in passes if isinstance(now, PromptPass)) == 3 + 60 + 1 + 9 + 25
+
+
+def with_start(wanted: list[Request], length: int) -> list[Request]:
+    """The same requests, each prompt after so many tokens that all begin with."""
+    start = [2 + (5 * place) % 68 for place in range(length)]
+    return [request._replace(prompt_token_ids=start + request.prompt_token_ids) for request in wanted]
+
+
+@pytest.mark.parametrize("rows", [256, 7, 1])
+@pytest.mark.parametrize("samples", [(4, 4, 4), (1, 1, 1, 1, 1, 1), (1, 9, 2, 1, 5)], ids=["4 each", "1 each", "mixed"])
+def test_what_all_prompts_begin_with_is_computed_once(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch, rows: int, samples: tuple[int, ...]
+) -> None:
+    """With the same answers as `generate`, which computes it for every row."""
+    wanted, sampling = with_start(requests(samples), 40), Sampling(14, 1.0)
+    other = policy._replace(end_token_ids=[1, 40, 50, 51, 52, 60])
+    expected = TransformersEngine(other, loop=False).sample(wanted, sampling)
+    passes = watched(monkeypatch)
+    same(by_loop(other, wanted, sampling, rows), expected)
+    own = sum(len(ids) - 40 for ids in {tuple(request.prompt_token_ids) for request in wanted})
+    assert sum(tokens for now, tokens in passes if isinstance(now, PromptPass)) == 40 + own
+
+
+def test_a_long_start_is_computed_once_in_parts_too(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted, sampling = with_start(requests((2, 2, 2, 2, 2, 2)), 100), Sampling(5, 1.0)
+    whole = by_loop(policy, wanted, sampling)
+    monkeypatch.setattr(decoding, "PROMPT_TOKENS", 30)
+    same(by_loop(policy, wanted, sampling), whole)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "length"),
+    [
+        ([[1, 2, 3]], 0),
+        ([[1, 2, 3], [1, 2, 3]], 0),  # one prompt, computed once as it is
+        ([[1, 2, 3], [1, 2, 4]], 2),
+        ([[1, 2, 4], [1, 2, 3, 9], [1, 2, 3, 5]], 2),
+        ([[1, 2], [1, 2, 3]], 1),  # a prompt's last token is its own
+        ([[1], [1, 2, 3]], 0),
+        ([[5, 1], [2, 1]], 0),
+    ],
+)
+def test_the_start_that_prompts_have_in_common(prompts: list[list[int]], length: int) -> None:
+    assert common_start(prompts) == common_start(prompts[::-1]) == length
+
+
+def test_a_short_start_is_not_worth_a_pass(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = watched(monkeypatch)
+    by_loop(policy, with_start(requests((2, 2)), decoding.SHARED_TOKENS - 1), Sampling(3, 1.0))
+    assert sum(isinstance(now, PromptPass) for now, _ in passes) == 1
+
+
+def test_the_trial_shares_a_start(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What decides whether a model may be sampled so must reach it."""
+    passes = watched(monkeypatch)
+    assert can_decode(copy.deepcopy(policy.model))
+    assert any(isinstance(now, PromptPass) and now.shared for now, _ in passes)
 
 
 @pytest.mark.parametrize("rows", [256, 48])
