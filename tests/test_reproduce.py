@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -195,29 +196,42 @@ def test_what_has_its_record_is_not_run_again(
     assert "3 of 3 units have their record" in capsys.readouterr().out
 
 
+def commands(bed: Any, target: str, run: Path) -> str:
+    """What make would run for a bed, its data not there yet."""
+    words = [
+        "make",
+        "-n",
+        "-B",
+        "--no-print-directory",
+        f"CONFIG={bed.config}",
+        "SEED=2",
+        f"VENV={sys.prefix}",
+        f"RUN={run}",
+    ]
+    shown = subprocess.run([*words, target], cwd=ROOT, capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    return shown.stdout
+
+
 def test_the_plan_names_arms_that_its_configs_have(modules: dict[str, ModuleType], tmp_path: Path) -> None:
     for bed in modules["plan"].read_plan().values():
         if bed.aside:  # its config has gone on since
             continue
-        shown = subprocess.run(
-            [
-                "make",
-                "-n",
-                "--no-print-directory",
-                f"CONFIG={bed.config}",
-                "SEED=2",
-                f"VENV={sys.prefix}",
-                f"RUN={tmp_path / bed.name}",
-                "curriculum",
-            ],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-        )
-        assert shown.returncode == 0, shown.stderr
-        trained = {word.split("/")[-4] for word in shown.stdout.split() if word.endswith("/policy")}
+        trained = {
+            word.split("/")[-4] for word in commands(bed, "curriculum", tmp_path).split() if word.endswith("/policy")
+        }
         assert set(bed.arms) <= trained
         assert {bed.subject, *bed.controls, "full"} <= set(bed.arms)
+
+
+def test_what_seeds_share_is_made_before_two_run_side_by_side(modules: dict[str, ModuleType], tmp_path: Path) -> None:
+    def made(shown: str) -> set[str]:
+        return {path for path in re.findall(r" -o (\S+)", shown) if not path.startswith(str(tmp_path))}
+
+    for bed in modules["plan"].read_plan().values():
+        shared = {path for path in made(commands(bed, "curriculum", tmp_path)) if "2" not in path.split("/")}
+        assert shared
+        assert shared <= made(commands(bed, "starting-policy", tmp_path)), bed.name
 
 
 def test_records_that_are_kept_are_of_the_plan(modules: dict[str, ModuleType]) -> None:

@@ -21,3 +21,6 @@ TRAIN_OPTIONS := --temperature 0.7 --batch $(BATCH) --learning-rate 5e-6 --eval-
 $(DATA)/test.others.jsonl: $(DATA)/pool.jsonl $(VALID:%=$(DATA)/valid.%.jsonl) $(VALID:%=$(DATA)/test.%.jsonl)
 	cropi-prompts recipe:$(FAMILIES) $(OTHERS:%=--only %) --size 15 --seed 5 $(SHAPED) $(call without,$^) -o $@ $(FORCE)
 	@touch $@
+
+# two seeds that run side by side find what they share made
+starting-policy: $(POOL) $(foreach name,$(VALID),$(VALID_FILE.$(name))) $(foreach name,$(TEST),$(TEST_FILE.$(name)))
