@@ -207,9 +207,9 @@ class _Loop:
     def _read(self, prompts: list[list[int]]) -> list[torch.Tensor]:
         """Keep prompts at the next places of the store; the logits [vocabulary] after each."""
         logits: list[torch.Tensor] = []
-        own = [ids[self._shared :] for ids in prompts]
-        for some in token_limited([(ids, []) for ids in own], PROMPT_TOKENS):
-            part = [own[number] for number in some]
+        # batches are of whole prompts, since attention to the shared tokens takes memory too
+        for some in token_limited([(ids, []) for ids in prompts], PROMPT_TOKENS):
+            part = [prompts[number][self._shared :] for number in some]
             keep = torch.arange(len(part)) + len(self._lengths)
             self._lengths = np.append(self._lengths, [self._shared + len(ids) for ids in part])
             self._prompts.reserve(len(self._lengths), self._shared + max(map(len, part)))
