@@ -191,6 +191,31 @@ def test_an_interrupt_after_a_manifest_keeps_it(tmp_path: Path, stop: signal.Sig
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+def test_arms_by_pass_rate_need_rollouts_alone(tmp_path: Path, policy_folder: Path) -> None:
+    curriculum = real_curriculum(tmp_path, policy_folder, ARMS="random hardest", VALID="", GPUS=2)
+    curriculum.make()
+    assert curriculum.nothing_left()
+    start = curriculum.run / "start"
+    assert sorted({path.name.split(".")[0] for path in start.iterdir()}) == ["train"]
+    rates = {
+        record["id"]: sum(sample["reward"] >= 1 for sample in record["samples"]) / len(record["samples"])
+        for path in start.glob("train.rollouts.*-of-2.jsonl")
+        for record in map(json.loads, path.read_text().splitlines())
+    }
+    chosen = (curriculum.run / "hardest/1/1/selected.jsonl").read_text().splitlines()
+    assert sorted(json.loads(line)["pass_rate"] for line in chosen) == sorted(rates.values())[: len(chosen)]
+    random_arm, hardest = compare_runs([curriculum.run]).arms
+    assert random_arm.ledger.sampling.generated is None
+    assert hardest.ledger.sampling.generated
+    assert not hardest.ledger.scoring.scored
+    page = subprocess.run(
+        ["cropi-report", curriculum.run, "-o", tmp_path / "page.html", "--quiet"], capture_output=True, text=True
+    )
+    assert page.returncode == 0, page.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_two_shards_score_as_one(tmp_path: Path, policy_folder: Path, grown: Grown) -> None:
     curriculum = real_curriculum(tmp_path, policy_folder, GPUS=2)
     curriculum.make()
