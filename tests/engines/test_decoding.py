@@ -235,12 +235,13 @@ def test_in_bfloat16_a_copy_in_float32_decides(monkeypatch: pytest.MonkeyPatch) 
     assert not can_decode(naive_policy.policy().model.to(torch.bfloat16))
 
 
-def test_samples_in_bfloat16_are_those_of_generate_but_for_rounding() -> None:
+@pytest.mark.parametrize("shared", [0, 40])
+def test_samples_in_bfloat16_are_those_of_generate_but_for_rounding(shared: int) -> None:
     """Errors against passes in float32 with the same weights, beside those of `generate`."""
     policy = naive_policy.policy()
     policy.model.to(torch.bfloat16)
     exact = copy.deepcopy(policy.model).float()
-    wanted, sampling = requests((3, 3, 9, 20), (4, 4, 4, 4)), Sampling(24, 1.0)
+    wanted, sampling = with_start(requests((3, 3, 9, 20), (4, 4, 4, 4)), shared), Sampling(24, 1.0)
     errors = {}
     for loop in (True, False):
         engine = TransformersEngine(policy, loop)
