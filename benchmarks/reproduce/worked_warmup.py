@@ -58,7 +58,7 @@ def main() -> None:
         (warmup.encode(right + mistaken, tokenizer), given.mistaken_steps),
     ]
     output.begin_work()
-    model.model.compile(dynamic=True)  # 1.7 times faster on two cores
+    model.model.compile(dynamic=True)
     warmup.train(model, phases, given.seed, LEARNING_RATE, BATCH)
     warmup.save(model, tokenizer, output, len(found), given.steps + given.mistaken_steps)
 
