@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -208,9 +209,8 @@ def test_arms_by_pass_rate_need_rollouts_alone(tmp_path: Path, policy_folder: Pa
     assert random_arm.ledger.sampling.generated is None
     assert hardest.ledger.sampling.generated
     assert not hardest.ledger.scoring.scored
-    page = subprocess.run(
-        ["cropi-report", curriculum.run, "-o", tmp_path / "page.html", "--quiet"], capture_output=True, text=True
-    )
+    command = [Path(sys.executable).with_name("cropi-report"), curriculum.run, "-o", tmp_path / "page.html", "--quiet"]
+    page = subprocess.run(command, capture_output=True, text=True)
     assert page.returncode == 0, page.stderr
 
 
