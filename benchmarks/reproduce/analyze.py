@@ -334,9 +334,8 @@ def main() -> None:
     if not options.no_pictures:
         from pictures import draw_curves, draw_main
 
-        for bench in benches:
-            if not bench.bed.aside:
-                draw_curves(bench, RECORDS.with_name(f"reproduce-{bench.bed.name}.png"))
+        for bench in shown:
+            draw_curves(bench, RECORDS.with_name(f"reproduce-{bench.bed.name}.png"))
         if shown:
             draw_main(shown, RECORDS.with_name("reproduce.png"))
 
