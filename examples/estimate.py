@@ -18,13 +18,13 @@ from typing import Any, NamedTuple
 
 from cropi_tools.data.jsonl import dump_line, read_jsonl
 from cropi_tools.runtime.estimate import evenly, in_bytes, in_seconds
+from cropi_tools.selection.rules import RULES_BY_PASS_RATE
 
 PROBE_RESPONSES = 256  # of the pool, and of each validation set
 START = 4.0  # seconds that a command takes to start, where none is really run
 LIGHT = 0.3  # the same of cropi-score and cropi-select, which load no torch
 NOT_SAMPLED = ("full", "random")
-BY_PASS_RATE = ("learnability", "hardest", "pass-rate")
-NOT_SCORED = (*NOT_SAMPLED, *BY_PASS_RATE)  # the last read rollouts of the pool alone
+NOT_SCORED = (*NOT_SAMPLED, *RULES_BY_PASS_RATE)  # the last read rollouts of the pool alone
 RESCORED = ("cropi", "complete", "shuffled")  # the arms that score every stage again
 COLUMNS = ("sampling", "gradients", "scores", "training", "loading")
 
@@ -77,7 +77,7 @@ class Parts(NamedTuple):
         scored = [arm for arm in arms if arm not in NOT_SCORED]
         whole = not all(map(self.probes, scored))
         found = self.targets.plus(self.means) if scored else Cost()
-        if whole or any(arm in BY_PASS_RATE for arm in arms):
+        if whole or any(arm in RULES_BY_PASS_RATE for arm in arms):
             found = found.plus(self.sampling)
         return found.plus(self.scoring) if whole else found
 

@@ -44,7 +44,7 @@ def read_plan() -> dict[str, Bed]:
         beds = tomllib.load(stream)["beds"]
     found = {}
     for name, own in beds.items():
-        bed = {**beds.get(own.pop("like", name), {}), **own}
+        bed = {**beds[own.pop("like")], **own} if "like" in own else own
         found[name] = Bed(
             name=name, **{key: tuple(value) if isinstance(value, list) else value for key, value in bed.items()}
         )
